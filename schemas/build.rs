@@ -1,0 +1,23 @@
+//! Compiles the protobuf API with `protox`, so that no `protoc` is needed on the machine.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let files = ["point", "collection", "search", "publish", "shard"]
+        .map(|name| format!("proto/shoal/v1/{name}.proto"));
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(&files, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(
+        out.join("shoal_v1.descriptor.bin"),
+        prost_encode(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".shoal.v1.ShardStatus.digest")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn prost_encode(descriptors: &impl prost::Message) -> Vec<u8> {
+    descriptors.encode_to_vec()
+}

@@ -1,0 +1,34 @@
+//! The contract every Shoal role and every foreign client shares.
+//!
+//! Names, points, versions, routing, the record's encodings and headers, tokens, the reasons a
+//! record is refused, what stands in the control topic, and the protobuf API. Everything here is
+//! pure: no file, no socket, no clock is read, so each rule can be tested and replayed.
+#![forbid(unsafe_code)]
+
+pub mod avro;
+pub mod collection;
+pub mod control;
+pub mod event;
+pub mod headers;
+pub mod json;
+pub mod log;
+pub mod name;
+pub mod payload;
+pub mod point;
+pub mod reject;
+pub mod route;
+pub mod token;
+pub mod v1;
+pub mod vector;
+pub mod version;
+
+pub use collection::{Collection, IndexParameters, Metric, Partitioner, Quantization};
+pub use event::{Event, Record};
+pub use log::{ClusterId, Offset, Partition, Source};
+pub use name::{CollectionName, RegionName};
+pub use payload::{Payload, Value};
+pub use point::{Point, PointId};
+pub use reject::{Reason, Rejection};
+pub use token::Token;
+pub use vector::{Dim, Vector};
+pub use version::Version;
