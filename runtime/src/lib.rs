@@ -1,1 +1,18 @@
-//! stub
+//! Plumbing every Shoal role shares: configuration, telemetry, tasks, shutdown, the clock.
+//!
+//! The rules that keep the rest deterministic live here: the wall clock is read only in
+//! [`clock`], tasks and threads start only through [`tasks`]. It knows nothing of vectors or
+//! topics.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod crash;
+pub mod error;
+pub mod http;
+pub mod tasks;
+pub mod telemetry;
+pub mod wait;
+
+pub use error::{ErrorKind, chain};
+pub use wait::eventually;

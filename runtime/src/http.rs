@@ -1,0 +1,101 @@
+//! What every role answers over HTTP: `/healthz`, `/readyz`, `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Says whether a part is ready: `Err` tells what it still waits for.
+type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What has to hold before `/readyz` says yes. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct Readiness {
+    checks: Arc<Mutex<BTreeMap<String, Check>>>,
+}
+
+impl Readiness {
+    /// Adds or replaces the check of one part. It is asked at every call and must not block.
+    pub fn set(
+        &self,
+        part: impl Into<String>,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        self.lock().insert(part.into(), Box::new(check));
+    }
+
+    /// Takes the check of one part away.
+    pub fn remove(&self, part: &str) {
+        self.lock().remove(part);
+    }
+
+    /// What is not ready yet, one line a part.
+    pub fn waiting(&self) -> Vec<String> {
+        let checks = self.lock();
+        let failed = checks
+            .iter()
+            .filter_map(|(part, check)| check().err().map(|why| format!("{part}: {why}")));
+        failed.collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Check>> {
+        self.checks
+            .lock()
+            .expect("a readiness check does not panic")
+    }
+}
+
+#[derive(Clone)]
+struct Ops {
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+}
+
+/// The three routes.
+pub fn ops_router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(|State(ops): State<Ops>| async move { ops.metrics.render() }))
+        .with_state(Ops { readiness, metrics })
+}
+
+async fn readyz(State(ops): State<Ops>) -> (StatusCode, String) {
+    let waiting = ops.readiness.waiting();
+    if waiting.is_empty() {
+        (StatusCode::OK, "ready\n".into())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, waiting.join("\n") + "\n")
+    }
+}
+
+/// Binds a listening socket.
+///
+/// # Errors
+/// The system's own, with the address.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+/// Serves `router` until cancelled, then lets open requests end.
+///
+/// # Errors
+/// The listener's own.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    cancel: CancellationToken,
+) -> io::Result<()> {
+    axum::serve(listener, router)
+        .with_graceful_shutdown(cancel.cancelled_owned())
+        .await
+}
