@@ -1,0 +1,57 @@
+# The commands of this repository. `make help` lists them.
+
+# Everything fetched or built lives outside the clone, so that a new clone starts warm.
+export SHOAL_CACHE ?= $(HOME)/.cache/shoal
+export CARGO_TARGET_DIR ?= $(SHOAL_CACHE)/target
+# What the tests and the demo start: folders made by setup/.
+export SHOAL_KAFKA_HOME ?= $(shell setup/kafka --print)
+export SHOAL_REGISTRY_HOME ?= $(shell setup/registry --print)
+export SHOAL_PYTHON ?= $(shell setup/python --print)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench fmt lint docs tidy licences compose-check
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## fetch everything the tests need (Kafka, schema registry, Python packages)
+	@setup/all
+
+build: ## build the `shoal` binary
+	cargo build --locked --bin shoal
+
+demo: ## start Shoal on a real Kafka, publish 20,000 embeddings, search them (DEMO_STAY=1 keeps it up)
+	@setup/kafka
+	cargo build --locked --bin shoal
+	@$(CARGO_TARGET_DIR)/debug/shoal demo --data tests/data/wordnet20k
+
+test: setup ## run every test, against a real Kafka and a real schema registry
+	cargo test --locked --workspace --no-fail-fast
+
+bench: setup ## measure one figure: make bench NAME=ingest (names: docs/benchmarks.md)
+	@test -n "$(NAME)" || { echo 'usage: make bench NAME=...   (names: docs/benchmarks.md)' >&2; exit 2; }
+	@setup/python --bench
+	tests/bench/run $(NAME)
+
+fmt: ## format the Rust code
+	cargo fmt --all
+
+lint: ## check formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+docs: ## build the API docs, warnings are errors
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+
+tidy: ## check the rules of the source tree that no lint knows (also part of make test)
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@CARGO_MANIFEST_DIR=$(CURDIR) rustc --edition 2024 --test tests/tidy.rs -o $(CARGO_TARGET_DIR)/tidy
+	@$(CARGO_TARGET_DIR)/tidy
+
+licences: ## check the dependencies' licences and sources against deny.toml
+	@setup/python
+	@cargo metadata --locked --format-version 1 --all-features | $(SHOAL_PYTHON) tests/licences/check.py deny.toml
+
+compose-check: ## check docker-compose.yml without a container engine
+	@setup/python
+	@$(SHOAL_PYTHON) tests/compose/check.py docker-compose.yml
