@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod conformance;
 pub mod control;
+pub mod deps;
 pub mod kafka;
 pub mod membership;
 pub mod memory;
@@ -23,6 +24,7 @@ pub mod writer;
 use std::sync::Arc;
 
 pub use admin::{Admin, AdminError, Cleanup, TopicSpec};
+pub use deps::Deps;
 pub use membership::{Membership, MembershipEvent};
 pub use reader::{Fetched, FetchedRecord, Reader, ReadError, Start, Watermarks};
 pub use writer::{Delivery, WriteError, Writer};
