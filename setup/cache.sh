@@ -47,6 +47,19 @@ install_whole() {
   mv -T "$1" "$2"
 }
 
+# quietly COMMAND...: runs it without input; its output is shown only where it fails.
+quietly() {
+  local log
+  log="$(mktemp)"
+  if "$@" >"$log" 2>&1 </dev/null; then
+    rm -f "$log"
+  else
+    tail -n 30 "$log" >&2
+    rm -f "$log"
+    die "failed: $*"
+  fi
+}
+
 # no_arguments "$@": what the scripts without options do with their command line. Uses usage().
 no_arguments() {
   [ $# -gt 0 ] || return 0
