@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # what is set here is read by the script that sources it
 # Where fetched things are kept, and the rule by which they get there. Sourced by the other scripts, not run.
 #
 # Everything lives under $SHOAL_CACHE, outside the clone, so that a new clone starts warm. A thing is there whole
