@@ -2,6 +2,8 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
+use prost::Message as _;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let files = ["point", "collection", "search", "publish", "shard"]
         .map(|name| format!("proto/shoal/v1/{name}.proto"));
@@ -10,14 +12,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
         out.join("shoal_v1.descriptor.bin"),
-        prost_encode(&descriptors),
+        descriptors.encode_to_vec(),
     )?;
     tonic_prost_build::configure()
         .bytes(".shoal.v1.ShardStatus.digest")
         .compile_fds(descriptors)?;
     Ok(())
-}
-
-fn prost_encode(descriptors: &impl prost::Message) -> Vec<u8> {
-    descriptors.encode_to_vec()
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::CollectionName,
+    v1,
     vector::{Dim, DimError},
 };
 
@@ -126,6 +127,16 @@ pub enum DefinitionError {
         /// What may stand there.
         allowed: &'static str,
     },
+    /// An enumeration's number that this version does not know.
+    #[error("{field} has the unknown number {found}; set one of {allowed}")]
+    Unknown {
+        /// The field's name.
+        field: &'static str,
+        /// As given.
+        found: i32,
+        /// What may stand there.
+        allowed: &'static str,
+    },
     /// A number is out of range.
     #[error("{field} is {found}, allowed are {min} to {max}")]
     Range {
@@ -171,7 +182,12 @@ impl Collection {
                 8,
                 4096,
             ),
-            ("index.ef_search", u64::from(self.index.ef_search), 1, 10_000),
+            (
+                "index.ef_search",
+                u64::from(self.index.ef_search),
+                1,
+                10_000,
+            ),
             (
                 "max_record_bytes",
                 u64::from(self.max_record_bytes),
@@ -196,5 +212,225 @@ impl Collection {
             }
         }
         Ok(())
+    }
+}
+
+const METRICS: &str = "METRIC_COSINE, METRIC_INNER_PRODUCT, METRIC_L2";
+const PARTITIONERS: &str = "PARTITIONER_MURMUR2, PARTITIONER_CRC32";
+const QUANTIZATIONS: &str =
+    "QUANTIZATION_F32, QUANTIZATION_F16, QUANTIZATION_BF16, QUANTIZATION_I8";
+
+impl Collection {
+    /// The definition as the protobuf API carries it.
+    pub fn to_proto(&self) -> v1::Collection {
+        let metric = match self.metric {
+            Metric::Cosine => v1::Metric::Cosine,
+            Metric::InnerProduct => v1::Metric::InnerProduct,
+            Metric::L2 => v1::Metric::L2,
+        };
+        let partitioner = match self.partitioner {
+            Partitioner::Murmur2 => v1::Partitioner::Murmur2,
+            Partitioner::Crc32 => v1::Partitioner::Crc32,
+        };
+        v1::Collection {
+            name: self.name.as_str().to_owned(),
+            dim: self.dim.into(),
+            metric: metric.into(),
+            partitions: self.partitions,
+            partitioner: partitioner.into(),
+            route_by_key_prefix: self.route_by_key_prefix,
+            index: Some(self.index.to_proto()),
+            replication_factor: self.replication_factor.unwrap_or(0).into(),
+            delete_retention_ms: self.delete_retention_ms,
+            max_record_bytes: self.max_record_bytes,
+        }
+    }
+
+    /// Checks a definition that came over the protobuf API; what is zero takes its default.
+    ///
+    /// # Errors
+    /// [`DefinitionError`] for the first fault. The metric has no default: it cannot be changed
+    /// later, so nobody should get one by accident.
+    pub fn from_proto(collection: v1::Collection) -> Result<Self, DefinitionError> {
+        let metric = match known("metric", collection.metric, METRICS)? {
+            v1::Metric::Unspecified => {
+                return Err(DefinitionError::Missing {
+                    field: "metric",
+                    allowed: METRICS,
+                });
+            }
+            v1::Metric::Cosine => Metric::Cosine,
+            v1::Metric::InnerProduct => Metric::InnerProduct,
+            v1::Metric::L2 => Metric::L2,
+        };
+        let partitioner = match known("partitioner", collection.partitioner, PARTITIONERS)? {
+            v1::Partitioner::Unspecified | v1::Partitioner::Murmur2 => Partitioner::Murmur2,
+            v1::Partitioner::Crc32 => Partitioner::Crc32,
+        };
+        let replicas = small("replication_factor", collection.replication_factor, 64)?;
+        let checked = Self {
+            name: collection.name.parse()?,
+            dim: Dim::try_from(collection.dim)?,
+            metric,
+            partitions: collection.partitions,
+            partitioner,
+            route_by_key_prefix: collection.route_by_key_prefix,
+            index: IndexParameters::from_proto(collection.index.unwrap_or_default())?,
+            replication_factor: (replicas != 0).then_some(replicas),
+            delete_retention_ms: match collection.delete_retention_ms {
+                0 => default_delete_retention_ms(),
+                given => given,
+            },
+            max_record_bytes: match collection.max_record_bytes {
+                0 => default_max_record_bytes(),
+                given => given,
+            },
+        };
+        checked.check()?;
+        Ok(checked)
+    }
+}
+
+impl IndexParameters {
+    fn to_proto(self) -> v1::IndexParameters {
+        let quantization = match self.quantization {
+            Quantization::F32 => v1::Quantization::F32,
+            Quantization::F16 => v1::Quantization::F16,
+            Quantization::Bf16 => v1::Quantization::Bf16,
+            Quantization::I8 => v1::Quantization::I8,
+        };
+        v1::IndexParameters {
+            m: self.m.into(),
+            ef_construction: self.ef_construction.into(),
+            ef_search: self.ef_search.into(),
+            quantization: quantization.into(),
+        }
+    }
+
+    fn from_proto(index: v1::IndexParameters) -> Result<Self, DefinitionError> {
+        let default = Self::default();
+        let or = |given: u16, default: u16| if given == 0 { default } else { given };
+        Ok(Self {
+            m: or(small("index.m", index.m, 128)?, default.m),
+            ef_construction: or(
+                small("index.ef_construction", index.ef_construction, 4096)?,
+                default.ef_construction,
+            ),
+            ef_search: or(
+                small("index.ef_search", index.ef_search, 10_000)?,
+                default.ef_search,
+            ),
+            quantization: match known("index.quantization", index.quantization, QUANTIZATIONS)? {
+                v1::Quantization::Unspecified => default.quantization,
+                v1::Quantization::F32 => Quantization::F32,
+                v1::Quantization::F16 => Quantization::F16,
+                v1::Quantization::Bf16 => Quantization::Bf16,
+                v1::Quantization::I8 => Quantization::I8,
+            },
+        })
+    }
+}
+
+/// An enumeration's number as its value.
+fn known<E: TryFrom<i32>>(
+    field: &'static str,
+    found: i32,
+    allowed: &'static str,
+) -> Result<E, DefinitionError> {
+    E::try_from(found).map_err(|_| DefinitionError::Unknown {
+        field,
+        found,
+        allowed,
+    })
+}
+
+/// A message's number as the 16 bits a definition keeps; its own range is checked later.
+fn small(field: &'static str, found: u32, max: u16) -> Result<u16, DefinitionError> {
+    u16::try_from(found).map_err(|_| DefinitionError::Range {
+        field,
+        found: found.into(),
+        min: 0,
+        max: max.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::{Collection, DefinitionError, IndexParameters, Metric, Partitioner, Quantization};
+    use crate::v1;
+
+    fn minimal() -> v1::Collection {
+        v1::Collection {
+            name: "docs".to_owned(),
+            dim: 384,
+            metric: v1::Metric::Cosine.into(),
+            partitions: 4,
+            ..v1::Collection::default()
+        }
+    }
+
+    #[test]
+    fn zeros_of_a_message_take_the_defaults() {
+        let expected = Collection::new(
+            "docs".parse().unwrap(),
+            384.try_into().unwrap(),
+            Metric::Cosine,
+            4,
+        );
+        assert_eq!(Collection::from_proto(minimal()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_definition_reads_back_from_message_and_json() {
+        let mut given = Collection::from_proto(minimal()).unwrap();
+        given.metric = Metric::InnerProduct;
+        given.partitioner = Partitioner::Crc32;
+        given.route_by_key_prefix = true;
+        given.index = IndexParameters {
+            m: 32,
+            ef_construction: 200,
+            ef_search: 10,
+            quantization: Quantization::I8,
+        };
+        given.replication_factor = Some(3);
+        given.delete_retention_ms = 1;
+        given.max_record_bytes = 4096;
+        assert_eq!(Collection::from_proto(given.to_proto()).unwrap(), given);
+        let json = serde_json::to_string(&given).unwrap();
+        assert_eq!(serde_json::from_str::<Collection>(&json).unwrap(), given);
+    }
+
+    #[test]
+    fn each_fault_of_a_message_is_named() {
+        let with = |change: fn(&mut v1::Collection)| {
+            let mut collection = minimal();
+            change(&mut collection);
+            Collection::from_proto(collection).unwrap_err()
+        };
+        let missing = with(|c| c.metric = 0);
+        assert!(missing.to_string().contains("METRIC_COSINE"), "{missing}");
+        assert!(matches!(
+            missing,
+            DefinitionError::Missing {
+                field: "metric",
+                ..
+            }
+        ));
+        let unknown = with(|c| c.partitioner = 9);
+        assert!(matches!(unknown, DefinitionError::Unknown { found: 9, .. }));
+        for refused in [
+            with(|c| c.partitions = 0),
+            with(|c| c.replication_factor = 70_000),
+            with(|c| c.index.get_or_insert_default().m = 3),
+        ] {
+            assert!(
+                matches!(refused, DefinitionError::Range { .. }),
+                "{refused}"
+            );
+        }
+        assert!(matches!(with(|c| c.dim = 1), DefinitionError::Dim(_)));
+        assert!(matches!(with(|c| c.name.clear()), DefinitionError::Name(_)));
     }
 }

@@ -105,21 +105,29 @@ mod tests {
     #[test]
     fn keys_and_values_read_back() {
         let name: crate::CollectionName = "docs".parse().unwrap();
-        let definition =
-            Collection::new(name.clone(), 384.try_into().unwrap(), Metric::Cosine, 4);
+        let definition = Collection::new(name.clone(), 384.try_into().unwrap(), Metric::Cosine, 4);
         let claim = Claim {
             node: "a".into(),
             address: "127.0.0.1:1".into(),
             ready: true,
         };
         for (key, entry) in [
-            (Key::Collection(name.clone()), Entry::Collection(Box::new(definition))),
+            (
+                Key::Collection(name.clone()),
+                Entry::Collection(Box::new(definition)),
+            ),
             (Key::Shard(name, Partition(3)), Entry::Shard(claim)),
         ] {
             assert_eq!(Key::decode(&key.encode()), Some(key.clone()));
             assert_eq!(Entry::decode(&key, &entry.encode()).unwrap(), entry);
         }
-        for unknown in ["alias/x", "shard/docs/-1", "shard/docs/1/2", "collection/A", ""] {
+        for unknown in [
+            "alias/x",
+            "shard/docs/-1",
+            "shard/docs/1/2",
+            "collection/A",
+            "",
+        ] {
             assert_eq!(Key::decode(unknown), None, "{unknown}");
         }
     }

@@ -2,7 +2,13 @@
 
 use bytes::Bytes;
 
-use crate::point::{Point, PointId};
+use crate::{
+    avro,
+    collection::Collection,
+    json,
+    point::{Point, PointId},
+    reject::{Reason, Rejection},
+};
 
 /// A record as it came from, or goes to, the log: bytes, nothing checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,4 +52,60 @@ impl Event {
             Self::Upsert(id, _) | Self::Delete(id) => id,
         }
     }
+}
+
+/// Why a record's value gives no point.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// The record is at fault; it goes to the dead-letter topic.
+    #[error("value is refused")]
+    Rejected(#[source] Rejection),
+    /// The schema registry does not answer; the record has to wait.
+    #[error("value's schema is not at hand")]
+    Unavailable(#[source] avro::LookupError),
+}
+
+impl From<Rejection> for ValueError {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+/// Reads the value of the record of `id`, in whichever encoding its first bytes tell: Confluent's
+/// format (`00`), Avro's single-object encoding (`c3 01`), or a JSON object.
+///
+/// # Errors
+/// [`ValueError::Rejected`] for what is wrong with the value, [`ValueError::Unavailable`] if only
+/// `schemas` kept it from being read.
+pub fn decode_value(
+    id: &PointId,
+    value: &[u8],
+    collection: &Collection,
+    schemas: &dyn avro::WriterSchemas,
+) -> Result<Point, ValueError> {
+    match value {
+        [avro::CONFLUENT_MAGIC, ..] => avro::decode_confluent(value, collection, schemas),
+        [0xC3, 0x01, ..] => Ok(avro::decode_single_object(value, collection)?),
+        _ if value.trim_ascii_start().starts_with(b"{") => {
+            Ok(json::decode_for(id, value, collection)?)
+        }
+        _ => Err(ValueError::Rejected(unknown_encoding(value))),
+    }
+}
+
+fn unknown_encoding(value: &[u8]) -> Rejection {
+    let (start, _) = value.split_at(value.len().min(8));
+    let mut first: Vec<String> = start.iter().map(|byte| format!("{byte:02x}")).collect();
+    if value.len() > start.len() {
+        first.push("...".to_owned());
+    }
+    Rejection::new(
+        Reason::Undecodable,
+        format_args!(
+            "value of {} bytes starts with `{}`; known are 00 (Confluent Avro), c3 01 (Avro \
+             single object) and a JSON object",
+            value.len(),
+            first.join(" ")
+        ),
+    )
 }

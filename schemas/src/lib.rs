@@ -8,6 +8,8 @@
 pub mod avro;
 pub mod collection;
 pub mod control;
+pub mod digest;
+pub mod dlq;
 pub mod event;
 pub mod headers;
 pub mod json;
@@ -23,6 +25,7 @@ pub mod vector;
 pub mod version;
 
 pub use collection::{Collection, IndexParameters, Metric, Partitioner, Quantization};
+pub use digest::{Digest, RowHash};
 pub use event::{Event, Record};
 pub use log::{ClusterId, Offset, Partition, Source};
 pub use name::{CollectionName, RegionName};

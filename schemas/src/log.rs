@@ -6,8 +6,20 @@ use serde::{Deserialize, Serialize};
 
 /// Kafka's own id of a cluster. A topic of the same name elsewhere is another topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "String", into = "String")]
 pub struct ClusterId(pub Arc<str>);
+
+impl From<String> for ClusterId {
+    fn from(id: String) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<ClusterId> for String {
+    fn from(id: ClusterId) -> Self {
+        id.0.as_ref().into()
+    }
+}
 
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,6 +101,7 @@ pub struct Source {
     /// The cluster the topic lives in.
     pub cluster: ClusterId,
     /// The topic's full name.
+    #[serde(with = "shared_text")]
     pub topic: Arc<str>,
     /// The partition, equal to the shard's number.
     pub partition: Partition,
@@ -97,5 +110,20 @@ pub struct Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.cluster, self.topic, self.partition)
+    }
+}
+
+/// A shared text as plain text.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(from).map(Arc::from)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
-use crate::{payload::Payload, vector::Vector};
+use crate::{collection::Collection, payload::Payload, reject::Rejection, v1, vector::Vector};
 
 /// Longest id, in bytes.
 pub const MAX_ID_BYTES: usize = 512;
@@ -90,4 +90,93 @@ pub struct Point {
     pub event_time_ms: Option<i64>,
     /// From then on the point is hidden, milliseconds since the Unix epoch.
     pub expires_at_ms: Option<i64>,
+}
+
+impl Point {
+    /// The point as the protobuf API carries it. A time of 0 and a model without a
+    /// name read back as not set.
+    pub fn to_proto(&self, id: &PointId) -> v1::Point {
+        v1::Point {
+            id: id.as_str().to_owned(),
+            vector: self.vector.as_slice().to_vec(),
+            payload: self.payload.to_proto(),
+            model: self.model.clone().unwrap_or_default(),
+            event_time_ms: self.event_time_ms.unwrap_or(0),
+            expires_at_ms: self.expires_at_ms.unwrap_or(0),
+        }
+    }
+
+    /// Checks a point that came over the protobuf API. A time of 0 is not set, nor is an
+    /// empty model.
+    ///
+    /// # Errors
+    /// [`Rejection`], naming what of it is refused.
+    pub fn from_proto(
+        point: v1::Point,
+        collection: &Collection,
+    ) -> Result<(PointId, Self), Rejection> {
+        let id = PointId::new(&point.id)?;
+        let vector = Vector::new(&point.vector, collection.dim, collection.metric)?;
+        let set = |millis: i64| (millis != 0).then_some(millis);
+        let checked = Self {
+            vector,
+            payload: Payload::from_proto(point.payload)?,
+            model: (!point.model.is_empty()).then_some(point.model),
+            event_time_ms: set(point.event_time_ms),
+            expires_at_ms: set(point.expires_at_ms),
+        };
+        Ok((id, checked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::{Point, PointId};
+    use crate::{Collection, Metric, Payload, Reason, Value, Vector, v1};
+
+    fn collection() -> Collection {
+        let dim = 2.try_into().unwrap();
+        Collection::new("docs".parse().unwrap(), dim, Metric::Cosine, 1)
+    }
+
+    #[test]
+    fn a_point_reads_back_from_its_message() {
+        let collection = collection();
+        let id = PointId::new("a").unwrap();
+        let point = Point {
+            vector: Vector::new(&[1.0, -2.5], collection.dim, collection.metric).unwrap(),
+            payload: Payload([("n".to_owned(), Value::Integer(1))].into()),
+            model: Some("mini".to_owned()),
+            event_time_ms: Some(-5),
+            expires_at_ms: None,
+        };
+        let read = Point::from_proto(point.to_proto(&id), &collection).unwrap();
+        assert_eq!(read, (id, point));
+    }
+
+    #[test]
+    fn each_fault_of_a_message_has_its_reason() {
+        let good = v1::Point {
+            id: "a".to_owned(),
+            vector: vec![1.0, 0.0],
+            ..v1::Point::default()
+        };
+        let with = |change: fn(&mut v1::Point)| {
+            let mut point = good.clone();
+            change(&mut point);
+            Point::from_proto(point, &collection()).map_err(|refused| refused.reason)
+        };
+        assert!(with(|_| ()).is_ok());
+        assert_eq!(with(|p| p.id.clear()), Err(Reason::BadKey));
+        assert_eq!(with(|p| p.vector.push(0.0)), Err(Reason::WrongDimension));
+        assert_eq!(with(|p| p.vector[0] = f32::NAN), Err(Reason::NotFinite));
+        assert_eq!(with(|p| p.vector[0] = 0.0), Err(Reason::ZeroVector));
+        let unset = v1::Value { kind: None };
+        let mut odd = good.clone();
+        odd.payload.insert("x".to_owned(), unset);
+        let refused = Point::from_proto(odd, &collection()).unwrap_err();
+        assert_eq!(refused.reason, Reason::BadPayload);
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::{payload::PayloadError, point::IdError, vector::VectorError};
+
 /// The class of a refusal. Its code is a label, a header and part of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -109,6 +111,29 @@ impl Rejection {
             reason,
             detail: detail.to_string(),
         }
+    }
+}
+
+impl From<VectorError> for Rejection {
+    fn from(error: VectorError) -> Self {
+        let reason = match &error {
+            VectorError::WrongDim { .. } => Reason::WrongDimension,
+            VectorError::NotFinite { .. } => Reason::NotFinite,
+            VectorError::Zero => Reason::ZeroVector,
+        };
+        Self::new(reason, error)
+    }
+}
+
+impl From<PayloadError> for Rejection {
+    fn from(error: PayloadError) -> Self {
+        Self::new(Reason::BadPayload, error)
+    }
+}
+
+impl From<IdError> for Rejection {
+    fn from(error: IdError) -> Self {
+        Self::new(Reason::BadKey, error)
     }
 }
 

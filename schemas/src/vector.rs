@@ -99,6 +99,27 @@ impl Vector {
                 expected: dim,
             });
         }
+        Self::check(values, metric)?;
+        Ok(Self(values.into()))
+    }
+
+    /// Checks components that stand in a record as little-endian bytes, and copies them once.
+    ///
+    /// # Errors
+    /// As [`Vector::new`].
+    pub fn from_le_bytes(words: &[[u8; 4]], dim: Dim, metric: Metric) -> Result<Self, VectorError> {
+        if words.len() != dim.len() {
+            return Err(VectorError::WrongDim {
+                found: words.len(),
+                expected: dim,
+            });
+        }
+        let values: Arc<[f32]> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        Self::check(&values, metric)?;
+        Ok(Self(values))
+    }
+
+    fn check(values: &[f32], metric: Metric) -> Result<(), VectorError> {
         // A branch-free pass finds whether there is a fault; only then is it looked for.
         let mut all_finite = true;
         let mut any_set = false;
@@ -118,7 +139,7 @@ impl Vector {
         if metric == Metric::Cosine && !any_set {
             return Err(VectorError::Zero);
         }
-        Ok(Self(values.into()))
+        Ok(())
     }
 
     /// The components.
