@@ -200,7 +200,7 @@ mod tests {
         let mut digest = Digest::default();
         digest.add(row);
         digest.add(contested_hash(&PointId::new("x").unwrap()));
-        assert_eq!(digest.to_string(), "GOLDEN");
+        assert_eq!(digest.to_string(), "8204569079fe1aafe14831897609196a");
     }
 
     proptest! {

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_token_once_given_still_reads() {
-        let text = "GOLDEN";
+        let text = "ChZNa1UzT0VWQk5UY3dOVEpFTkRNMlFrEg9lbWJlZGRpbmdzLmRvY3MYAyCHrUsqB2NhZsOpLzEwhYCAwNb888UB";
         let given = token(
             "embeddings.docs",
             (3, 1_234_567),

@@ -113,7 +113,7 @@ pub(super) struct Datum<'a> {
 }
 
 impl Datum<'_> {
-    fn check(self, collection: &Collection) -> Result<Point, Rejection> {
+    pub(super) fn check(self, collection: &Collection) -> Result<Point, Rejection> {
         let vector = self.vector.check(collection)?;
         self.payload.check()?;
         Ok(Point {

@@ -9,6 +9,7 @@
 //! `apache-avro` parses schemas and serves as the oracle in tests. It does not decode values
 //! here: it reads a record that is cut short as one full of nulls, and it boxes every component.
 
+mod canonical;
 mod cursor;
 mod decode;
 mod encode;

@@ -145,7 +145,8 @@ fn days_in_month(year: i64, month: i64) -> i64 {
 /// Days from 1970-01-01 to the given day of the Gregorian calendar.
 fn days_before(year: i64, month: i64, day: i64) -> i64 {
     let years = year - 1;
-    let whole_years = years * 365 + years / 4 - years / 100 + years / 400 - 719_162;
+    let leap_years = years.div_euclid(4) - years.div_euclid(100) + years.div_euclid(400);
+    let whole_years = years * 365 + leap_years - 719_162;
     let whole_months: i64 = (1..month).map(|earlier| days_in_month(year, earlier)).sum();
     whole_years + whole_months + day - 1
 }
