@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod broker;
+pub mod collections;
 pub mod conformance;
 pub mod control;
 pub mod deps;
@@ -17,6 +19,7 @@ pub mod kafka;
 pub mod membership;
 pub mod memory;
 pub mod metrics;
+mod park;
 pub mod reader;
 pub mod registry;
 pub mod writer;

@@ -1,0 +1,157 @@
+//! The thread that reads the control topic and keeps the copy.
+//!
+//! It never gives up: what stops it from reading is logged once when it begins and once when it
+//! ends. While nothing comes it asks the broker for the end each second, so that the copy's age
+//! is known from being told, not from having heard nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use shoal_runtime::{ErrorKind, chain, clock::{Clock, Stopwatch}};
+use shoal_schemas::Offset;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{ControlState, Shared, control_partition};
+use crate::{
+    Cluster, Fetched, ReadError, Reader, Start, metrics::CONTROL_NEXT_OFFSET, park::block_on_for,
+};
+
+/// Longest that cancellation goes unnoticed.
+const POLL: Duration = Duration::from_millis(250);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Between two tries to open the topic.
+const REOPEN: Duration = Duration::from_millis(500);
+const BATCH: usize = 1024;
+
+pub(super) struct Follower {
+    cluster: Cluster,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    cancel: CancellationToken,
+    state: ControlState,
+    /// Why it cannot read at the moment, as logged.
+    trouble: Option<String>,
+    heard: Stopwatch,
+}
+
+impl Follower {
+    pub(super) fn new(
+        cluster: Cluster,
+        shared: Arc<Shared>,
+        clock: Arc<dyn Clock>,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            cluster,
+            shared,
+            clock,
+            cancel,
+            state: ControlState::default(),
+            trouble: None,
+            heard: Stopwatch::start(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        while !self.cancel.is_cancelled() {
+            let start = match self.state.next_offset {
+                Offset(0) => Start::Beginning,
+                next => Start::At(next),
+            };
+            let outcome = self
+                .cluster
+                .connect
+                .open_reader(&[(control_partition(), start)])
+                .and_then(|reader| self.follow(reader));
+            let Err(error) = outcome else { break };
+            self.in_trouble(&error);
+            if matches!(error, ReadError::OutOfRange { .. }) {
+                // The topic was made anew: nothing of the old one holds.
+                self.state = ControlState::default();
+                self.publish();
+                continue;
+            }
+            let _cancelled = block_on_for(self.cancel.cancelled(), REOPEN);
+        }
+        self.state.stopped = true;
+        self.publish();
+    }
+
+    /// Reads until cancelled, or until the reader has to be opened anew.
+    fn follow(&mut self, mut reader: Box<dyn Reader>) -> Result<(), ReadError> {
+        while !self.cancel.is_cancelled() {
+            match reader.poll(BATCH, POLL) {
+                Ok(fetched) => self.take(&fetched),
+                Err(error) if error.kind() == ErrorKind::Retry => self.in_trouble(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, fetched: &Fetched) {
+        for record in &fetched.records {
+            self.state.apply(record.offset, &record.record);
+        }
+        let end = fetched.ends.iter().map(|(_, end)| *end).max();
+        if let Some(end) = end {
+            self.state.next_offset = self.state.next_offset.max(end);
+        }
+        if end.is_some() {
+            self.caught_up();
+        } else if fetched.records.is_empty() {
+            self.ask();
+        } else {
+            self.out_of_trouble();
+            self.publish();
+        }
+    }
+
+    /// Nothing came: is there nothing, or is nobody there?
+    fn ask(&mut self) {
+        if self.heard.elapsed() < HEARTBEAT {
+            return;
+        }
+        self.heard = Stopwatch::start();
+        match self.cluster.admin.watermarks(&control_partition(), HEARTBEAT) {
+            Ok(marks) if marks.high <= self.state.next_offset => self.caught_up(),
+            Ok(_) => {}
+            Err(error) => self.say(chain(&error).to_string()),
+        }
+    }
+
+    fn caught_up(&mut self) {
+        self.heard = Stopwatch::start();
+        self.out_of_trouble();
+        self.state.caught_up_at = Some(self.clock.monotonic());
+        self.publish();
+    }
+
+    fn in_trouble(&mut self, error: &ReadError) {
+        self.say(chain(error).to_string());
+    }
+
+    fn say(&mut self, trouble: String) {
+        if self.trouble.is_none() {
+            warn!(error = trouble, "control topic cannot be read, trying on");
+            self.trouble = Some(trouble);
+        }
+    }
+
+    fn out_of_trouble(&mut self) {
+        if self.trouble.take().is_some() {
+            info!(next_offset = %self.state.next_offset, "control topic is read again");
+        }
+    }
+
+    fn publish(&self) {
+        let before = self.shared.state.swap(Arc::new(self.state.clone()));
+        let first = before.caught_up_at.is_none() && self.state.caught_up_at.is_some();
+        let moved = before.next_offset != self.state.next_offset;
+        if moved || first || self.state.stopped {
+            #[expect(clippy::as_conversions, reason = "a gauge is a float; offsets fit its 53 bits")]
+            metrics::gauge!(CONTROL_NEXT_OFFSET).set(self.state.next_offset.0 as f64);
+            self.shared.progress.send_replace(self.state.next_offset);
+        }
+    }
+}
