@@ -1,1 +1,31 @@
-//! stub
+//! The query node: finds the shards of a collection, asks their indexers, merges what they say.
+//!
+//! ```text
+//! Search (gRPC) or JSON (HTTP) -> check -> plan -> scatter -> merge -> answer with coverage
+//!                                            ^ shard map, kept up to date from shoal.control
+//! ```
+//!
+//! Stateless: a node can be added or killed at any time. It holds no points and no index, and
+//! takes no writes except definitions of collections. Deciding ([`plan`], [`merge`], [`tokens`],
+//! [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
+//! `serve/` only, axum in `http/` only.
+#![forbid(unsafe_code)]
+
+pub mod call;
+pub mod client;
+pub mod config;
+pub mod coordinator;
+pub mod coverage;
+pub mod definitions;
+mod http;
+pub mod merge;
+pub mod metrics;
+pub mod plan;
+mod scatter;
+mod serve;
+pub mod shard_map;
+pub mod tokens;
+
+pub use config::Config;
+pub use coordinator::{Coordinator, QueryError};
+pub use serve::{Addresses, StartError, start};

@@ -1,0 +1,190 @@
+//! The indexers over gRPC: one HTTP/2 connection an address, opened when first needed.
+//!
+//! Many calls share a connection. It is kept alive by pings, so that a dead peer is noticed while
+//! nothing is asked, and let go when no claim names its address any more.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use shoal_schemas::{headers::TRACEPARENT, v1};
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+use tracing::debug;
+
+use crate::client::{CallError, ShardCall, ShardClient};
+
+/// The generated client.
+type Stub = v1::shard_client::ShardClient<Channel>;
+
+/// How often an idle connection is asked for a sign of life.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long that sign may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 flow control of one answer and of a connection, bytes: a usual answer is in flight as
+/// a whole, without waiting for a window update.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Connections to indexers, by address.
+#[derive(Debug)]
+pub struct Channels {
+    open: RwLock<HashMap<String, Stub>>,
+    connect_timeout: Duration,
+    max_message_bytes: usize,
+}
+
+impl Channels {
+    /// No connection yet.
+    pub fn new(connect_timeout: Duration, max_message_bytes: usize) -> Self {
+        Self {
+            open: RwLock::default(),
+            connect_timeout,
+            max_message_bytes,
+        }
+    }
+
+    /// Number of addresses with a connection.
+    pub fn open(&self) -> usize {
+        self.open
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    fn stub(&self, address: &str) -> Result<Stub, CallError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stub) = open.get(address) {
+            return Ok(stub.clone());
+        }
+        drop(open);
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
+            CallError::Unreachable {
+                address: address.to_owned(),
+                detail: format!("its claim names no address that reads: {error}"),
+            }
+        })?;
+        let channel = endpoint
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_lazy();
+        let stub = Stub::new(channel)
+            .max_decoding_message_size(self.max_message_bytes)
+            .max_encoding_message_size(self.max_message_bytes);
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        // Another call may have been faster; then its connection serves both.
+        Ok(open.entry(address.to_owned()).or_insert(stub).clone())
+    }
+
+    async fn call<T, U, F>(
+        &self,
+        address: &str,
+        message: T,
+        call: ShardCall,
+        send: impl FnOnce(Stub, Request<T>) -> F,
+    ) -> Result<U, CallError>
+    where
+        F: Future<Output = Result<Response<U>, Status>>,
+    {
+        let stub = self.stub(address)?;
+        let mut request = Request::new(message);
+        request.set_timeout(call.timeout);
+        if let Some(trace) = call.trace
+            && let Ok(value) = MetadataValue::try_from(trace.to_string())
+        {
+            request.metadata_mut().insert(TRACEPARENT, value);
+        }
+        match tokio::time::timeout(call.timeout, send(stub, request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refusal(address, &status, call.timeout)),
+            Err(_elapsed) => Err(timed_out(address, call.timeout)),
+        }
+    }
+}
+
+fn timed_out(address: &str, timeout: Duration) -> CallError {
+    CallError::TimedOut {
+        address: address.to_owned(),
+        waited_ms: timeout.as_millis(),
+    }
+}
+
+fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
+    match status.code() {
+        Code::Unavailable => CallError::Unreachable {
+            address: address.to_owned(),
+            detail: status.message().to_owned(),
+        },
+        // CANCELLED is how tonic's own time limit shows, here or on the other side.
+        Code::DeadlineExceeded | Code::Cancelled => timed_out(address, timeout),
+        code => CallError::Refused {
+            address: address.to_owned(),
+            code: i32::from(code),
+            detail: status.message().to_owned(),
+        },
+    }
+}
+
+impl ShardClient for Channels {
+    fn search_shards<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::SearchShardsRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::SearchShardsResponse, CallError>> {
+        Box::pin(
+            self.call(address, request, call, |mut stub, request| async move {
+                stub.search_shards(request).await
+            }),
+        )
+    }
+
+    fn get_points<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::GetPointsRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::GetPointsResponse, CallError>> {
+        Box::pin(
+            self.call(address, request, call, |mut stub, request| async move {
+                stub.get_points(request).await
+            }),
+        )
+    }
+
+    fn shard_status<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::ShardStatusRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::ShardStatusResponse, CallError>> {
+        Box::pin(
+            self.call(address, request, call, |mut stub, request| async move {
+                stub.shard_status(request).await
+            }),
+        )
+    }
+
+    fn retain(&self, addresses: &BTreeSet<String>) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|address, _| {
+            let is_claimed = addresses.contains(address);
+            if !is_claimed {
+                debug!(address, "connection to an indexer let go");
+            }
+            is_claimed
+        });
+    }
+}

@@ -1,0 +1,86 @@
+//! Checks of what callers send, before any shard is asked: pure.
+
+use shoal_schemas::{Collection, PointId, Vector, v1};
+
+use crate::{coordinator::QueryError, shard_map::ShardMap};
+
+/// Beam width an index takes at most.
+const MAX_EF: u32 = 10_000;
+
+/// How much one call may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest `k`.
+    pub max_k: u32,
+    /// Most queries in a batch.
+    pub max_batch_queries: u32,
+    /// Most ids in a get.
+    pub max_get_ids: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_k: 10_000,
+            max_batch_queries: 1_000,
+            max_get_ids: 10_000,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses the first query that no shard could answer.
+    pub(crate) fn check_queries(
+        &self,
+        collection: &Collection,
+        queries: &[v1::Query],
+    ) -> Result<(), QueryError> {
+        let (count, most) = (counted(queries.len()), self.max_batch_queries.into());
+        in_range("number of queries", count, 1, most)?;
+        for (at, query) in queries.iter().enumerate() {
+            in_range("k", query.k.into(), 1, self.max_k.into())?;
+            in_range("ef", query.ef.into(), 0, MAX_EF.into())?;
+            Vector::new(&query.vector, collection.dim, collection.metric)
+                .map_err(|source| QueryError::Vector { at, source })?;
+        }
+        Ok(())
+    }
+
+    /// The ids, each checked.
+    pub(crate) fn check_ids(&self, ids: &[String]) -> Result<Vec<PointId>, QueryError> {
+        in_range(
+            "number of ids",
+            counted(ids.len()),
+            1,
+            self.max_get_ids.into(),
+        )?;
+        let check = |(at, id): (usize, &String)| {
+            PointId::new(id).map_err(|source| QueryError::Id { at, source })
+        };
+        ids.iter().enumerate().map(check).collect()
+    }
+}
+
+fn counted(items: usize) -> u64 {
+    u64::try_from(items).unwrap_or(u64::MAX)
+}
+
+fn in_range(field: &'static str, found: u64, min: u64, max: u64) -> Result<(), QueryError> {
+    if (min..=max).contains(&found) {
+        return Ok(());
+    }
+    Err(QueryError::Range {
+        field,
+        found,
+        min,
+        max,
+    })
+}
+
+/// Says which collections there are instead.
+pub(crate) fn unknown_collection(name: &str, map: &ShardMap) -> QueryError {
+    QueryError::UnknownCollection {
+        name: name.chars().take(128).collect(),
+        existing: map.listed_names(),
+    }
+}

@@ -1,0 +1,217 @@
+//! The three questions a node is asked: nearest points, points by id, counts.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::future::{BoxFuture, FutureExt as _};
+use shoal_schemas::{Partition, PointId, v1};
+
+use crate::{
+    client::{CallError, ShardCall, ShardClient},
+    scatter::{Question, Reply},
+};
+
+/// `google.rpc.Code.INTERNAL`.
+const INTERNAL: i32 = 13;
+
+/// The nearest points to some queries.
+pub(crate) struct SearchOf {
+    pub(crate) collection: String,
+    pub(crate) queries: Vec<v1::Query>,
+}
+
+impl Question for SearchOf {
+    type Body = Vec<v1::HitList>;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a dyn ShardClient,
+        address: &'a str,
+        shards: Vec<v1::ShardAsk>,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let request = v1::SearchShardsRequest {
+            collection: self.collection.clone(),
+            shards,
+            queries: self.queries.clone(),
+        };
+        let answered = async move {
+            let response = client.search_shards(address, request, call).await?;
+            let replies = response.shards.into_iter().map(|answer| self.read(answer));
+            Ok(replies.collect())
+        };
+        answered.boxed()
+    }
+}
+
+impl SearchOf {
+    fn read(&self, answer: v1::ShardAnswer) -> Reply<Vec<v1::HitList>> {
+        let mut coverage = answer.coverage.unwrap_or_default();
+        let mut code = answer.code;
+        let (found, wanted) = (answer.results.len(), self.queries.len());
+        if code == 0 && found != wanted {
+            code = INTERNAL;
+            coverage.error = format!("node answered {found} of {wanted} queries");
+        }
+        Reply {
+            coverage,
+            code,
+            body: answer.results,
+        }
+    }
+}
+
+/// Points by id.
+pub(crate) struct PointsOf {
+    collection: String,
+    with_vector: bool,
+    by_shard: BTreeMap<Partition, Vec<String>>,
+    places: HashMap<PointId, usize>,
+}
+
+impl PointsOf {
+    pub(crate) fn new(collection: String, with_vector: bool) -> Self {
+        Self {
+            collection,
+            with_vector,
+            by_shard: BTreeMap::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    /// Adds an id that lives in `shard`; one that is asked for twice counts once.
+    pub(crate) fn add(&mut self, shard: Partition, id: PointId) {
+        let place = self.places.len();
+        if self.places.contains_key(&id) {
+            return;
+        }
+        let ids = self.by_shard.entry(shard).or_default();
+        ids.push(id.as_str().to_owned());
+        self.places.insert(id, place);
+    }
+
+    /// Whether any id lives there.
+    pub(crate) fn names(&self, shard: Partition) -> bool {
+        self.by_shard.contains_key(&shard)
+    }
+
+    /// The points in the order their ids were added.
+    pub(crate) fn in_order(
+        &self,
+        points: impl Iterator<Item = v1::StoredPoint>,
+    ) -> Vec<v1::StoredPoint> {
+        let placed = points.filter_map(|stored| {
+            let id = stored.point.as_ref()?.id.as_str();
+            Some((*self.places.get(id)?, stored))
+        });
+        let mut placed: Vec<_> = placed.collect();
+        placed.sort_unstable_by_key(|(place, _)| *place);
+        placed.into_iter().map(|(_, stored)| stored).collect()
+    }
+}
+
+impl Question for PointsOf {
+    type Body = Vec<v1::StoredPoint>;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a dyn ShardClient,
+        address: &'a str,
+        shards: Vec<v1::ShardAsk>,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let shards = shards.into_iter().map(|ask| {
+            let ids = self.by_shard.get(&Partition(ask.shard));
+            v1::ShardIds {
+                ids: ids.cloned().unwrap_or_default(),
+                ask: Some(ask),
+            }
+        });
+        let request = v1::GetPointsRequest {
+            collection: self.collection.clone(),
+            shards: shards.collect(),
+            with_vector: self.with_vector,
+        };
+        let answered = async move {
+            let response = client.get_points(address, request, call).await?;
+            let replies = response.shards.into_iter().map(|answer| Reply {
+                coverage: answer.coverage.unwrap_or_default(),
+                code: answer.code,
+                body: answer.points,
+            });
+            Ok(replies.collect())
+        };
+        answered.boxed()
+    }
+}
+
+/// How many points there are.
+pub(crate) struct CountOf {
+    pub(crate) collection: String,
+}
+
+/// One shard's counts.
+pub(crate) struct Counted {
+    pub(crate) live_points: u64,
+    pub(crate) contested: u64,
+}
+
+impl Question for CountOf {
+    type Body = Counted;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a dyn ShardClient,
+        address: &'a str,
+        shards: Vec<v1::ShardAsk>,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let request = v1::ShardStatusRequest {
+            collection: self.collection.clone(),
+            shards,
+        };
+        let answered = async move {
+            let response = client.shard_status(address, request, call).await?;
+            let replies = response.shards.into_iter().map(|status| Reply {
+                coverage: status.coverage.unwrap_or_default(),
+                code: status.code,
+                body: Counted {
+                    live_points: status.live_points,
+                    contested: status.contested,
+                },
+            });
+            Ok(replies.collect())
+        };
+        answered.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use shoal_schemas::{Partition, PointId, v1};
+
+    use super::PointsOf;
+
+    #[test]
+    fn points_come_in_the_order_of_their_ids_each_once() {
+        let mut question = PointsOf::new("docs".into(), false);
+        for (shard, id) in [(1, "c"), (0, "a"), (1, "c"), (1, "b")] {
+            question.add(Partition(shard), PointId::new(id).unwrap());
+        }
+        let stored = |id: &str| v1::StoredPoint {
+            point: Some(v1::Point {
+                id: id.into(),
+                ..v1::Point::default()
+            }),
+            ..v1::StoredPoint::default()
+        };
+        let points = question.in_order(["a", "b", "c", "uncalled"].into_iter().map(stored));
+        let ids: Vec<_> = points
+            .into_iter()
+            .map(|stored| stored.point.unwrap().id)
+            .collect();
+        assert_eq!(ids, ["c", "a", "b"]);
+        assert!(question.names(Partition(0)) && !question.names(Partition(2)));
+    }
+}

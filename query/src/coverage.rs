@@ -1,0 +1,296 @@
+//! What came back of the shards, and whether that is an answer: pure.
+//!
+//! An answer may lack shards and says which. It is none if a shard that has to show a token's
+//! write is missing, if the caller insists on all of them, or if none answered at all.
+
+use std::fmt;
+
+use shoal_runtime::ErrorKind;
+use shoal_schemas::{Partition, v1};
+
+use crate::{client::Outcome, plan::Orphan, tokens::TokensByShard};
+
+/// A shard without an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Miss {
+    pub(crate) shard: Partition,
+    /// The node asked; empty if nobody owns the shard.
+    pub(crate) node: String,
+    pub(crate) outcome: Outcome,
+    pub(crate) why: String,
+}
+
+impl From<Orphan> for Miss {
+    fn from(orphan: Orphan) -> Self {
+        Self {
+            shard: orphan.shard,
+            node: orphan.node,
+            outcome: Outcome::Unreachable,
+            why: orphan.why,
+        }
+    }
+}
+
+/// Everything that came back.
+pub(crate) struct Gathered<B> {
+    pub(crate) answers: Vec<(v1::ShardCoverage, B)>,
+    pub(crate) misses: Vec<Miss>,
+}
+
+impl<B> Default for Gathered<B> {
+    fn default() -> Self {
+        Self {
+            answers: Vec::new(),
+            misses: Vec::new(),
+        }
+    }
+}
+
+impl<B> Gathered<B> {
+    pub(crate) fn extend(&mut self, other: Self) {
+        if self.answers.is_empty() {
+            self.answers = other.answers;
+        } else {
+            self.answers.extend(other.answers);
+        }
+        self.misses.extend(other.misses);
+    }
+}
+
+/// A shard that is missing from an answer, as an error tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// The shard.
+    pub shard: Partition,
+    /// Why.
+    pub why: String,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard {}: {}", self.shard, self.why)
+    }
+}
+
+/// Why what came back is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CoverageError {
+    /// A shard says that the request is wrong.
+    #[error("{0}")]
+    Refused(Unanswered),
+    /// A token's write did not show in time.
+    #[error(
+        "the write of a token was not applied before the deadline: {}; allow more time, or search \
+         without the token", listed(.0)
+    )]
+    TokenTooLate(Vec<Unanswered>),
+    /// Shards that were needed did not answer.
+    #[error("{} of {asked} shards did not answer: {}", .shards.len(), listed(.shards))]
+    Missing {
+        /// How many were asked.
+        asked: usize,
+        /// Those that are missing.
+        shards: Vec<Unanswered>,
+    },
+}
+
+impl CoverageError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(_) => ErrorKind::Caller,
+            Self::TokenTooLate(_) | Self::Missing { .. } => ErrorKind::Retry,
+        }
+    }
+}
+
+fn listed(shards: &[Unanswered]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = shards.iter().take(SHOWN).map(ToString::to_string).collect();
+    match shards.len().saturating_sub(SHOWN) {
+        0 => shown.join("; "),
+        more => format!("{}; and {more} more", shown.join("; ")),
+    }
+}
+
+/// Says whether that is an answer, and on which shards it rests.
+pub(crate) fn judge<B>(
+    gathered: Gathered<B>,
+    tokens: &TokensByShard,
+    require_all: bool,
+) -> Result<(Vec<B>, v1::Coverage), CoverageError> {
+    let Gathered {
+        mut answers,
+        mut misses,
+    } = gathered;
+    misses.sort_by_key(|miss| miss.shard);
+    let asked = answers.len() + misses.len();
+    let told = |miss: &Miss| Unanswered {
+        shard: miss.shard,
+        why: miss.why.clone(),
+    };
+    if let Some(refused) = misses.iter().find(|miss| miss.outcome == Outcome::Refused) {
+        return Err(CoverageError::Refused(told(refused)));
+    }
+    // A token that cannot be honoured fails the call: an answer without its write would look
+    // like one with it.
+    let promised: Vec<&Miss> = (misses.iter())
+        .filter(|miss| tokens.contains_key(&miss.shard))
+        .collect();
+    if promised
+        .iter()
+        .any(|miss| miss.outcome == Outcome::TimedOut)
+    {
+        return Err(CoverageError::TokenTooLate(
+            promised.into_iter().map(told).collect(),
+        ));
+    }
+    let is_nothing = answers.is_empty() && asked > 0;
+    if !promised.is_empty() || is_nothing || require_all && !misses.is_empty() {
+        return Err(CoverageError::Missing {
+            asked,
+            shards: misses.iter().map(told).collect(),
+        });
+    }
+    answers.sort_unstable_by_key(|(coverage, _)| coverage.shard);
+    let mut coverage = v1::Coverage {
+        shards_asked: number(asked),
+        shards_answered: number(answers.len()),
+        shards: Vec::with_capacity(asked),
+    };
+    let mut bodies = Vec::with_capacity(answers.len());
+    for (shard, body) in answers {
+        coverage.shards.push(v1::ShardCoverage {
+            answered: true,
+            ..shard
+        });
+        bodies.push(body);
+    }
+    if !misses.is_empty() {
+        coverage
+            .shards
+            .extend(misses.into_iter().map(|miss| v1::ShardCoverage {
+                shard: miss.shard.0,
+                answered: false,
+                error: miss.why,
+                node: miss.node,
+                ..v1::ShardCoverage::default()
+            }));
+        coverage.shards.sort_by_key(|shard| shard.shard);
+    }
+    Ok((bodies, coverage))
+}
+
+fn number(shards: usize) -> u32 {
+    u32::try_from(shards).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use shoal_schemas::{Partition, v1};
+
+    use super::{CoverageError, Gathered, Miss, judge};
+    use crate::{client::Outcome, tokens::TokensByShard};
+
+    fn gathered(answered: &[u32], missed: &[(u32, Outcome)]) -> Gathered<u32> {
+        let coverage = |shard: u32| v1::ShardCoverage {
+            shard,
+            ..v1::ShardCoverage::default()
+        };
+        let miss = |(shard, outcome): &(u32, Outcome)| Miss {
+            shard: Partition(*shard),
+            node: "a".into(),
+            outcome: *outcome,
+            why: "planted".into(),
+        };
+        Gathered {
+            answers: answered
+                .iter()
+                .map(|shard| (coverage(*shard), *shard))
+                .collect(),
+            misses: missed.iter().map(miss).collect(),
+        }
+    }
+
+    fn token_of(shard: u32) -> TokensByShard {
+        [(Partition(shard), vec![v1::Token::default()])].into()
+    }
+
+    #[test]
+    fn a_partial_answer_names_what_it_lacks() {
+        let gathered = gathered(&[2, 0], &[(1, Outcome::TimedOut)]);
+        let (bodies, coverage) = judge(gathered, &TokensByShard::new(), false).unwrap();
+        assert_eq!(bodies, [0, 2]);
+        assert_eq!((coverage.shards_asked, coverage.shards_answered), (3, 2));
+        let shards: Vec<_> = coverage
+            .shards
+            .iter()
+            .map(|s| (s.shard, s.answered, s.error.as_str()))
+            .collect();
+        assert_eq!(
+            shards,
+            [(0, true, ""), (1, false, "planted"), (2, true, "")]
+        );
+    }
+
+    #[test]
+    fn a_caller_who_wants_all_gets_all_or_an_error_that_names_the_missing() {
+        let refused = judge(
+            gathered(&[0], &[(3, Outcome::Failed)]),
+            &TokensByShard::new(),
+            true,
+        );
+        let text = refused.unwrap_err().to_string();
+        assert_eq!(text, "1 of 2 shards did not answer: shard 3: planted");
+        assert!(judge(gathered(&[0, 1], &[]), &TokensByShard::new(), true).is_ok());
+    }
+
+    #[test]
+    fn no_answer_at_all_is_an_error_even_if_partial_ones_are_welcome() {
+        let refused = judge(
+            gathered(&[], &[(0, Outcome::Unreachable)]),
+            &TokensByShard::new(),
+            false,
+        );
+        assert!(matches!(
+            refused.unwrap_err(),
+            CoverageError::Missing { asked: 1, .. }
+        ));
+    }
+
+    #[test]
+    fn a_shard_that_owes_a_token_cannot_be_missing() {
+        let late = judge(
+            gathered(&[0], &[(1, Outcome::TimedOut)]),
+            &token_of(1),
+            false,
+        );
+        assert!(matches!(late.unwrap_err(), CoverageError::TokenTooLate(_)));
+        let gone = judge(
+            gathered(&[0], &[(1, Outcome::Unreachable)]),
+            &token_of(1),
+            false,
+        );
+        assert!(matches!(gone.unwrap_err(), CoverageError::Missing { .. }));
+        assert!(
+            judge(
+                gathered(&[0], &[(1, Outcome::TimedOut)]),
+                &token_of(0),
+                false
+            )
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_request_that_a_shard_refuses_fails_as_the_callers_fault() {
+        let refused = judge(
+            gathered(&[0], &[(1, Outcome::Refused)]),
+            &TokensByShard::new(),
+            false,
+        );
+        assert!(matches!(refused.unwrap_err(), CoverageError::Refused(_)));
+    }
+}

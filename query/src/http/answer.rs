@@ -1,0 +1,248 @@
+//! The JSON that is answered: the protobuf messages field by field, payload as plain values.
+//!
+//! A version does not fit the 53 bits of a JavaScript number, so it is text, as in protobuf's own
+//! JSON; offsets and counts are numbers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Serialize, Serializer};
+use shoal_schemas::{Collection, v1};
+
+/// Answer to a search.
+#[derive(Serialize)]
+pub(crate) struct Hits<'a> {
+    pub(crate) hits: Vec<Hit<'a>>,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// Answer to a batch.
+#[derive(Serialize)]
+pub(crate) struct Batch<'a> {
+    pub(crate) results: Vec<HitList<'a>>,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// The hits of one query.
+#[derive(Serialize)]
+pub(crate) struct HitList<'a> {
+    pub(crate) hits: Vec<Hit<'a>>,
+}
+
+/// One hit.
+#[derive(Serialize)]
+pub(crate) struct Hit<'a> {
+    id: &'a str,
+    distance: f32,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<Payload<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vector: Option<&'a [f32]>,
+}
+
+/// Hits with those parts that were asked for.
+pub(crate) fn hits(hits: &[v1::Hit], with_payload: bool, with_vector: bool) -> Vec<Hit<'_>> {
+    let parts = hits.iter().map(|hit| Hit {
+        id: &hit.id,
+        distance: hit.distance,
+        version: hit.version.to_string(),
+        payload: with_payload.then(|| Payload::from(&hit.payload)),
+        vector: with_vector.then_some(hit.vector.as_slice()),
+    });
+    parts.collect()
+}
+
+/// A payload, by name.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub(crate) struct Payload<'a>(BTreeMap<&'a str, Value<'a>>);
+
+impl<'a> From<&'a HashMap<String, v1::Value>> for Payload<'a> {
+    fn from(payload: &'a HashMap<String, v1::Value>) -> Self {
+        Self(
+            payload
+                .iter()
+                .map(|(name, value)| (name.as_str(), Value(value)))
+                .collect(),
+        )
+    }
+}
+
+/// One value as the JSON that reads most like it.
+struct Value<'a>(&'a v1::Value);
+
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use v1::value::Kind;
+        match &self.0.kind {
+            None => serializer.serialize_none(),
+            Some(Kind::String(text)) => serializer.serialize_str(text),
+            Some(Kind::Integer(number) | Kind::TimestampMs(number)) => {
+                serializer.serialize_i64(*number)
+            }
+            Some(Kind::Float(number)) => serializer.serialize_f64(*number),
+            Some(Kind::Boolean(truth)) => serializer.serialize_bool(*truth),
+            Some(Kind::Strings(list)) => serializer.collect_seq(&list.items),
+        }
+    }
+}
+
+/// Which shards an answer rests on.
+#[derive(Serialize)]
+pub(crate) struct Coverage<'a> {
+    shards_asked: u32,
+    shards_answered: u32,
+    shards: Vec<ShardCoverage<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShardCoverage<'a> {
+    shard: u32,
+    answered: bool,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    error: &'a str,
+    node: &'a str,
+    next_offset: u64,
+    lag_seconds: f64,
+    shard_us: u64,
+}
+
+impl<'a> Coverage<'a> {
+    /// The coverage of an answer, which always has one.
+    pub(crate) fn of(coverage: &'a Option<v1::Coverage>) -> Self {
+        let shards = coverage.iter().flat_map(|coverage| &coverage.shards);
+        Self {
+            shards_asked: coverage
+                .as_ref()
+                .map_or(0, |coverage| coverage.shards_asked),
+            shards_answered: coverage
+                .as_ref()
+                .map_or(0, |coverage| coverage.shards_answered),
+            shards: shards
+                .map(|shard| ShardCoverage {
+                    shard: shard.shard,
+                    answered: shard.answered,
+                    error: &shard.error,
+                    node: &shard.node,
+                    next_offset: shard.next_offset,
+                    lag_seconds: shard.lag_seconds,
+                    shard_us: shard.shard_us,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Answer to a get of several points.
+#[derive(Serialize)]
+pub(crate) struct Points<'a> {
+    pub(crate) points: Vec<Stored<'a>>,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// Answer to a get of one point.
+#[derive(Serialize)]
+pub(crate) struct OnePoint<'a> {
+    #[serde(flatten)]
+    pub(crate) stored: Stored<'a>,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// A point and where its record is.
+#[derive(Serialize)]
+pub(crate) struct Stored<'a> {
+    point: Point<'a>,
+    version: String,
+    topic: &'a str,
+    partition: u32,
+    offset: u64,
+}
+
+#[derive(Serialize)]
+struct Point<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vector: Option<&'a [f32]>,
+    payload: Payload<'a>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    model: &'a str,
+    #[serde(skip_serializing_if = "is_unset")]
+    event_time_ms: i64,
+    #[serde(skip_serializing_if = "is_unset")]
+    expires_at_ms: i64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
+fn is_unset(time_ms: &i64) -> bool {
+    *time_ms == 0
+}
+
+/// A point as served; `None` if the message holds none.
+pub(crate) fn stored(stored: &v1::StoredPoint, with_vector: bool) -> Option<Stored<'_>> {
+    let point = stored.point.as_ref()?;
+    Some(Stored {
+        point: Point {
+            id: &point.id,
+            vector: with_vector.then_some(point.vector.as_slice()),
+            payload: Payload::from(&point.payload),
+            model: &point.model,
+            event_time_ms: point.event_time_ms,
+            expires_at_ms: point.expires_at_ms,
+        },
+        version: stored.version.to_string(),
+        topic: &stored.topic,
+        partition: stored.partition,
+        offset: stored.offset,
+    })
+}
+
+/// Answer to a count.
+#[derive(Serialize)]
+pub(crate) struct Counted<'a> {
+    pub(crate) points: u64,
+    pub(crate) contested: u64,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// Answer to a list of collections.
+#[derive(Serialize)]
+pub(crate) struct Collections {
+    pub(crate) collections: Vec<Collection>,
+}
+
+/// Answer to a definition.
+#[derive(Serialize)]
+pub(crate) struct Created {
+    pub(crate) collection: Collection,
+    pub(crate) created: bool,
+}
+
+/// Answer to a question for one collection.
+#[derive(Serialize)]
+pub(crate) struct Found<'a> {
+    pub(crate) collection: Collection,
+    pub(crate) shards: Vec<Owner<'a>>,
+}
+
+/// Who serves a shard; empty texts where nobody does.
+#[derive(Serialize)]
+pub(crate) struct Owner<'a> {
+    shard: u32,
+    node: &'a str,
+    address: &'a str,
+    epoch: u64,
+}
+
+impl<'a> From<&'a v1::ShardOwner> for Owner<'a> {
+    fn from(owner: &'a v1::ShardOwner) -> Self {
+        Self {
+            shard: owner.shard,
+            node: &owner.node,
+            address: &owner.address,
+            epoch: owner.epoch,
+        }
+    }
+}

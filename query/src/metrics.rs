@@ -1,0 +1,147 @@
+//! The numbers a query node shows. Listed for operators in `docs/metrics.md`.
+
+use std::time::Duration;
+
+use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+
+/// Seconds a search took. Labels: `stage` (`total`, `shards`: the part spent waiting for shards).
+pub const VECTOR_SEARCH_LATENCY_SECONDS: &str = "vector_search_latency_seconds";
+/// Seconds this node and the network added to a search over its slowest shard's own time.
+///
+/// Only of complete answers without tokens: waiting for a write is nobody's overhead.
+pub const QUERY_COORDINATOR_SECONDS: &str = "query_coordinator_seconds";
+/// Calls answered. Labels: `verb` (`search`, `search_batch`, `get`, `count`), `outcome` (`ok`,
+/// `partial`, `caller`, `deadline`, `unavailable`).
+pub const QUERY_REQUESTS_TOTAL: &str = "query_requests_total";
+/// Query vectors answered, those of batches one by one; its rate is queries a second.
+pub const QUERY_VECTORS_TOTAL: &str = "query_vectors_total";
+/// Shards missing from answers that were given all the same.
+pub const QUERY_SHARDS_UNANSWERED_TOTAL: &str = "query_shards_unanswered_total";
+
+/// What is asked. A label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Search,
+    SearchBatch,
+    Get,
+    Count,
+}
+
+impl Verb {
+    const ALL: [Self; 4] = [Self::Search, Self::SearchBatch, Self::Get, Self::Count];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Search => "search",
+            Self::SearchBatch => "search_batch",
+            Self::Get => "get",
+            Self::Count => "count",
+        }
+    }
+}
+
+/// How a call ended. A label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Ok,
+    Partial,
+    Caller,
+    Deadline,
+    Unavailable,
+}
+
+impl Ending {
+    const ALL: [Self; 5] = [
+        Self::Ok,
+        Self::Partial,
+        Self::Caller,
+        Self::Deadline,
+        Self::Unavailable,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Partial => "partial",
+            Self::Caller => "caller",
+            Self::Deadline => "deadline",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// The metrics' handles, looked up once.
+pub(crate) struct Meters {
+    total: Histogram,
+    shards: Histogram,
+    coordinator: Histogram,
+    vectors: Counter,
+    unanswered: Counter,
+    requests: Vec<(Verb, Ending, Counter)>,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        describe();
+        let by_verb = Verb::ALL.into_iter().flat_map(|verb| {
+            Ending::ALL.into_iter().map(move |ending| {
+                let labels = [("verb", verb.label()), ("outcome", ending.label())];
+                (verb, ending, counter!(QUERY_REQUESTS_TOTAL, &labels))
+            })
+        });
+        Self {
+            total: histogram!(VECTOR_SEARCH_LATENCY_SECONDS, "stage" => "total"),
+            shards: histogram!(VECTOR_SEARCH_LATENCY_SECONDS, "stage" => "shards"),
+            coordinator: histogram!(QUERY_COORDINATOR_SECONDS),
+            vectors: counter!(QUERY_VECTORS_TOTAL),
+            unanswered: counter!(QUERY_SHARDS_UNANSWERED_TOTAL),
+            requests: by_verb.collect(),
+        }
+    }
+
+    pub(crate) fn request(&self, verb: Verb, ending: Ending) {
+        let found = self
+            .requests
+            .iter()
+            .find(|(v, e, _)| (*v, *e) == (verb, ending));
+        if let Some((_, _, counter)) = found {
+            counter.increment(1);
+        }
+    }
+
+    /// A search was answered.
+    pub(crate) fn searched(&self, queries: usize, total: Duration, shards: Duration) {
+        self.vectors.increment(u64::try_from(queries).unwrap_or(0));
+        self.total.record(total);
+        self.shards.record(shards);
+    }
+
+    pub(crate) fn coordinated(&self, own: Duration) {
+        self.coordinator.record(own);
+    }
+
+    pub(crate) fn unanswered(&self, shards: u32) {
+        if shards > 0 {
+            self.unanswered.increment(u64::from(shards));
+        }
+    }
+}
+
+fn describe() {
+    describe_histogram!(
+        VECTOR_SEARCH_LATENCY_SECONDS,
+        Unit::Seconds,
+        "time a search took, and the part of it spent waiting for shards"
+    );
+    describe_histogram!(
+        QUERY_COORDINATOR_SECONDS,
+        Unit::Seconds,
+        "time added to a search over its slowest shard's own"
+    );
+    describe_counter!(QUERY_REQUESTS_TOTAL, "calls answered, by verb and outcome");
+    describe_counter!(QUERY_VECTORS_TOTAL, "query vectors answered");
+    describe_counter!(
+        QUERY_SHARDS_UNANSWERED_TOTAL,
+        "shards missing from answers that were given all the same"
+    );
+}

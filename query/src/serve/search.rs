@@ -1,0 +1,88 @@
+//! The gRPC service `Search`: metadata in, messages through, codes out.
+
+use std::{sync::Arc, time::Duration};
+
+use shoal_schemas::{headers::TRACEPARENT, v1};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    call::{Call, parse_grpc_timeout},
+    coordinator::{Coordinator, QueryError},
+    serve::status::Refusal,
+};
+
+/// The metadata that says how long a caller waits.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// Serves searches.
+pub(crate) struct SearchService {
+    coordinator: Arc<Coordinator>,
+    default_deadline: Duration,
+}
+
+impl SearchService {
+    pub(crate) fn new(coordinator: Arc<Coordinator>, default_deadline: Duration) -> Self {
+        Self {
+            coordinator,
+            default_deadline,
+        }
+    }
+
+    fn call<T>(&self, request: &Request<T>) -> Result<Call, QueryError> {
+        let text = |name| {
+            request
+                .metadata()
+                .get(name)
+                .map(|value| value.to_str().unwrap_or("?"))
+        };
+        let timeout = text(GRPC_TIMEOUT).map(parse_grpc_timeout).transpose()?;
+        let call = Call::within(timeout.unwrap_or(self.default_deadline));
+        Ok(call.traced(text(TRACEPARENT)))
+    }
+}
+
+fn answer<T>(answered: Result<T, QueryError>) -> Result<Response<T>, Status> {
+    match answered {
+        Ok(message) => Ok(Response::new(message)),
+        Err(error) => Err(Refusal::from(error).into()),
+    }
+}
+
+#[tonic::async_trait]
+impl v1::search_server::Search for SearchService {
+    async fn search(
+        &self,
+        request: Request<v1::SearchRequest>,
+    ) -> Result<Response<v1::SearchResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.search(request.into_inner(), call).await)
+    }
+
+    async fn search_batch(
+        &self,
+        request: Request<v1::SearchBatchRequest>,
+    ) -> Result<Response<v1::SearchBatchResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(
+            self.coordinator
+                .search_batch(request.into_inner(), call)
+                .await,
+        )
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.get(request.into_inner(), call).await)
+    }
+
+    async fn count(
+        &self,
+        request: Request<v1::CountRequest>,
+    ) -> Result<Response<v1::CountResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.count(request.into_inner(), call).await)
+    }
+}

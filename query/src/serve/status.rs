@@ -1,0 +1,123 @@
+//! Which code every failure gets: the only place that chooses, for gRPC and HTTP alike.
+
+use shoal_runtime::{ErrorKind, chain};
+use shoal_topic::collections::{CreateError, DropError};
+use tonic::{Code, Status};
+
+use crate::{coordinator::QueryError, coverage::CoverageError, definitions::DefinitionsError};
+
+/// A failure as it is told to a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    code: Code,
+    message: String,
+}
+
+impl Refusal {
+    /// The caller sent something that does not read.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self {
+            code: Code::InvalidArgument,
+            message: message.into(),
+        }
+    }
+
+    /// What was asked for is not there.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self {
+            code: Code::NotFound,
+            message: message.into(),
+        }
+    }
+
+    /// What failed, and what to do.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The code's canonical name.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.code {
+            Code::InvalidArgument => "INVALID_ARGUMENT",
+            Code::NotFound => "NOT_FOUND",
+            Code::AlreadyExists => "ALREADY_EXISTS",
+            Code::FailedPrecondition => "FAILED_PRECONDITION",
+            Code::Aborted => "ABORTED",
+            Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Code::Unavailable => "UNAVAILABLE",
+            _ => "INTERNAL",
+        }
+    }
+
+    /// The HTTP status that `google.rpc.Code` gives for it.
+    pub(crate) fn http_status(&self) -> u16 {
+        match self.code {
+            Code::InvalidArgument | Code::FailedPrecondition => 400,
+            Code::NotFound => 404,
+            Code::AlreadyExists | Code::Aborted => 409,
+            Code::DeadlineExceeded => 504,
+            Code::Unavailable => 503,
+            _ => 500,
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message)
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        let code = match &error {
+            QueryError::NotCaughtUp | QueryError::HomeUnknown => Code::Unavailable,
+            QueryError::UnknownCollection { .. } => Code::NotFound,
+            QueryError::Vector { .. }
+            | QueryError::Range { .. }
+            | QueryError::Id { .. }
+            | QueryError::Token(_)
+            | QueryError::Timeout(_) => Code::InvalidArgument,
+            QueryError::NoTime => Code::DeadlineExceeded,
+            QueryError::Coverage(CoverageError::Refused(_)) => Code::InvalidArgument,
+            QueryError::Coverage(CoverageError::TokenTooLate(_)) => Code::DeadlineExceeded,
+            QueryError::Coverage(CoverageError::Missing { .. }) => Code::Unavailable,
+        };
+        Self {
+            code,
+            message: chain(&error).to_string(),
+        }
+    }
+}
+
+impl From<DefinitionsError> for Refusal {
+    fn from(error: DefinitionsError) -> Self {
+        let code = match &error {
+            DefinitionsError::NotCaughtUp => Code::Unavailable,
+            DefinitionsError::Unknown { .. } => Code::NotFound,
+            DefinitionsError::Empty | DefinitionsError::Definition(_) => Code::InvalidArgument,
+            DefinitionsError::Create(error) => match error {
+                CreateError::Definition(_) => Code::InvalidArgument,
+                CreateError::Differs { .. } => Code::AlreadyExists,
+                CreateError::Misfit { .. } => Code::FailedPrecondition,
+                CreateError::Dropped { .. } => Code::Aborted,
+                other => of_kind(other.kind()),
+            },
+            DefinitionsError::Drop(DropError::Missing { .. }) => Code::NotFound,
+            DefinitionsError::Drop(error) => of_kind(error.kind()),
+        };
+        Self {
+            code,
+            message: chain(&error).to_string(),
+        }
+    }
+}
+
+fn of_kind(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Retry | ErrorKind::Closed => Code::Unavailable,
+        // What the broker refuses is not wrong in itself: rights or settings are.
+        ErrorKind::Caller => Code::FailedPrecondition,
+        ErrorKind::Corrupt | ErrorKind::Bug => Code::Internal,
+    }
+}
