@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::collection::Metric;
 
+/// The exponent of a component.
+const EXPONENT: u32 = 0x7f80_0000;
+const LOWEST_EXPONENT_BIT: u32 = 0x0080_0000;
+
 /// Number of components of a collection's vectors, 2 to 4096.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -120,13 +124,18 @@ impl Vector {
     }
 
     fn check(values: &[f32], metric: Metric) -> Result<(), VectorError> {
-        // A branch-free pass finds whether there is a fault; only then is it looked for.
-        let mut all_finite = true;
-        let mut any_set = false;
+        // A pass without branches, in operations every CPU has for several components at once,
+        // finds whether there is a fault; only then is it looked for.
+        let mut exponents = 0;
+        let mut magnitudes = 0;
         for value in values {
-            all_finite &= value.is_finite();
-            any_set |= *value != 0.0;
+            let bits = value.to_bits();
+            // NaN and infinity have all exponent bits set, so the carry reaches the top bit.
+            exponents |= (bits & EXPONENT).wrapping_add(LOWEST_EXPONENT_BIT);
+            magnitudes |= bits << 1;
         }
+        let all_finite = exponents >> 31 == 0;
+        let any_set = magnitudes != 0;
         if !all_finite {
             let (at, value) = values
                 .iter()
@@ -151,6 +160,8 @@ impl Vector {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
 
     use super::{Dim, Vector, VectorError};
     use crate::collection::Metric;
@@ -179,6 +190,39 @@ mod tests {
         ));
         assert_eq!(new(&[0.0, -0.0, 0.0]), Err(VectorError::Zero));
         assert!(Vector::new(&[0.0; 3], dim, Metric::L2).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_fault_among_any_bits_is_found(bits in proptest::collection::vec(any::<u32>(), 2..40)) {
+            let values: Vec<f32> = bits.iter().map(|bits| f32::from_bits(*bits)).collect();
+            let words: Vec<[u8; 4]> = bits.iter().map(|bits| bits.to_le_bytes()).collect();
+            let dim = Dim::try_from(u32::try_from(values.len()).unwrap()).unwrap();
+            let first_bad = values.iter().position(|value| !value.is_finite());
+            for checked in [
+                Vector::new(&values, dim, Metric::Cosine),
+                Vector::from_le_bytes(&words, dim, Metric::Cosine),
+            ] {
+                match (checked, first_bad) {
+                    (Err(VectorError::NotFinite { at, .. }), Some(bad)) => prop_assert_eq!(at, bad),
+                    (Ok(vector), None) => prop_assert_eq!(vector.as_slice(), &values[..]),
+                    (checked, _) => prop_assert!(false, "{checked:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_component_makes_a_vector() {
+        let dim = Dim::try_from(3).unwrap();
+        for tiny in [
+            f32::from_bits(1),
+            f32::from_bits(0x8000_0001),
+            f32::MAX,
+            f32::MIN,
+        ] {
+            assert!(Vector::new(&[0.0, tiny, -0.0], dim, Metric::Cosine).is_ok());
+        }
     }
 
     #[test]

@@ -207,51 +207,57 @@ impl<'a> Components<'a> {
 
 /// Reads a datum of our own schema.
 fn ours(mut cursor: Cursor<'_>) -> Result<Datum<'_>, Malformed> {
-    let cursor_ref = &mut cursor;
-    let vector = match cursor_ref.branch(2)? {
-        0 => floats(cursor_ref)?,
-        _ => packed(cursor_ref)?,
+    let datum = Datum {
+        vector: match cursor.branch(2)? {
+            0 => floats(&mut cursor)?,
+            _ => packed(&mut cursor)?,
+        },
+        payload: payload(&mut cursor)?,
+        model: match cursor.branch(2)? {
+            0 => None,
+            _ => Some(cursor.text()?.to_owned()),
+        },
+        event_time_ms: time(&mut cursor)?,
+        expires_at_ms: time(&mut cursor)?,
     };
-    let payload = payload(cursor_ref)?;
-    let model = match cursor_ref.branch(2)? {
-        0 => None,
-        _ => Some(cursor_ref.text()?.to_owned()),
-    };
-    let mut time = || match cursor_ref.branch(2)? {
-        0 => Ok(None),
-        _ => cursor_ref.long().map(Some),
-    };
-    let (event_time_ms, expires_at_ms) = (time()?, time()?);
     cursor.end()?;
-    Ok(Datum {
-        vector,
-        payload,
-        model,
-        event_time_ms,
-        expires_at_ms,
-    })
+    Ok(datum)
+}
+
+fn time(cursor: &mut Cursor<'_>) -> Result<Option<i64>, Malformed> {
+    match cursor.branch(2)? {
+        0 => Ok(None),
+        _ => cursor.long().map(Some),
+    }
 }
 
 /// Reads an array of floats. Every encoder we know writes one block, which is left in place.
 pub(super) fn floats<'a>(cursor: &mut Cursor<'a>) -> Result<Components<'a>, Malformed> {
-    let mut blocks: Vec<&'a [[u8; 4]]> = Vec::new();
-    loop {
-        let count = cursor.block(4)?;
-        if count == 0 {
-            break;
-        }
-        // `block` has seen that these many are there.
-        let (words, _) = cursor.take(count * 4)?.as_chunks();
-        blocks.push(words);
+    let first = float_block(cursor)?;
+    if first.is_empty() {
+        return Ok(Components::Floats(first));
     }
-    Ok(match *blocks {
-        [] => Components::Floats(&[]),
-        [only] => Components::Floats(only),
-        _ => {
-            let words = blocks.into_iter().flatten();
-            Components::Owned(words.map(|word| f32::from_le_bytes(*word)).collect())
-        }
-    })
+    let mut next = float_block(cursor)?;
+    if next.is_empty() {
+        return Ok(Components::Floats(first));
+    }
+    let mut components: Vec<f32> = Vec::new();
+    let mut extend = |words: &[[u8; 4]]| {
+        components.extend(words.iter().map(|word| f32::from_le_bytes(*word)));
+    };
+    extend(first);
+    while !next.is_empty() {
+        extend(next);
+        next = float_block(cursor)?;
+    }
+    Ok(Components::Owned(components))
+}
+
+/// The next block's floats, none at the array's end.
+fn float_block<'a>(cursor: &mut Cursor<'a>) -> Result<&'a [[u8; 4]], Malformed> {
+    let count = cursor.block(4)?;
+    // `block` has seen that these many bytes are there.
+    Ok(cursor.take(count * 4)?.as_chunks().0)
 }
 
 fn packed<'a>(cursor: &mut Cursor<'a>) -> Result<Components<'a>, Malformed> {
