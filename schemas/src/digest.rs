@@ -23,7 +23,7 @@ static CONTESTED: LazyLock<Hasher> =
 const CHUNK: usize = 256;
 
 /// What one row adds to the digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct RowHash(u128);
 
 impl RowHash {

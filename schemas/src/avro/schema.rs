@@ -222,6 +222,12 @@ mod tests {
     }
 
     #[test]
+    fn every_file_of_the_history_is_known() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/avro/history");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), HISTORY.len());
+    }
+
+    #[test]
     fn an_older_version_is_found_by_its_fingerprint() {
         let older = include_str!("../../tests/fixtures/schemas/older.avsc");
         let known = Known::new(&[older, HISTORY[0]], SCHEMA_JSON).unwrap();

@@ -1,219 +1,12 @@
-//! What a collection is: the shape of its vectors, its partitions, its index.
+//! A collection's definition as the protobuf API carries it.
+//!
+//! Zeros take their defaults on the way in, so that a client names only what it cares about.
 
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    name::CollectionName,
-    v1,
-    vector::{Dim, DimError},
+use super::{
+    Collection, DefinitionError, IndexParameters, Metric, Partitioner, Quantization,
+    default_delete_retention_ms, default_max_record_bytes,
 };
-
-/// How near two vectors are. Smaller is nearer in every case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// 1 - cosine similarity, 0 to 2.
-    Cosine,
-    /// 1 - inner product.
-    InnerProduct,
-    /// Squared Euclidean distance.
-    L2,
-}
-
-/// How a key picks its partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Partitioner {
-    /// The Java client's default.
-    Murmur2,
-    /// librdkafka's default, `consistent_random`.
-    Crc32,
-}
-
-/// How the graph keeps its copy of a vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Quantization {
-    /// 4 bytes a component.
-    F32,
-    /// 2 bytes, 11 significant bits.
-    F16,
-    /// 2 bytes, 8 significant bits, the range of f32.
-    Bf16,
-    /// 1 byte.
-    I8,
-}
-
-/// Parameters of the HNSW graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct IndexParameters {
-    /// Edges a node, 4 to 128. Default 16. More costs memory and build time and raises recall.
-    pub m: u16,
-    /// Beam width while building, 8 to 4096. Default 128. More builds slower, better edges.
-    pub ef_construction: u16,
-    /// Beam width of a search that names none, 1 to 10,000. Default 96.
-    pub ef_search: u16,
-    /// The graph's own copy of the vectors. Default bf16.
-    pub quantization: Quantization,
-}
-
-impl Default for IndexParameters {
-    fn default() -> Self {
-        Self {
-            m: 16,
-            ef_construction: 128,
-            ef_search: 96,
-            quantization: Quantization::Bf16,
-        }
-    }
-}
-
-/// Definition of a collection, as the control topic keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Collection {
-    /// Its name.
-    pub name: CollectionName,
-    /// Components a vector.
-    pub dim: Dim,
-    /// Its distance.
-    pub metric: Metric,
-    /// Shards, 1 to 4096. Fixed once made: another count would move keys.
-    pub partitions: u32,
-    /// How a key picks its partition.
-    pub partitioner: Partitioner,
-    /// Whether only the key's part before the first `/` picks the partition.
-    #[serde(default)]
-    pub route_by_key_prefix: bool,
-    /// Graph parameters.
-    #[serde(default)]
-    pub index: IndexParameters,
-    /// Replicas of the topic; `None` = the broker's default.
-    #[serde(default)]
-    pub replication_factor: Option<u16>,
-    /// How long a tombstone outlives compaction, milliseconds.
-    #[serde(default = "default_delete_retention_ms")]
-    pub delete_retention_ms: u64,
-    /// Largest record taken, key and value, bytes.
-    #[serde(default = "default_max_record_bytes")]
-    pub max_record_bytes: u32,
-}
-
-/// 7 days: a shard or region away for less sees every delete.
-pub fn default_delete_retention_ms() -> u64 {
-    7 * 24 * 60 * 60 * 1000
-}
-
-/// Kafka's own usual limit of a message.
-pub fn default_max_record_bytes() -> u32 {
-    1 << 20
-}
-
-/// Why a definition is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DefinitionError {
-    /// The name.
-    #[error("collection name is refused")]
-    Name(#[from] crate::name::NameError),
-    /// The dimension.
-    #[error("collection dimension is refused")]
-    Dim(#[from] DimError),
-    /// A field is missing.
-    #[error("collection says no {field}; set one of {allowed}")]
-    Missing {
-        /// The field's name.
-        field: &'static str,
-        /// What may stand there.
-        allowed: &'static str,
-    },
-    /// An enumeration's number that this version does not know.
-    #[error("{field} has the unknown number {found}; set one of {allowed}")]
-    Unknown {
-        /// The field's name.
-        field: &'static str,
-        /// As given.
-        found: i32,
-        /// What may stand there.
-        allowed: &'static str,
-    },
-    /// A number is out of range.
-    #[error("{field} is {found}, allowed are {min} to {max}")]
-    Range {
-        /// The field's name.
-        field: &'static str,
-        /// As given.
-        found: u64,
-        /// Smallest allowed.
-        min: u64,
-        /// Largest allowed.
-        max: u64,
-    },
-}
-
-impl Collection {
-    /// A definition with everything at its default.
-    pub fn new(name: CollectionName, dim: Dim, metric: Metric, partitions: u32) -> Self {
-        Self {
-            name,
-            dim,
-            metric,
-            partitions,
-            partitioner: Partitioner::Murmur2,
-            route_by_key_prefix: false,
-            index: IndexParameters::default(),
-            replication_factor: None,
-            delete_retention_ms: default_delete_retention_ms(),
-            max_record_bytes: default_max_record_bytes(),
-        }
-    }
-
-    /// Checks every number that has a range.
-    ///
-    /// # Errors
-    /// [`DefinitionError::Range`] for the first one outside.
-    pub fn check(&self) -> Result<(), DefinitionError> {
-        let ranges = [
-            ("partitions", u64::from(self.partitions), 1, 4096),
-            ("index.m", u64::from(self.index.m), 4, 128),
-            (
-                "index.ef_construction",
-                u64::from(self.index.ef_construction),
-                8,
-                4096,
-            ),
-            (
-                "index.ef_search",
-                u64::from(self.index.ef_search),
-                1,
-                10_000,
-            ),
-            (
-                "max_record_bytes",
-                u64::from(self.max_record_bytes),
-                256,
-                64 << 20,
-            ),
-            (
-                "replication_factor",
-                u64::from(self.replication_factor.unwrap_or(1)),
-                1,
-                64,
-            ),
-        ];
-        for (field, found, min, max) in ranges {
-            if !(min..=max).contains(&found) {
-                return Err(DefinitionError::Range {
-                    field,
-                    found,
-                    min,
-                    max,
-                });
-            }
-        }
-        Ok(())
-    }
-}
+use crate::{v1, vector::Dim};
 
 const METRICS: &str = "METRIC_COSINE, METRIC_INNER_PRODUCT, METRIC_L2";
 const PARTITIONERS: &str = "PARTITIONER_MURMUR2, PARTITIONER_CRC32";
@@ -358,8 +151,10 @@ fn small(field: &'static str, found: u32, max: u16) -> Result<u16, DefinitionErr
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use super::{Collection, DefinitionError, IndexParameters, Metric, Partitioner, Quantization};
-    use crate::v1;
+    use crate::{
+        Collection, IndexParameters, Metric, Partitioner, Quantization,
+        collection::DefinitionError, v1,
+    };
 
     fn minimal() -> v1::Collection {
         v1::Collection {
