@@ -1,0 +1,110 @@
+//! In what two definitions of one collection differ, for a person to read.
+
+use std::fmt::Write as _;
+
+use shoal_schemas::{Collection, IndexParameters};
+
+/// A field in which two definitions differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The field.
+    pub field: &'static str,
+    /// As it stands in the control topic.
+    pub found: String,
+    /// As it was asked for.
+    pub wanted: String,
+}
+
+/// Every field in which two definitions differ, in the order of the definition.
+pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Difference> {
+    // Taken apart in full, so that a new field cannot be forgotten here.
+    let Collection {
+        name,
+        dim,
+        metric,
+        partitions,
+        partitioner,
+        route_by_key_prefix,
+        index,
+        replication_factor,
+        delete_retention_ms,
+        max_record_bytes,
+    } = wanted;
+    let replicas =
+        |factor: Option<u16>| factor.map_or("the broker's default".into(), |n| n.to_string());
+    let index_of = |i: &IndexParameters| {
+        (
+            i.m.to_string(),
+            i.ef_construction.to_string(),
+            i.ef_search.to_string(),
+            format!("{:?}", i.quantization).to_lowercase(),
+        )
+    };
+    let (m, ef_construction, ef_search, quantization) = index_of(index);
+    let was = index_of(&found.index);
+    let pairs = [
+        ("name", found.name.to_string(), name.to_string()),
+        ("dim", found.dim.to_string(), dim.to_string()),
+        ("metric", snake(&found.metric), snake(metric)),
+        ("partitions", found.partitions.to_string(), partitions.to_string()),
+        ("partitioner", snake(&found.partitioner), snake(partitioner)),
+        (
+            "route_by_key_prefix",
+            found.route_by_key_prefix.to_string(),
+            route_by_key_prefix.to_string(),
+        ),
+        ("index.m", was.0, m),
+        ("index.ef_construction", was.1, ef_construction),
+        ("index.ef_search", was.2, ef_search),
+        ("index.quantization", was.3, quantization),
+        (
+            "replication_factor",
+            replicas(found.replication_factor),
+            replicas(*replication_factor),
+        ),
+        (
+            "delete_retention_ms",
+            found.delete_retention_ms.to_string(),
+            delete_retention_ms.to_string(),
+        ),
+        (
+            "max_record_bytes",
+            found.max_record_bytes.to_string(),
+            max_record_bytes.to_string(),
+        ),
+    ];
+    pairs
+        .into_iter()
+        .filter(|(_, found, wanted)| found != wanted)
+        .map(|(field, found, wanted)| Difference {
+            field,
+            found,
+            wanted,
+        })
+        .collect()
+}
+
+/// An enum's value as the definition spells it.
+fn snake(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+pub(super) fn listed(differences: &[Difference]) -> String {
+    let mut text = String::new();
+    for (n, difference) in differences.iter().enumerate() {
+        let parted = if n == 0 { "" } else { "; " };
+        let Difference {
+            field,
+            found,
+            wanted,
+        } = difference;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{parted}{field} is {found}, asked for was {wanted}");
+    }
+    text
+}
+

@@ -1,0 +1,270 @@
+//! Making and dropping a collection: its topic, its dead-letter topic, its definition.
+//!
+//! The definition in the control topic comes last, so whoever reads it finds the topics there.
+//! Nothing of this is a transaction: a call that breaks off half-way is made again and goes on,
+//! because topics that are there and fit are taken as they are. A topic that does not fit is
+//! never altered: its owner is told what to change.
+//!
+//! Two calls that define one name differently at the same moment are told apart by the log: the
+//! later definition stands, and the caller of the other one gets [`CreateError::Differs`] if it
+//! is overtaken before it has read its own back.
+
+mod difference;
+mod topics;
+
+use std::time::Duration;
+
+use shoal_runtime::{ErrorKind, tasks::blocking};
+use shoal_schemas::{
+    Collection, CollectionName,
+    collection::DefinitionError,
+    control::{Entry, Key},
+};
+
+use crate::{
+    AdminError, Cluster,
+    control::{ControlError, ControlHandle},
+};
+
+pub use difference::Difference;
+use difference::{differences, listed};
+
+/// How long the control topic may take to be read for the first time.
+const CAUGHT_UP: Duration = Duration::from_secs(10);
+/// How long a definition may take to come back from the control topic.
+const READ_BACK: Duration = Duration::from_secs(30);
+
+/// A collection that is there now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Its definition.
+    pub collection: Collection,
+    /// False if an equal one was there already.
+    pub created: bool,
+}
+
+/// Why a collection was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The definition itself.
+    #[error("collection definition is refused")]
+    Definition(#[from] DefinitionError),
+    /// One of that name says something else.
+    #[error("collection `{name}` exists and differs: {}", listed(.differences))]
+    Differs {
+        /// The name.
+        name: CollectionName,
+        /// Every field that differs.
+        differences: Vec<Difference>,
+    },
+    /// A topic is there and cannot hold the collection.
+    #[error("topic `{topic}` exists and does not fit: {}", .faults.join("; "))]
+    Misfit {
+        /// The topic.
+        topic: String,
+        /// Each fault, with what to do about it.
+        faults: Vec<String>,
+    },
+    /// The broker did not make or describe a topic.
+    #[error("topic `{topic}` cannot be made")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// Why.
+        #[source]
+        source: AdminError,
+    },
+    /// The control topic was not read, or did not take the definition.
+    #[error("definition of `{name}` cannot be recorded")]
+    Control {
+        /// The collection.
+        name: CollectionName,
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+    /// Somebody dropped it while it was being made.
+    #[error("collection `{name}` was dropped by another call meanwhile")]
+    Dropped {
+        /// The collection.
+        name: CollectionName,
+    },
+}
+
+impl CreateError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Definition(_) | Self::Differs { .. } | Self::Misfit { .. } => ErrorKind::Caller,
+            Self::Dropped { .. } => ErrorKind::Retry,
+            Self::Topic { source, .. } => source.kind(),
+            Self::Control { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// Why a collection was not dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum DropError {
+    /// There is none of that name.
+    #[error("collection `{name}` does not exist; there are: {}", known(.existing))]
+    Missing {
+        /// The name.
+        name: CollectionName,
+        /// All names there are.
+        existing: Vec<CollectionName>,
+    },
+    /// The control topic did not take the tombstones.
+    #[error("collection `{name}` cannot be forgotten")]
+    Control {
+        /// The collection.
+        name: CollectionName,
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+    /// The definition is gone, a topic is still there.
+    #[error("collection is dropped, but its topic `{topic}` is still there")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// Why.
+        #[source]
+        source: AdminError,
+    },
+}
+
+impl DropError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::Caller,
+            Self::Control { source, .. } => source.kind(),
+            Self::Topic { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// Makes a collection, or finds that an equal one is there.
+///
+/// Its topics are made if missing (also for a definition that is there already) and taken as
+/// they are if they fit. Returns once this process has read the definition back.
+///
+/// # Errors
+/// [`CreateError`]; after a [`ErrorKind::Retry`] the same call may be made again.
+pub async fn create(
+    cluster: &Cluster,
+    control: &ControlHandle,
+    wanted: Collection,
+) -> Result<Created, CreateError> {
+    wanted.check()?;
+    let name = wanted.name.clone();
+    let failed = |source| CreateError::Control {
+        name: name.clone(),
+        source,
+    };
+    let state = control.caught_up(CAUGHT_UP).await.map_err(failed)?;
+    let existing = state.collections.get(&name);
+    if let Some(found) = existing {
+        same(found, &wanted)?;
+    }
+    for which in [topics::Which::Home, topics::Which::DeadLetter] {
+        let admin = cluster.admin.clone();
+        let wanted = wanted.clone();
+        blocking(move || topics::ensure(&*admin, which, &wanted)).await?;
+    }
+    if existing.is_some() {
+        return Ok(Created {
+            collection: wanted,
+            created: false,
+        });
+    }
+    let entry = Entry::Collection(Box::new(wanted.clone()));
+    let key = Key::Collection(name.clone());
+    let offset = control.put(&key, &entry).await.map_err(failed)?;
+    let state = control.wait_for(offset, READ_BACK).await.map_err(failed)?;
+    match state.collections.get(&name) {
+        Some(found) => same(found, &wanted)?,
+        None => return Err(CreateError::Dropped { name }),
+    }
+    Ok(Created {
+        collection: wanted,
+        created: true,
+    })
+}
+
+/// Forgets a collection: tombstones its definition, then the claims of its shards.
+///
+/// The definition goes first, so that indexers let go and claim nothing anew. The topics and all
+/// points stay, and `create` takes them up again, unless `delete_topics` is set.
+///
+/// # Errors
+/// [`DropError`]; after a [`ErrorKind::Retry`] the same call may be made again, except that a
+/// [`DropError::Topic`] leaves only the topics to delete.
+pub async fn drop(
+    cluster: &Cluster,
+    control: &ControlHandle,
+    name: &CollectionName,
+    delete_topics: bool,
+) -> Result<(), DropError> {
+    let refused = |source| DropError::Control {
+        name: name.clone(),
+        source,
+    };
+    let state = control.caught_up(CAUGHT_UP).await.map_err(refused)?;
+    if !state.collections.contains_key(name) {
+        return Err(DropError::Missing {
+            name: name.clone(),
+            existing: state.collections.keys().cloned().collect(),
+        });
+    }
+    let definition = Key::Collection(name.clone());
+    let mut last = control.remove(&definition).await.map_err(refused)?;
+    let shards = state.shards.keys().filter(|(of, _)| of == name);
+    for (of, shard) in shards {
+        let claim = Key::Shard(of.clone(), *shard);
+        last = control.remove(&claim).await.map_err(refused)?;
+    }
+    control.wait_for(last, READ_BACK).await.map_err(refused)?;
+    if delete_topics {
+        for topic in [name.topic(), name.dlq_topic()] {
+            let admin = cluster.admin.clone();
+            blocking(move || {
+                admin
+                    .delete_topic(&topic)
+                    .map_err(|source| DropError::Topic { topic, source })
+            })
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Passes if both say the same.
+fn same(found: &Collection, wanted: &Collection) -> Result<(), CreateError> {
+    let differences = differences(found, wanted);
+    if differences.is_empty() {
+        Ok(())
+    } else {
+        Err(CreateError::Differs {
+            name: wanted.name.clone(),
+            differences,
+        })
+    }
+}
+
+/// Names for an error's text, at most twenty.
+fn known(names: &[CollectionName]) -> String {
+    const SHOWN: usize = 20;
+    if names.is_empty() {
+        return "none".into();
+    }
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(CollectionName::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
