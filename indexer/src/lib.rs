@@ -1,1 +1,26 @@
-//! stub
+//! The indexer: consumes partitions, keeps each durable and searchable, answers for its shards.
+//!
+//! The files follow a record: [`admit`] decides whether it is taken, [`dlq`] keeps what is not,
+//! [`entry`] is its form in the shard's own log ([`wal`]), [`rule`] decides what is served,
+//! [`catalog`] remembers it, [`segment`] and [`index`] make it findable, [`view`] is what a search
+//! sees, [`shard`] ties them to two threads, [`node`] runs a node's shards, [`serve`] answers.
+#![forbid(unsafe_code)]
+
+pub mod admit;
+pub mod catalog;
+pub mod config;
+pub mod dlq;
+pub mod entry;
+pub mod index;
+pub mod metrics;
+pub mod node;
+pub mod rule;
+pub mod segment;
+pub mod serve;
+pub mod shard;
+mod start;
+pub mod view;
+pub mod wal;
+
+pub use config::Config;
+pub use start::{Addresses, StartError, start};

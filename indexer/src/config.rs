@@ -1,0 +1,192 @@
+//! Settings of an indexer.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use shoal_runtime::config::Validate;
+use shoal_schemas::RegionName;
+
+/// How an indexer runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This node's name in claims and logs, unique in its region. Default: the host's name
+    /// if `HOSTNAME` is set, else `indexer`.
+    pub node: String,
+    /// The region this indexer and its Kafka stand in. Default `local`.
+    pub region: RegionName,
+    /// Where shards keep their files. Default `.shoal/indexer`. One indexer a folder.
+    pub data_dir: PathBuf,
+    /// Where the gRPC service listens. Default 127.0.0.1:7720.
+    pub grpc_listen: SocketAddr,
+    /// Where health, readiness and metrics listen. Default 127.0.0.1:7721.
+    pub http_listen: SocketAddr,
+    /// What others dial to reach `grpc_listen`, `host:port`. Default: the listen address.
+    pub advertise: Option<String>,
+    /// Which shards this node serves.
+    pub ownership: Ownership,
+    /// Tuning of every shard.
+    pub engine: EngineConfig,
+    /// `/readyz` says no while any shard is further behind. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub ready_lag: Duration,
+    /// How often the broker is asked for its ends; the unit lag in seconds is told in.
+    /// Default 1 s.
+    #[serde(with = "humantime_serde")]
+    pub probe_interval: Duration,
+    /// Longest time to let go of a shard or to stop. Default 20 s; has to be below
+    /// Kafka's session timeout (45 s by default), or another node starts before this one is done.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+}
+
+/// How shards find their owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Ownership {
+    /// Indexers of one group share all shards of all collections; Kafka decides.
+    Group {
+        /// The consumer group's name.
+        group: String,
+    },
+    /// This node serves these shard numbers of every collection, whoever else does.
+    Static {
+        /// The numbers; empty means all.
+        shards: Vec<u32>,
+    },
+}
+
+/// Tuning of a shard's engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Records taken in one turn. Default 256.
+    ///
+    /// A turn is one write to the shard's own log and one publication to searches: more raises
+    /// throughput, and the time until the first record of a turn is searchable.
+    pub batch_records: NonZeroUsize,
+    /// Rows that may wait for the graph, scanned exactly by every search. Default 4096.
+    ///
+    /// Full pauses the partition. Lower it for faster searches during bulk loads; too low and
+    /// ingest stops and goes.
+    pub memtable_rows: u32,
+    /// Rows after which the growing segment is sealed and a new one begun. Default 262,144.
+    ///
+    /// A checkpoint writes the growing graph as a whole; smaller segments make it cheaper and
+    /// every search dearer.
+    pub seal_rows: u32,
+    /// A segment with this share of dead rows is rebuilt without them. Default 0.33.
+    pub compact_dead_share: f64,
+    /// Dead rows below which no segment is rebuilt. Default 1024.
+    pub compact_dead_rows: u32,
+    /// Growth of the shard's own log after which a checkpoint is stored. Default 256 MiB.
+    ///
+    /// A restart replays at most about this much.
+    pub checkpoint_bytes: ByteSize,
+    /// How often the shard's own log is made durable, and offsets committed. Default 50 ms.
+    #[serde(with = "humantime_serde")]
+    pub sync_interval: Duration,
+    /// Size of one file of the shard's own log. Default 64 MiB.
+    pub wal_segment_bytes: ByteSize,
+    /// Searches at a time, over all shards of the node. Default: the number of processors.
+    pub search_threads: NonZeroUsize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self {
+            batch_records: NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN),
+            memtable_rows: 4096,
+            seal_rows: 262_144,
+            compact_dead_share: 0.33,
+            compact_dead_rows: 1024,
+            checkpoint_bytes: ByteSize::mib(256),
+            sync_interval: Duration::from_millis(50),
+            wal_segment_bytes: ByteSize::mib(64),
+            search_threads: processors,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: std::env::var("HOSTNAME").unwrap_or_else(|_| "indexer".into()),
+            region: "local".parse().expect("`local` is a valid name"),
+            data_dir: ".shoal/indexer".into(),
+            grpc_listen: ([127, 0, 0, 1], 7720).into(),
+            http_listen: ([127, 0, 0, 1], 7721).into(),
+            advertise: None,
+            ownership: Ownership::Group {
+                group: "shoal-indexers".into(),
+            },
+            engine: EngineConfig::default(),
+            ready_lag: Duration::from_secs(30),
+            probe_interval: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self, faults: &mut Vec<String>) {
+        if self.node.is_empty() {
+            faults.push("indexer.node is empty; name this node".into());
+        }
+        if self.probe_interval.is_zero() {
+            faults.push("indexer.probe_interval is 0; set 1s or so".into());
+        }
+        if self.drain_timeout < Duration::from_secs(1) {
+            faults.push(format!(
+                "indexer.drain_timeout is {:?}, allowed is 1s and more",
+                self.drain_timeout
+            ));
+        }
+        if let Ownership::Group { group } = &self.ownership
+            && group.is_empty()
+        {
+            faults.push("indexer.ownership.group is empty; name the consumer group".into());
+        }
+        self.engine.validate(faults);
+    }
+}
+
+impl Validate for EngineConfig {
+    fn validate(&self, faults: &mut Vec<String>) {
+        let minimum = crate::segment::CHUNK_ROWS;
+        if self.memtable_rows < minimum {
+            faults.push(format!(
+                "indexer.engine.memtable_rows is {}, allowed are {minimum} and more",
+                self.memtable_rows
+            ));
+        }
+        if self.seal_rows < self.memtable_rows {
+            faults.push(format!(
+                "indexer.engine.seal_rows is {}, has to be at least memtable_rows, {}",
+                self.seal_rows, self.memtable_rows
+            ));
+        }
+        if !(0.05..=0.95).contains(&self.compact_dead_share) {
+            faults.push(format!(
+                "indexer.engine.compact_dead_share is {}, allowed are 0.05 to 0.95",
+                self.compact_dead_share
+            ));
+        }
+        if self.sync_interval.is_zero() {
+            faults.push("indexer.engine.sync_interval is 0; set 50ms or so".into());
+        }
+        let smallest = ByteSize::mib(1);
+        for (key, size) in [
+            ("checkpoint_bytes", self.checkpoint_bytes),
+            ("wal_segment_bytes", self.wal_segment_bytes),
+        ] {
+            if size < smallest {
+                faults.push(format!(
+                    "indexer.engine.{key} is {size}, allowed are {smallest} and more"
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The dead-letter topic: refused records, unchanged, with their reason and origin.
+//!
+//! An offset is not taken as done before the refusals below it are acknowledged here, so a crash
+//! can write an entry twice but never lose one; readers count an origin once.
+
+use std::time::Duration;
+
+use futures::{executor::block_on, future::join_all};
+use shoal_runtime::{
+    chain,
+    clock::{Clock, Stopwatch},
+};
+use shoal_schemas::{Offset, Record, Rejection, Source, dlq, name::dlq_topic};
+use shoal_topic::{Cluster, TopicPartition};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+/// How long a failed round rests.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// One refused record.
+pub struct Refused {
+    /// Where it stood.
+    pub source: Source,
+    /// Its offset there.
+    pub offset: Offset,
+    /// The record as it came.
+    pub record: Record,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+/// Writes refusals, all of them, before it returns. False if it was cancelled first.
+pub fn put(
+    cluster: &Cluster,
+    clock: &dyn Clock,
+    refused: &[Refused],
+    cancel: &CancellationToken,
+) -> bool {
+    let mut left: Vec<(TopicPartition, Record)> = refused
+        .iter()
+        .map(|one| {
+            let to = TopicPartition {
+                topic: dlq_topic(&one.source.topic).into(),
+                partition: one.source.partition,
+            };
+            let entry = dlq::entry(
+                &one.record,
+                &one.rejection,
+                &one.source,
+                one.offset,
+                clock.now_ms(),
+            );
+            (to, entry)
+        })
+        .collect();
+    while !left.is_empty() {
+        if cancel.is_cancelled() {
+            return false;
+        }
+        let sent: Vec<_> = left
+            .iter()
+            .map(|(to, entry)| cluster.writer.send(to, entry))
+            .collect();
+        let outcomes = block_on(join_all(sent.into_iter().map(|one| async move {
+            match one {
+                Ok(delivery) => delivery.await.map(|_| ()),
+                Err(error) => Err(error),
+            }
+        })));
+        let mut failed = None;
+        let mut outcomes = outcomes.into_iter();
+        left.retain(|_| match outcomes.next() {
+            Some(Err(error)) => {
+                failed = Some(error);
+                true
+            }
+            Some(Ok(())) | None => false,
+        });
+        if let Some(failure) = failed {
+            let entries = left.len();
+            if failure.kind() == shoal_runtime::ErrorKind::Retry {
+                warn!(entries, error = %chain(&failure), "dead letters wait for the broker");
+            } else {
+                error!(entries, error = %chain(&failure), "dead letters are refused, the shard waits");
+            }
+            wait(cancel, RETRY_AFTER);
+        }
+    }
+    true
+}
+
+/// Waits on a thread of ours, at most until cancelled.
+pub fn wait(cancel: &CancellationToken, time: Duration) {
+    let watch = Stopwatch::start();
+    while watch.elapsed() < time && !cancel.is_cancelled() {
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}

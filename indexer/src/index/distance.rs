@@ -1,0 +1,119 @@
+//! Exact distances in f32, for the memtable and for `exact` searches.
+//!
+//! Sixteen independent sums a loop, so that the compiler turns them into vector instructions
+//! without being allowed to reorder additions itself.
+
+use shoal_schemas::Metric;
+
+const LANES: usize = 16;
+
+/// A query with what can be computed once.
+#[derive(Clone, Debug)]
+pub struct Query<'a> {
+    metric: Metric,
+    components: &'a [f32],
+    norm: f32,
+}
+
+impl<'a> Query<'a> {
+    /// Prepares a checked query.
+    pub fn new(metric: Metric, components: &'a [f32]) -> Self {
+        let norm = match metric {
+            Metric::Cosine => dot(components, components).sqrt(),
+            Metric::InnerProduct | Metric::L2 => 1.0,
+        };
+        Self {
+            metric,
+            components,
+            norm,
+        }
+    }
+
+    /// The components as given.
+    pub fn components(&self) -> &'a [f32] {
+        self.components
+    }
+
+    /// Distance to `other`, which has as many components.
+    pub fn distance(&self, other: &[f32]) -> f32 {
+        debug_assert_eq!(self.components.len(), other.len());
+        match self.metric {
+            Metric::Cosine => {
+                let (product, square) = dot_and_square(self.components, other);
+                1.0 - product / (self.norm * square.sqrt())
+            }
+            Metric::InnerProduct => 1.0 - dot(self.components, other),
+            Metric::L2 => squared_l2(self.components, other),
+        }
+    }
+}
+
+fn fold(a: &[f32], b: &[f32], mut step: impl FnMut(usize, f32, f32)) {
+    let (a_blocks, a_tail) = a.as_chunks::<LANES>();
+    let (b_blocks, b_tail) = b.as_chunks::<LANES>();
+    for (x, y) in a_blocks.iter().zip(b_blocks) {
+        for (lane, (x, y)) in x.iter().zip(y).enumerate() {
+            step(lane, *x, *y);
+        }
+    }
+    for (lane, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
+        step(lane, *x, *y);
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    fold(a, b, |lane, x, y| {
+        if let Some(sum) = sums.get_mut(lane) {
+            *sum += x * y;
+        }
+    });
+    sums.iter().sum()
+}
+
+fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    fold(a, b, |lane, x, y| {
+        if let Some(sum) = sums.get_mut(lane) {
+            *sum += (x - y) * (x - y);
+        }
+    });
+    sums.iter().sum()
+}
+
+fn dot_and_square(a: &[f32], b: &[f32]) -> (f32, f32) {
+    let mut products = [0.0f32; LANES];
+    let mut squares = [0.0f32; LANES];
+    fold(a, b, |lane, x, y| {
+        if let (Some(product), Some(square)) = (products.get_mut(lane), squares.get_mut(lane)) {
+            *product += x * y;
+            *square += y * y;
+        }
+    });
+    (products.iter().sum(), squares.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_schemas::Metric;
+
+    use super::Query;
+
+    #[test]
+    fn each_metric_agrees_with_its_definition() {
+        let a: Vec<f32> = (0u8..37).map(|i| f32::from(i) * 0.25 - 3.0).collect();
+        let b: Vec<f32> = (0u8..37).map(|i| 2.0 - f32::from(i) * 0.125).collect();
+        let dot: f32 = a.iter().zip(&b).map(|(x, y)| x * y).sum();
+        let norm = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let l2: f32 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
+        for (metric, expected) in [
+            (Metric::Cosine, 1.0 - dot / (norm(&a) * norm(&b))),
+            (Metric::InnerProduct, 1.0 - dot),
+            (Metric::L2, l2),
+        ] {
+            let found = Query::new(metric, &a).distance(&b);
+            let tolerance = 1e-4 * expected.abs().max(1.0);
+            assert!((found - expected).abs() < tolerance, "{metric:?}: {found} for {expected}");
+        }
+    }
+}

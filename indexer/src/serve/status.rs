@@ -1,0 +1,42 @@
+//! The one place where this service chooses gRPC codes.
+
+use shoal_runtime::{ErrorKind, chain};
+use tonic::Code;
+
+use crate::shard::search::ReadError;
+
+/// Why one shard does not answer: part of an answer, not of the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the caller should do, as gRPC says it.
+    pub code: Code,
+    /// What a person should know.
+    pub message: String,
+}
+
+impl Refusal {
+    /// From a failed read. Logged here, because only the text goes on.
+    pub(super) fn from_read(error: &ReadError) -> Self {
+        let kind = match error {
+            ReadError::Catalog(error) => error.kind(),
+            ReadError::Log(error) => error.kind(),
+            ReadError::Search(_) | ReadError::Entry(_) => ErrorKind::Corrupt,
+        };
+        let message = chain(error).to_string();
+        tracing::error!(error = %message, "shard cannot answer");
+        Self {
+            code: match kind {
+                ErrorKind::Retry | ErrorKind::Closed => Code::Unavailable,
+                ErrorKind::Caller => Code::InvalidArgument,
+                ErrorKind::Corrupt => Code::DataLoss,
+                ErrorKind::Bug => Code::Internal,
+            },
+            message,
+        }
+    }
+
+    /// The code's number, as a shard's part of an answer carries it.
+    pub(super) fn number(&self) -> i32 {
+        i32::from(self.code)
+    }
+}

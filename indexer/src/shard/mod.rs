@@ -1,0 +1,274 @@
+//! One shard: one partition's points, durable and searchable.
+//!
+//! One thread writes ([`run`]): it polls, admits, appends to the shard's own log, applies. One
+//! builder thread ([`builder`]) folds the memtable into the growing graph, stores checkpoints
+//! and compacts. Any number of threads search; none of them waits for the other two. What they
+//! share is [`Shared`]; what only the writer has is [`writer::Writer`].
+
+pub mod builder;
+pub mod checkpoint;
+pub mod compact;
+pub mod lag;
+pub mod recover;
+pub mod run;
+pub mod search;
+pub mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use shoal_runtime::clock::Clock;
+use shoal_schemas::{Collection, Offset, Partition, RegionName, Source, digest::Digest};
+use tokio::sync::watch;
+
+use crate::{
+    catalog::Catalog,
+    config::EngineConfig,
+    index::{IndexError, hnsw},
+    segment::{Place, Segment, SegmentId, Sequence},
+    view::View,
+    wal::{self, Position},
+};
+
+/// How far a shard has come, published once a batch. All parts belong to the same moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// First offset not yet applied, by source.
+    pub next: Vec<Offset>,
+    /// Digest of everything served and contested.
+    pub digest: Digest,
+    /// Ids whose newest record was refused.
+    pub contested: u64,
+    /// Served points, expired ones too.
+    pub points: u64,
+}
+
+/// One stream into the shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSpec {
+    /// The partition it reads.
+    pub source: Source,
+    /// The region its records were written in; decides between equal versions.
+    pub region: RegionName,
+}
+
+/// What a shard is made with.
+#[derive(Clone)]
+pub struct Spec {
+    /// The collection it belongs to.
+    pub collection: Arc<Collection>,
+    /// Its number.
+    pub shard: Partition,
+    /// Its home partition first, then mirrored ones.
+    pub sources: Vec<SourceSpec>,
+    /// The region this indexer stands in.
+    pub region: RegionName,
+    /// Its own folder.
+    pub folder: PathBuf,
+    /// Tuning.
+    pub engine: EngineConfig,
+}
+
+impl Spec {
+    /// The shard's name in logs and labels.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.collection.name, self.shard)
+    }
+
+    fn graph_options(&self) -> hnsw::Options {
+        hnsw::Options {
+            dim: self.collection.dim,
+            metric: self.collection.metric,
+            parameters: self.collection.index,
+            // The builder, and a spare for a checkpoint that reads rows.
+            threads: self.engine.search_threads.get() + 2,
+        }
+    }
+
+    fn wal_folder(&self) -> PathBuf {
+        self.folder.join("wal")
+    }
+
+    fn catalog_folder(&self) -> PathBuf {
+        self.folder.join("catalog")
+    }
+
+    fn checkpoint_folder(&self) -> PathBuf {
+        self.folder.join("checkpoint")
+    }
+
+    fn segment_folder(&self, id: SegmentId) -> PathBuf {
+        self.folder.join("segments").join(format!("{:06}", id.0))
+    }
+}
+
+/// What the writer, the builder and the searches of a shard share.
+pub struct Shared {
+    /// What it was made with.
+    pub spec: Spec,
+    /// Every source the shard has ever had, in the order of their indexes.
+    pub sources: Vec<SourceSpec>,
+    /// Wall and monotonic time.
+    pub clock: Arc<dyn Clock>,
+    /// Id to place. The writer writes.
+    pub catalog: Catalog,
+    /// Reads the shard's own log.
+    pub log: wal::Reader,
+    /// Makes the shard's own log durable.
+    pub syncer: wal::Syncer,
+    /// What lag is told from.
+    pub lag: lag::Lag,
+    view: ArcSwap<View>,
+    view_change: Mutex<()>,
+    applied: AtomicU64,
+    /// Output of a compaction whose rows are being moved over; not in the view yet.
+    moving: ArcSwapOption<Segment>,
+    progress: watch::Sender<Arc<Progress>>,
+    /// The newest position of the own log whose content is applied, with the offsets then.
+    applied_log: Mutex<(Position, Vec<Offset>)>,
+    durable: Mutex<Vec<Offset>>,
+    work: Mutex<BuilderWork>,
+    work_changed: Condvar,
+    room: Condvar,
+    /// A segment being stored, and the row from which on it is not folded meanwhile.
+    fold_limit: Mutex<Option<(SegmentId, u32)>>,
+    wal_bytes: AtomicU64,
+}
+
+/// What the writer asks of the builder, and what the builder hands back.
+#[derive(Default)]
+struct BuilderWork {
+    checkpoint: Option<checkpoint::Job>,
+    /// Number of the checkpoint done last, until the writer has seen it.
+    checkpoint_done: Option<checkpoint::Done>,
+    compacted: Option<compact::Compacted>,
+    /// The builder is making a segment; a checkpoint would have to wait for it.
+    compacting: bool,
+    /// The growing segment is worth compacting: seal it early.
+    seal_wanted: bool,
+}
+
+/// How long the writer and the builder wait before they look again by themselves.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+impl Shared {
+    /// The newest view and the sequence it may be searched at.
+    pub fn moment(&self) -> (Arc<View>, Sequence) {
+        loop {
+            // In this order: see `view.rs`.
+            let sequence = Sequence(self.applied.load(Ordering::Acquire));
+            let view = self.view.load_full();
+            if view.complete_from <= sequence {
+                return (view, sequence);
+            }
+        }
+    }
+
+    /// How far the shard has come; changes once a batch.
+    pub fn progress(&self) -> watch::Receiver<Arc<Progress>> {
+        self.progress.subscribe()
+    }
+
+    /// First offset of each source that is not yet durable in the shard's own log.
+    pub fn durable(&self) -> Vec<Offset> {
+        lock(&self.durable).clone()
+    }
+
+    /// Makes what is applied durable, and says what that is: what may be committed to Kafka.
+    ///
+    /// # Errors
+    /// [`wal::SyncError`]; the shard then takes no more writes.
+    pub fn sync(&self) -> Result<Vec<Offset>, wal::SyncError> {
+        let (position, next) = lock(&self.applied_log).clone();
+        if self.syncer.durable() < position {
+            self.syncer.sync()?;
+        }
+        let mut durable = lock(&self.durable);
+        durable.clone_from(&next);
+        Ok(next)
+    }
+
+    /// Bytes of the shard's own log on disk.
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Which source, if any, a topic of a cluster is.
+    pub fn source_index(&self, cluster: &str, topic: &str) -> Option<usize> {
+        self.sources.iter().position(|one| {
+            &*one.source.cluster.0 == cluster && &*one.source.topic == topic
+        })
+    }
+
+    /// Replaces the view by what `change` makes of it.
+    fn change_view(&self, change: impl FnOnce(&View) -> View) {
+        let _one_at_a_time = lock(&self.view_change);
+        let changed = change(&self.view.load());
+        self.view.store(Arc::new(changed));
+    }
+
+    /// The segment of a place, also while its rows are being moved over.
+    fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
+        let view = self.view.load();
+        if let Some(segment) = view.segment(id) {
+            return Some(segment.clone());
+        }
+        self.moving.load_full().filter(|segment| segment.id == id)
+    }
+
+    /// Where the own log keeps the point at a place.
+    pub fn log_position(&self, place: Place) -> Option<Position> {
+        let segment = self.segment(place.segment)?;
+        segment.row(place.row).map(|row| row.wal)
+    }
+
+    fn work(&self) -> MutexGuard<'_, BuilderWork> {
+        lock(&self.work)
+    }
+
+    /// Waits until there may be work for the builder, or until it is time to look again.
+    fn wait_for_work(&self) {
+        let guard = lock(&self.work);
+        let _woken = self.work_changed.wait_timeout(guard, LOOK_AGAIN);
+    }
+
+    /// Waits until the memtable may have room, or until it is time to look again.
+    fn wait_for_room(&self) {
+        let guard = lock(&self.work);
+        let _woken = self.room.wait_timeout(guard, LOOK_AGAIN);
+    }
+
+    fn new_graph(&self) -> Result<Arc<dyn crate::index::VectorIndex>, IndexError> {
+        Ok(Arc::new(hnsw::Hnsw::new(&self.spec.graph_options())?))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .expect("nothing panics while it holds a lock of a shard")
+}
+
+/// Makes a folder and those above it.
+fn make_folder(path: &Path) -> Result<(), FolderError> {
+    std::fs::create_dir_all(path).map_err(|source| FolderError {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A folder that cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use folder `{}`", .path.display())]
+pub struct FolderError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}

@@ -1,0 +1,109 @@
+//! Starting an indexer: folders, listeners, the node, the service.
+
+use std::{fs, io, net::SocketAddr, path::PathBuf};
+
+use shoal_runtime::http;
+use shoal_schemas::v1;
+use shoal_topic::Deps;
+use tonic::transport::server::TcpIncoming;
+
+use crate::{config::Config, metrics, node::Node, serve::Service};
+
+/// Largest request and answer, bytes: 10,000 vectors of 4096 components would not fit, a batch does.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Requests of one connection at a time.
+const MAX_STREAMS: u32 = 1000;
+
+/// Where a role listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Health, readiness, metrics.
+    pub http: SocketAddr,
+}
+
+/// Why an indexer does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error("indexer cannot listen")]
+    Listen(#[source] io::Error),
+    /// The data folder.
+    #[error("indexer cannot use data_dir `{}`", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The system's own.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread.
+    #[error("indexer gets no thread")]
+    Thread(#[source] io::Error),
+    /// The reflection service.
+    #[error("indexer cannot describe its service")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// Starts an indexer and returns where it listens.
+///
+/// # Errors
+/// [`StartError`]; nothing runs then.
+pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError> {
+    metrics::describe();
+    fs::create_dir_all(&config.data_dir).map_err(|source| StartError::Folder {
+        path: config.data_dir.clone(),
+        source,
+    })?;
+    let grpc = http::bind(config.grpc_listen)
+        .await
+        .map_err(StartError::Listen)?;
+    let ops = http::bind(config.http_listen)
+        .await
+        .map_err(StartError::Listen)?;
+    let addresses = Addresses {
+        grpc: grpc.local_addr().map_err(StartError::Listen)?,
+        http: ops.local_addr().map_err(StartError::Listen)?,
+    };
+    let advertised = config
+        .advertise
+        .clone()
+        .unwrap_or_else(|| addresses.grpc.to_string());
+    let node = Node::new(config.clone(), deps.clone(), advertised);
+    let search_threads = config.engine.search_threads.get();
+    let service = v1::shard_server::ShardServer::new(Service::new(node.clone(), search_threads))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(StartError::Reflection)?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<v1::shard_server::ShardServer<Service>>()
+        .await;
+    node.start().map_err(StartError::Thread)?;
+    let cancel = deps.tasks.cancel().clone();
+    deps.tasks.spawn("indexer grpc", {
+        let cancel = cancel.clone();
+        async move {
+            tonic::transport::Server::builder()
+                .max_concurrent_streams(MAX_STREAMS)
+                .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+                .tcp_nodelay(true)
+                .add_service(service)
+                .add_service(health_service)
+                .add_service(reflection)
+                .serve_with_incoming_shutdown(
+                    TcpIncoming::from(grpc).with_nodelay(Some(true)),
+                    cancel.cancelled_owned(),
+                )
+                .await
+        }
+    });
+    let router = http::ops_router(deps.readiness.clone(), deps.metrics.clone());
+    deps.tasks
+        .spawn("indexer http", http::serve(ops, router, cancel));
+    Ok(addresses)
+}
