@@ -27,7 +27,7 @@ pub struct TopicSpec {
     pub replication_factor: Option<u16>,
     /// Clean-up policy.
     pub cleanup: Cleanup,
-    /// Further topic settings by Kafka's names.
+    /// Further topic settings by Kafka's names. A `cleanup.policy` among them wins over `cleanup`.
     pub settings: BTreeMap<String, String>,
 }
 

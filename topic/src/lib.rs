@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use admin::{Admin, AdminError, Cleanup, TopicSpec};
 pub use deps::Deps;
 pub use membership::{Membership, MembershipEvent};
-pub use reader::{Fetched, FetchedRecord, Reader, ReadError, Start, Watermarks};
+pub use reader::{Fetched, FetchedRecord, ReadError, Reader, Start, Watermarks};
 pub use writer::{Delivery, WriteError, Writer};
 
 /// Everything a role needs of one cluster. Cloning shares the connections.
@@ -49,7 +49,8 @@ pub trait Connect: Send + Sync {
     ///
     /// # Errors
     /// [`ReadError::Unreachable`] never: an absent broker shows in the first poll.
-    fn open_reader(&self, starts: &[(TopicPartition, Start)]) -> Result<Box<dyn Reader>, ReadError>;
+    fn open_reader(&self, starts: &[(TopicPartition, Start)])
+    -> Result<Box<dyn Reader>, ReadError>;
 
     /// Joins a consumer group that shares out the partitions of `topics`.
     ///

@@ -6,7 +6,8 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub const CONTROL_SKIPPED: &str = "shoal_control_skipped_total";
 /// Offset up to which the control topic is known.
 pub const CONTROL_NEXT_OFFSET: &str = "shoal_control_next_offset";
-/// Lookups of writer schemas at the registry, by `outcome`: `found`, `unknown`, `unavailable`.
+/// Lookups of writer schemas at the registry, by `outcome`: `found`, `unknown`, `unusable`,
+/// `unavailable`.
 pub const REGISTRY_LOOKUPS: &str = "shoal_registry_lookups_total";
 /// Records that Kafka did not take, by `reason`: `unreachable`, `missing`, `too_large`, `refused`.
 pub const WRITE_FAILURES: &str = "shoal_kafka_write_failures_total";

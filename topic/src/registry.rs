@@ -128,7 +128,9 @@ impl Registry {
         let settings = self.settings.clone();
         let schema = SuppliedSchema::new(None, SchemaType::Avro, schema_json.to_owned());
         let name = subject.to_owned();
-        let posted = self.ask(async move { post_schema(&settings, name, schema).await }).await;
+        let posted = self
+            .ask(async move { post_schema(&settings, name, schema).await })
+            .await;
         match posted {
             Ok(found) => Ok(found.id),
             Err(error) => match answered(&error) {
@@ -186,9 +188,9 @@ impl Registry {
                 id,
                 source: why.clone().into(),
             })),
-            Known::Unusable { until, json } if now < *until => {
-                WriterSchema::parse(json).err().map(|source| Err(unusable(id, source)))
-            }
+            Known::Unusable { until, json } if now < *until => WriterSchema::parse(json)
+                .err()
+                .map(|source| Err(unusable(id, source))),
             _ => None,
         }
     }
@@ -284,7 +286,10 @@ mod tests {
     use super::{Registry, RegistryError};
 
     fn nobody() -> String {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         format!("http://{address}")
     }
 
@@ -293,7 +298,10 @@ mod tests {
         let clock = Manual::at(0);
         let registry = Registry::new(&nobody(), clock.clone()).unwrap();
         let failed = registry.by_id(1).unwrap_err();
-        assert!(matches!(failed, LookupError::Unavailable { id: 1, .. }), "{failed}");
+        assert!(
+            matches!(failed, LookupError::Unavailable { id: 1, .. }),
+            "{failed}"
+        );
         assert!(registry.remembered(1).is_some());
         clock.advance(Duration::from_secs(2));
         assert!(registry.remembered(1).is_none());
@@ -305,7 +313,10 @@ mod tests {
     fn an_address_that_is_none_is_refused() {
         let clock: Arc<Manual> = Manual::at(0);
         let refused = Registry::new("localhost:8081", clock).err().unwrap();
-        assert!(matches!(refused, RegistryError::Address { .. }), "{refused}");
+        assert!(
+            matches!(refused, RegistryError::Address { .. }),
+            "{refused}"
+        );
     }
 
     #[tokio::test]

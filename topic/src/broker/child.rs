@@ -39,13 +39,18 @@ pub fn exec_as_child(command: &[OsString]) -> io::Error {
         return error.into();
     }
     // The parent may have died before the line above: then nobody would ever kill us.
-    let parent = getppid().map(Pid::as_raw_nonzero).map(|pid| pid.to_string());
+    let parent = getppid()
+        .map(Pid::as_raw_nonzero)
+        .map(|pid| pid.to_string());
     if let Some(expected) = env::var_os(PARENT_VARIABLE)
         && parent.as_deref().map(OsStr::new) != Some(&expected)
     {
         return io::Error::other("the parent is gone already");
     }
-    Command::new(program).args(arguments).env_remove(PARENT_VARIABLE).exec()
+    Command::new(program)
+        .args(arguments)
+        .env_remove(PARENT_VARIABLE)
+        .exec()
 }
 
 /// A running child. Dropping it kills it.
@@ -75,7 +80,11 @@ impl Child {
         command: &[OsString],
         log: &Path,
     ) -> Result<Self, BrokerError> {
-        let default = || ["setpriv", "--pdeathsig", "KILL"].map(OsString::from).to_vec();
+        let default = || {
+            ["setpriv", "--pdeathsig", "KILL"]
+                .map(OsString::from)
+                .to_vec()
+        };
         let mut words = launcher.cloned().unwrap_or_else(default);
         words.extend_from_slice(command);
         let mut words = words.into_iter();
@@ -88,7 +97,11 @@ impl Child {
             path: log.to_owned(),
             source,
         };
-        let out = File::options().create(true).append(true).open(log).map_err(file)?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(file)?;
         let err = out.try_clone().map_err(file)?;
         let mut start = Command::new(&program);
         start

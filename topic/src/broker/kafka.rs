@@ -137,7 +137,9 @@ impl LocalBroker {
 
     /// Waits up to `timeout` for it to end by itself; the log's last lines if it did.
     pub fn ended_within(&self, timeout: Duration) -> Option<String> {
-        self.child.wait(timeout).map(|status| format!("{status}\n{}", tail(&self.log)))
+        self.child
+            .wait(timeout)
+            .map(|status| format!("{status}\n{}", tail(&self.log)))
     }
 
     /// Ends it in good order, and kills it if that takes over 30 s. True if it ended by itself.
@@ -157,7 +159,11 @@ fn address(port: u16) -> SocketAddr {
 
 fn has_broker(libs: &Path) -> bool {
     fs::read_dir(libs).is_ok_and(|files| {
-        files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("kafka_2.13-"))
+        files.flatten().any(|file| {
+            file.file_name()
+                .to_string_lossy()
+                .starts_with("kafka_2.13-")
+        })
     })
 }
 
@@ -183,7 +189,10 @@ fn java(options: &BrokerOptions, dir: &Path, main: &[OsString]) -> Vec<OsString>
         command.push("-Xshare:auto".into());
     }
     command.push("-Djava.awt.headless=true".into());
-    command.push(joined("-Dlog4j2.configurationFile=", &dir.join("log4j2.yaml")));
+    command.push(joined(
+        "-Dlog4j2.configurationFile=",
+        &dir.join("log4j2.yaml"),
+    ));
     command.push("-cp".into());
     command.push(options.kafka_home.join("libs/*").into());
     command.extend_from_slice(main);
@@ -261,7 +270,9 @@ fn ports(wanted: Option<u16>, last: &Path) -> Result<(u16, u16), BrokerError> {
     let controller = listen(0)?;
     let port = |listener: &TcpListener| {
         let address = listener.local_addr();
-        address.map(|address| address.port()).map_err(|source| BrokerError::Port { port: 0, source })
+        address
+            .map(|address| address.port())
+            .map_err(|source| BrokerError::Port { port: 0, source })
     };
     Ok((port(&listener)?, port(&controller)?))
 }
@@ -301,7 +312,10 @@ impl Seen {
             file.seek(SeekFrom::Start(self.read_bytes))?;
             file.read_to_end(&mut new)
         });
-        let count = read.ok().and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+        let count = read
+            .ok()
+            .and_then(|count| u64::try_from(count).ok())
+            .unwrap_or(0);
         self.read_bytes += count;
         self.carried.push_str(&String::from_utf8_lossy(&new));
         self.started = self.carried.contains(STARTED);

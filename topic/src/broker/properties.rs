@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, path::Path};
 const OWN: [(&str, &str); 25] = [
     ("process.roles", "broker,controller"),
     ("node.id", "1"),
-    ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"),
+    (
+        "listener.security.protocol.map",
+        "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    ),
     ("controller.listener.names", "CONTROLLER"),
     ("inter.broker.listener.name", "PLAINTEXT"),
     ("offsets.topic.replication.factor", "1"),
@@ -40,14 +43,27 @@ pub(super) fn server(
     data: &Path,
     overrides: &BTreeMap<String, String>,
 ) -> String {
-    let mut settings: BTreeMap<&str, String> =
-        OWN.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-    let listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}");
+    let mut settings: BTreeMap<&str, String> = OWN
+        .iter()
+        .map(|(key, value)| (*key, (*value).to_owned()))
+        .collect();
+    let listeners =
+        format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}");
     settings.insert("listeners", listeners);
-    settings.insert("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}"));
-    settings.insert("controller.quorum.voters", format!("1@127.0.0.1:{controller_port}"));
+    settings.insert(
+        "advertised.listeners",
+        format!("PLAINTEXT://127.0.0.1:{port}"),
+    );
+    settings.insert(
+        "controller.quorum.voters",
+        format!("1@127.0.0.1:{controller_port}"),
+    );
     settings.insert("log.dirs", data.display().to_string());
-    settings.extend(overrides.iter().map(|(key, value)| (key.as_str(), value.clone())));
+    settings.extend(
+        overrides
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.clone())),
+    );
     settings
         .iter()
         .map(|(key, value)| format!("{key}={}\n", value.replace('\\', "\\\\")))
@@ -88,7 +104,9 @@ mod tests {
         let text = server(1000, 1001, Path::new("/data"), &overrides);
         assert!(text.contains("num.io.threads=9\n"));
         assert!(!text.contains("num.io.threads=4\n"));
-        assert!(text.contains("listeners=PLAINTEXT://127.0.0.1:1000,CONTROLLER://127.0.0.1:1001\n"));
+        assert!(
+            text.contains("listeners=PLAINTEXT://127.0.0.1:1000,CONTROLLER://127.0.0.1:1001\n")
+        );
         assert!(!text.contains("0.0.0.0"));
     }
 }

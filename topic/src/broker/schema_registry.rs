@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    BrokerError, Launcher, REGISTRY_HOME_VARIABLE, child::Child, home::registry_home,
-};
+use super::{BrokerError, Launcher, REGISTRY_HOME_VARIABLE, child::Child, home::registry_home};
 
 /// The part of its address that speaks as Confluent's registry does.
 const API: &str = "/apis/ccompat/v7";
@@ -111,7 +109,9 @@ impl SchemaRegistry {
         command.push(jar.into());
         let log = dir.join("registry.log");
         let child = Child::spawn("registry-child", options.launcher.as_ref(), &command, &log)?;
-        child.await_ready("schema registry", options.start_timeout, || answers(address))?;
+        child.await_ready("schema registry", options.start_timeout, || {
+            answers(address)
+        })?;
         Ok(Self { child, address })
     }
 
@@ -143,7 +143,8 @@ fn answers(address: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!("GET {API}/subjects HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {API}/subjects HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes())?;
         let mut status = [0; 12];
         socket.read_exact(&mut status)?;

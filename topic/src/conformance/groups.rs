@@ -83,7 +83,10 @@ pub(super) fn partitions_are_shared_out_and_handed_over(cluster: &Cluster, name:
         second.let_go();
         first.owned.len() == 2 && second.owned.len() == 2
     });
-    assert_eq!(first.owned, kept, "what was not revoked stayed where it was");
+    assert_eq!(
+        first.owned, kept,
+        "what was not revoked stayed where it was"
+    );
     assert!(first.owned.is_disjoint(&second.owned));
 
     drop(first);

@@ -87,7 +87,9 @@ fn make_with(
             .collect::<BTreeMap<_, _>>(),
     };
     cluster.admin.create_topic(&spec).unwrap();
-    (0..partitions).map(|number| partition(name, number)).collect()
+    (0..partitions)
+        .map(|number| partition(name, number))
+        .collect()
 }
 
 fn partition(topic: &str, number: u32) -> TopicPartition {
@@ -118,11 +120,7 @@ fn open(cluster: &Cluster, at: &TopicPartition, start: Start) -> Box<dyn Reader>
 }
 
 /// Polls until `enough` of what has come so far.
-fn read_until(
-    reader: &mut dyn Reader,
-    what: &str,
-    enough: impl Fn(&Fetched) -> bool,
-) -> Fetched {
+fn read_until(reader: &mut dyn Reader, what: &str, enough: impl Fn(&Fetched) -> bool) -> Fetched {
     let watch = Stopwatch::start();
     let mut all = Fetched::default();
     while !enough(&all) {
@@ -148,12 +146,14 @@ fn read_records(reader: &mut dyn Reader, count: usize) -> Vec<FetchedRecord> {
 
 /// Polls until an error that is not "try again" comes.
 fn read_failure(reader: &mut dyn Reader, what: &str) -> crate::ReadError {
-    eventually(DEADLINE, what, || match reader.poll(100, Duration::from_millis(200)) {
-        Ok(fetched) => {
-            assert_eq!(fetched.records, vec![], "waited for {what}");
-            None
+    eventually(DEADLINE, what, || {
+        match reader.poll(100, Duration::from_millis(200)) {
+            Ok(fetched) => {
+                assert_eq!(fetched.records, vec![], "waited for {what}");
+                None
+            }
+            Err(error) if error.kind() == shoal_runtime::ErrorKind::Retry => None,
+            Err(error) => Some(error),
         }
-        Err(error) if error.kind() == shoal_runtime::ErrorKind::Retry => None,
-        Err(error) => Some(error),
     })
 }

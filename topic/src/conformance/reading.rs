@@ -47,14 +47,20 @@ pub(super) fn records_come_back_in_order_as_they_were(cluster: &Cluster, name: &
         })
         .collect();
     for delivery in sent {
-        crate::park::block_on_for(delivery, DEADLINE).expect("an acknowledgement").unwrap();
+        crate::park::block_on_for(delivery, DEADLINE)
+            .expect("an acknowledgement")
+            .unwrap();
     }
-    let starts: Vec<_> =
-        partitions.iter().map(|at| (at.clone(), Start::Beginning)).collect();
+    let starts: Vec<_> = partitions
+        .iter()
+        .map(|at| (at.clone(), Start::Beginning))
+        .collect();
     let mut reader = cluster.connect.open_reader(&starts).unwrap();
     let read = read_records(&mut *reader, 503);
     let of = |source: usize| -> Vec<&crate::FetchedRecord> {
-        read.iter().filter(|record| record.source == source).collect()
+        read.iter()
+            .filter(|record| record.source == source)
+            .collect()
     };
     for source in [0, 1] {
         for (expected, record) in (0_u64..).zip(of(source)) {
@@ -68,7 +74,10 @@ pub(super) fn records_come_back_in_order_as_they_were(cluster: &Cluster, name: &
         let number = turn * 2 + 1;
         assert_eq!(found.record.key, Some(format!("key-{number}").into()));
         assert_eq!(found.record.value, Some(format!("value-{number}").into()));
-        assert!(found.record.timestamp_ms > 1_600_000_000_000, "the broker's own time");
+        assert!(
+            found.record.timestamp_ms > 1_600_000_000_000,
+            "the broker's own time"
+        );
         assert_eq!(found.record.headers, vec![]);
     }
 }
@@ -129,7 +138,9 @@ pub(super) fn two_sources_of_one_number_are_told_apart(cluster: &Cluster, name: 
 pub(super) fn ends_are_told_and_new_records_follow_them(cluster: &Cluster, name: &str) {
     let at = &make(cluster, name, 1)[0];
     let mut reader = open(cluster, at, Start::Beginning);
-    let empty = read_until(&mut *reader, "the end of nothing", |all| !all.ends.is_empty());
+    let empty = read_until(&mut *reader, "the end of nothing", |all| {
+        !all.ends.is_empty()
+    });
     assert_eq!((empty.records.len(), empty.ends), (0, vec![(0, Offset(0))]));
     for turn in 0..3_u64 {
         append(cluster, at, &keyed("k", "v"));
@@ -170,6 +181,13 @@ pub(super) fn gaps_are_stepped_over(
     let mut reader = open(cluster, at, Start::At(Offset(4)));
     let all = read_until(&mut *reader, "the end", |all| !all.ends.is_empty());
     let offsets: Vec<Offset> = all.records.iter().map(|record| record.offset).collect();
-    assert_eq!(offsets, vec![Offset(19), Offset(20)], "of one key only the newest is left");
-    assert_eq!(all.ends, vec![(0, Offset(21))]);
+    assert!(offsets.is_sorted(), "{offsets:?}");
+    // To compact, an implementation may have to append further records of other keys.
+    assert_eq!(
+        offsets[..2],
+        [Offset(19), Offset(20)],
+        "of a key only the newest is left"
+    );
+    let marks = cluster.admin.watermarks(at, DEADLINE).unwrap();
+    assert_eq!(all.ends.last(), Some(&(0, marks.high)));
 }

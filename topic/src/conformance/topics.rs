@@ -11,7 +11,10 @@ use crate::{AdminError, Cleanup, Cluster, TopicSpec, Watermarks};
 pub(super) fn a_topic_is_made_described_listed_and_dropped(cluster: &Cluster, name: &str) {
     let admin = &cluster.admin;
     assert!(!admin.cluster_id().unwrap().0.is_empty());
-    assert_eq!(admin.cluster_id().unwrap(), cluster.writer.cluster_id().unwrap());
+    assert_eq!(
+        admin.cluster_id().unwrap(),
+        cluster.writer.cluster_id().unwrap()
+    );
     assert_eq!(admin.describe_topic(name).unwrap(), None);
     let spec = TopicSpec {
         name: name.to_owned(),
@@ -22,15 +25,27 @@ pub(super) fn a_topic_is_made_described_listed_and_dropped(cluster: &Cluster, na
     };
     admin.create_topic(&spec).unwrap();
     let again = admin.create_topic(&spec).unwrap_err();
-    assert!(matches!(&again, AdminError::Exists { name: found } if found == name), "{again}");
-    let found = admin.describe_topic(name).unwrap().expect("the topic that was made");
+    assert!(
+        matches!(&again, AdminError::Exists { name: found } if found == name),
+        "{again}"
+    );
+    let found = admin
+        .describe_topic(name)
+        .unwrap()
+        .expect("the topic that was made");
     assert_eq!(found.name, name);
     assert_eq!(found.partitions, 3);
     assert_eq!(found.replication_factor, Some(1));
     assert_eq!(found.cleanup, Cleanup::Compact);
     assert_eq!(found.settings["delete.retention.ms"], "123456789");
     assert_eq!(found.settings["cleanup.policy"], "compact");
-    assert!(admin.list_topics().unwrap().iter().any(|topic| topic == name));
+    assert!(
+        admin
+            .list_topics()
+            .unwrap()
+            .iter()
+            .any(|topic| topic == name)
+    );
     admin.delete_topic(name).unwrap();
     eventually(DEADLINE, "the topic to be gone", || {
         admin.describe_topic(name).unwrap().is_none().then_some(())
@@ -49,7 +64,12 @@ pub(super) fn watermarks_are_the_ends_and_a_missing_partition_is_named(
     name: &str,
 ) {
     let partitions = make(cluster, name, 2);
-    let marks = |number: usize| cluster.admin.watermarks(&partitions[number], DEADLINE).unwrap();
+    let marks = |number: usize| {
+        cluster
+            .admin
+            .watermarks(&partitions[number], DEADLINE)
+            .unwrap()
+    };
     let empty = Watermarks {
         low: Offset(0),
         high: Offset(0),
@@ -67,7 +87,10 @@ pub(super) fn watermarks_are_the_ends_and_a_missing_partition_is_named(
         }
     );
     for absent in [partition(name, 7), partition(&format!("{name}.absent"), 0)] {
-        let missing = cluster.admin.watermarks(&absent, Duration::from_secs(10)).unwrap_err();
+        let missing = cluster
+            .admin
+            .watermarks(&absent, Duration::from_secs(10))
+            .unwrap_err();
         assert!(
             matches!(&missing, AdminError::Missing { partition } if *partition == absent),
             "{missing}"

@@ -12,8 +12,13 @@ use crate::{Cluster, Delivery, Start, WriteError, park::block_on_for};
 pub(super) fn a_delivery_names_its_place(cluster: &Cluster, name: &str) {
     let partitions = make(cluster, name, 2);
     assert_eq!(append(cluster, &partitions[0], &keyed("a", "1")), Offset(0));
-    let delivery = cluster.writer.send(&partitions[1], &keyed("b", "1")).unwrap();
-    let found = block_on_for(delivery, DEADLINE).expect("an acknowledgement").unwrap();
+    let delivery = cluster
+        .writer
+        .send(&partitions[1], &keyed("b", "1"))
+        .unwrap();
+    let found = block_on_for(delivery, DEADLINE)
+        .expect("an acknowledgement")
+        .unwrap();
     assert_eq!(
         found,
         Delivery {
@@ -22,7 +27,12 @@ pub(super) fn a_delivery_names_its_place(cluster: &Cluster, name: &str) {
         }
     );
     // Nobody waits for this one; it is written all the same.
-    drop(cluster.writer.send(&partitions[0], &keyed("c", "1")).unwrap());
+    drop(
+        cluster
+            .writer
+            .send(&partitions[0], &keyed("c", "1"))
+            .unwrap(),
+    );
     assert_eq!(append(cluster, &partitions[0], &keyed("d", "1")), Offset(2));
 }
 
@@ -57,9 +67,9 @@ pub(super) fn what_no_topic_takes_is_refused_by_name(cluster: &Cluster, name: &s
 
 fn outcome(cluster: &Cluster, at: &crate::TopicPartition, record: &Record) -> WriteError {
     match cluster.writer.send(at, record) {
-        Ok(delivery) => {
-            block_on_for(delivery, DEADLINE).expect("an answer").expect_err("a refusal")
-        }
+        Ok(delivery) => block_on_for(delivery, DEADLINE)
+            .expect("an answer")
+            .expect_err("a refusal"),
         Err(error) => error,
     }
 }
@@ -76,7 +86,9 @@ pub(super) fn a_full_queue_refuses_and_loses_nothing(cluster: &Cluster, name: &s
                 Ok(delivery) => break under_way.push_back(delivery),
                 Err(WriteError::QueueFull) => {
                     let earlier = under_way.pop_front().expect("a full queue holds something");
-                    block_on_for(earlier, DEADLINE).expect("room in the queue").unwrap();
+                    block_on_for(earlier, DEADLINE)
+                        .expect("room in the queue")
+                        .unwrap();
                 }
                 Err(other) => panic!("{other}"),
             }
@@ -84,12 +96,18 @@ pub(super) fn a_full_queue_refuses_and_loses_nothing(cluster: &Cluster, name: &s
         }
     }
     for delivery in under_way {
-        block_on_for(delivery, DEADLINE).expect("an acknowledgement").unwrap();
+        block_on_for(delivery, DEADLINE)
+            .expect("an acknowledgement")
+            .unwrap();
     }
     let mut reader = open(cluster, at, Start::Beginning);
     let read = read_records(&mut *reader, RECORDS);
     for (expected, found) in (0..).zip(&read) {
         let expected: usize = expected;
-        assert_eq!(found.record.key, Some(expected.to_string().into()), "in the order of the calls");
+        assert_eq!(
+            found.record.key,
+            Some(expected.to_string().into()),
+            "in the order of the calls"
+        );
     }
 }

@@ -103,7 +103,9 @@ fn a_record_that_does_not_read_is_skipped_and_the_rest_is_taken() {
         let cluster = followed.log.cluster();
         block_on(cluster.writer.send(&control_partition(), &record).unwrap()).unwrap();
     }
-    let put = control.put_blocking(&Key::Collection(docs()), &collection()).unwrap();
+    let put = control
+        .put_blocking(&Key::Collection(docs()), &collection())
+        .unwrap();
     assert_eq!(put, Offset(3));
     let state = control.wait_for_blocking(put, DEADLINE).unwrap();
     assert_eq!(state.collections.len(), 1);
@@ -115,11 +117,25 @@ fn it_goes_on_after_the_broker_was_away() {
     let control = &followed.control;
     control.caught_up_blocking(DEADLINE).unwrap();
     followed.log.set_down(true);
-    let not_yet = control.wait_for_blocking(Offset(0), Duration::ZERO).unwrap_err();
-    assert!(matches!(not_yet, ControlError::NotReadBack { .. }), "{not_yet}");
+    let not_yet = control
+        .wait_for_blocking(Offset(0), Duration::ZERO)
+        .unwrap_err();
+    assert!(
+        matches!(not_yet, ControlError::NotReadBack { .. }),
+        "{not_yet}"
+    );
     followed.log.set_down(false);
-    let put = control.put_blocking(&Key::Collection(docs()), &collection()).unwrap();
-    assert_eq!(control.wait_for_blocking(put, DEADLINE).unwrap().collections.len(), 1);
+    let put = control
+        .put_blocking(&Key::Collection(docs()), &collection())
+        .unwrap();
+    assert_eq!(
+        control
+            .wait_for_blocking(put, DEADLINE)
+            .unwrap()
+            .collections
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -137,8 +153,17 @@ fn a_topic_made_anew_starts_the_copy_anew() {
     eventually(DEADLINE, "the old claims to be gone", || {
         control.snapshot().shards.is_empty().then_some(())
     });
-    let put = control.put_blocking(&Key::Collection(docs()), &collection()).unwrap();
-    assert_eq!(control.wait_for_blocking(put, DEADLINE).unwrap().collections.len(), 1);
+    let put = control
+        .put_blocking(&Key::Collection(docs()), &collection())
+        .unwrap();
+    assert_eq!(
+        control
+            .wait_for_blocking(put, DEADLINE)
+            .unwrap()
+            .collections
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -163,6 +188,9 @@ fn a_control_topic_that_would_lose_entries_is_refused() {
 fn who_waits_is_told_when_the_follower_stops() {
     let followed = followed();
     followed.tasks.cancel().cancel();
-    let stopped = followed.control.wait_for_blocking(Offset(9), DEADLINE).unwrap_err();
+    let stopped = followed
+        .control
+        .wait_for_blocking(Offset(9), DEADLINE)
+        .unwrap_err();
     assert!(matches!(stopped, ControlError::Stopped), "{stopped}");
 }

@@ -54,14 +54,17 @@ pub(super) fn ensure(
         partitions: 1,
         replication_factor,
         cleanup: Cleanup::Compact,
-        settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        settings: settings
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
     };
     match admin.create_topic(&spec) {
         Ok(()) => Ok(()),
         // Somebody else made it meanwhile.
-        Err(AdminError::Exists { .. }) => {
-            admin.describe_topic(CONTROL_TOPIC)?.as_ref().map_or(Ok(()), check)
-        }
+        Err(AdminError::Exists { .. }) => admin
+            .describe_topic(CONTROL_TOPIC)?
+            .as_ref()
+            .map_or(Ok(()), check),
         Err(error) => Err(error.into()),
     }
 }
@@ -78,5 +81,7 @@ fn check(found: &TopicSpec) -> Result<(), EnsureError> {
 }
 
 fn policy(settings: &BTreeMap<String, String>) -> &str {
-    settings.get("cleanup.policy").map_or("unknown", String::as_str)
+    settings
+        .get("cleanup.policy")
+        .map_or("unknown", String::as_str)
 }

@@ -6,7 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shoal_runtime::{ErrorKind, chain, clock::{Clock, Stopwatch}};
+use shoal_runtime::{
+    ErrorKind, chain,
+    clock::{Clock, Stopwatch},
+};
 use shoal_schemas::Offset;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -113,7 +116,11 @@ impl Follower {
             return;
         }
         self.heard = Stopwatch::start();
-        match self.cluster.admin.watermarks(&control_partition(), HEARTBEAT) {
+        match self
+            .cluster
+            .admin
+            .watermarks(&control_partition(), HEARTBEAT)
+        {
             Ok(marks) if marks.high <= self.state.next_offset => self.caught_up(),
             Ok(_) => {}
             Err(error) => self.say(chain(&error).to_string()),
@@ -149,7 +156,10 @@ impl Follower {
         let first = before.caught_up_at.is_none() && self.state.caught_up_at.is_some();
         let moved = before.next_offset != self.state.next_offset;
         if moved || first || self.state.stopped {
-            #[expect(clippy::as_conversions, reason = "a gauge is a float; offsets fit its 53 bits")]
+            #[expect(
+                clippy::as_conversions,
+                reason = "a gauge is a float; offsets fit its 53 bits"
+            )]
             metrics::gauge!(CONTROL_NEXT_OFFSET).set(self.state.next_offset.0 as f64);
             self.shared.progress.send_replace(self.state.next_offset);
         }

@@ -220,7 +220,10 @@ impl ControlHandle {
     ///
     /// # Errors
     /// As [`ControlHandle::caught_up`].
-    pub fn caught_up_blocking(&self, deadline: Duration) -> Result<Arc<ControlState>, ControlError> {
+    pub fn caught_up_blocking(
+        &self,
+        deadline: Duration,
+    ) -> Result<Arc<ControlState>, ControlError> {
         block_on_for(self.caught_up_once(), deadline)
             .unwrap_or_else(|| Err(self.not_read_back(self.snapshot().next_offset, deadline)))
     }
@@ -235,7 +238,10 @@ impl ControlHandle {
         };
         let failed = |source| ControlError::Write { key: text, source };
         match self.writer.send(&at, &record) {
-            Ok(delivery) => delivery.await.map(|delivery| delivery.offset).map_err(failed),
+            Ok(delivery) => delivery
+                .await
+                .map(|delivery| delivery.offset)
+                .map_err(failed),
             Err(error) => Err(failed(error)),
         }
     }

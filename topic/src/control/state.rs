@@ -36,7 +36,11 @@ impl ControlState {
     /// Applies one record. One that does not read is skipped and named.
     pub(super) fn apply(&mut self, offset: Offset, record: &Record) {
         self.next_offset = offset.next();
-        let text = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+        let text = record
+            .key
+            .as_deref()
+            .map(String::from_utf8_lossy)
+            .unwrap_or_default();
         let Some(key) = Key::decode(&text) else {
             skipped(&text, offset, &"its key is not known here");
             return;

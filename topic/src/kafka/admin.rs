@@ -20,9 +20,7 @@ use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{ClusterId, Offset, Partition};
 
 use super::{Config, Context, fault::Fault};
-use crate::{
-    Admin, AdminError, Cleanup, TopicPartition, TopicSpec, Watermarks, park::block_on,
-};
+use crate::{Admin, AdminError, Cleanup, TopicPartition, TopicSpec, Watermarks, park::block_on};
 
 const CLEANUP: &str = "cleanup.policy";
 /// Between two looks at the metadata while a topic comes or goes.
@@ -54,7 +52,9 @@ impl KafkaAdmin {
 
     /// All topics: asking for one by name would make it on a broker that makes topics by itself.
     fn metadata(&self, timeout: Duration) -> Result<Metadata, AdminError> {
-        self.inner().fetch_metadata(None, timeout).map_err(|error| self.error(&error, None))
+        self.inner()
+            .fetch_metadata(None, timeout)
+            .map_err(|error| self.error(&error, None))
     }
 
     fn inner(&self) -> &Client<Context> {
@@ -95,7 +95,9 @@ impl KafkaAdmin {
     }
 
     fn error(&self, error: &KafkaError, partition: Option<&TopicPartition>) -> AdminError {
-        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        let code = error
+            .rdkafka_error_code()
+            .unwrap_or(RDKafkaErrorCode::Unknown);
         fault(code, self.inner().context(), partition)
     }
 }
@@ -145,9 +147,11 @@ impl Admin for KafkaAdmin {
             Cleanup::Compact => "compact",
             Cleanup::Delete => "delete",
         };
-        let mut topic =
-            NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(replicas)).set(CLEANUP, cleanup);
-        for (key, value) in spec.settings.iter().filter(|(key, _)| *key != CLEANUP) {
+        let mut topic = NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(replicas));
+        if !spec.settings.contains_key(CLEANUP) {
+            topic = topic.set(CLEANUP, cleanup);
+        }
+        for (key, value) in &spec.settings {
             topic = topic.set(key, value);
         }
         let created = block_on(self.client.create_topics(&[topic], &self.options()))
@@ -171,7 +175,10 @@ impl Admin for KafkaAdmin {
         let wanted = usize::try_from(spec.partitions).unwrap_or(usize::MAX);
         let what = format!("topic `{}` has no leaders", spec.name);
         self.await_metadata(&what, |metadata| {
-            let found = metadata.topics().iter().find(|topic| topic.name() == spec.name);
+            let found = metadata
+                .topics()
+                .iter()
+                .find(|topic| topic.name() == spec.name);
             found.is_some_and(|topic| {
                 let led = |p: &rdkafka::metadata::MetadataPartition| p.leader() >= 0;
                 topic.partitions().len() == wanted && topic.partitions().iter().all(led)
@@ -192,25 +199,38 @@ impl Admin for KafkaAdmin {
         for resource in described {
             match resource {
                 Ok(resource) => settings.extend(
-                    resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))),
+                    resource
+                        .entries
+                        .into_iter()
+                        .filter_map(|entry| Some((entry.name, entry.value?))),
                 ),
                 Err(code) if Fault::of(code) == Fault::Missing => return Ok(None),
                 Err(code) => return Err(fault(code, self.inner().context(), None)),
             }
         }
-        let compacts = settings.get(CLEANUP).is_some_and(|policy| policy.contains("compact"));
+        let compacts = settings
+            .get(CLEANUP)
+            .is_some_and(|policy| policy.contains("compact"));
         Ok(Some(TopicSpec {
             name: name.to_owned(),
             partitions: u32::try_from(topic.partitions().len()).unwrap_or(u32::MAX),
             replication_factor: replicas.and_then(|count| u16::try_from(count).ok()),
-            cleanup: if compacts { Cleanup::Compact } else { Cleanup::Delete },
+            cleanup: if compacts {
+                Cleanup::Compact
+            } else {
+                Cleanup::Delete
+            },
             settings,
         }))
     }
 
     fn list_topics(&self) -> Result<Vec<String>, AdminError> {
         let metadata = self.metadata(self.config.request_timeout)?;
-        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+        Ok(metadata
+            .topics()
+            .iter()
+            .map(|topic| topic.name().to_owned())
+            .collect())
     }
 
     fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
@@ -276,7 +296,10 @@ impl Admin for KafkaAdmin {
                     return None;
                 };
                 let partition = Partition::from_broker(element.partition())?;
-                Some(((element.topic().to_owned(), partition), Offset::from_broker(raw)?))
+                Some((
+                    (element.topic().to_owned(), partition),
+                    Offset::from_broker(raw)?,
+                ))
             })
             .collect();
         Ok(partitions

@@ -13,7 +13,10 @@ const OWNED: [(&str, &str); 27] = [
     ("bootstrap.servers", "set `bootstrap`"),
     ("metadata.broker.list", "set `bootstrap`"),
     ("acks", "Shoal always waits for all in-sync replicas"),
-    ("request.required.acks", "Shoal always waits for all in-sync replicas"),
+    (
+        "request.required.acks",
+        "Shoal always waits for all in-sync replicas",
+    ),
     ("enable.idempotence", "Shoal's writes are always idempotent"),
     ("transactional.id", "Shoal writes no transactions"),
     ("partitioner", "the collection's definition says it"),
@@ -30,11 +33,23 @@ const OWNED: [(&str, &str); 27] = [
     ("group.id", "Shoal names its groups after the region"),
     ("session.timeout.ms", "set `session_timeout`"),
     ("max.poll.interval.ms", "set `rebalance_timeout`"),
-    ("partition.assignment.strategy", "a revoked shard is handed over step by step"),
-    ("enable.auto.commit", "a shard's own checkpoint is the truth"),
-    ("enable.auto.offset.store", "a shard's own checkpoint is the truth"),
+    (
+        "partition.assignment.strategy",
+        "a revoked shard is handed over step by step",
+    ),
+    (
+        "enable.auto.commit",
+        "a shard's own checkpoint is the truth",
+    ),
+    (
+        "enable.auto.offset.store",
+        "a shard's own checkpoint is the truth",
+    ),
     ("auto.offset.reset", "start offsets are always explicit"),
-    ("enable.partition.eof", "a shard has to know when it has caught up"),
+    (
+        "enable.partition.eof",
+        "a shard has to know when it has caught up",
+    ),
     ("isolation.level", "Shoal reads committed records only"),
     ("queued.max.messages.kbytes", "set `fetch_buffer_bytes`"),
 ];
@@ -183,7 +198,11 @@ impl Config {
     /// All faults, each a sentence that names its setting; empty if there is none.
     pub fn validate(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.bootstrap.split(',').any(|broker| !is_address(broker.trim())) {
+        if self
+            .bootstrap
+            .split(',')
+            .any(|broker| !is_address(broker.trim()))
+        {
             faults.push(format!(
                 "kafka.bootstrap is `{}`, wanted is host:port with commas between",
                 self.bootstrap
@@ -200,27 +219,66 @@ impl Config {
         let millis = Duration::from_millis;
         let times = [
             ("linger", self.linger, millis(0), seconds(60)),
-            ("delivery_timeout", self.delivery_timeout, seconds(1), seconds(3600)),
+            (
+                "delivery_timeout",
+                self.delivery_timeout,
+                seconds(1),
+                seconds(3600),
+            ),
             ("fetch_wait", self.fetch_wait, millis(1), seconds(60)),
-            ("request_timeout", self.request_timeout, millis(100), seconds(300)),
-            ("session_timeout", self.session_timeout, seconds(6), seconds(1800)),
-            ("rebalance_timeout", self.rebalance_timeout, seconds(6), seconds(3600)),
+            (
+                "request_timeout",
+                self.request_timeout,
+                millis(100),
+                seconds(300),
+            ),
+            (
+                "session_timeout",
+                self.session_timeout,
+                seconds(6),
+                seconds(1800),
+            ),
+            (
+                "rebalance_timeout",
+                self.rebalance_timeout,
+                seconds(6),
+                seconds(3600),
+            ),
         ];
         for (name, found, min, max) in times {
             if !(min..=max).contains(&found) {
-                faults.push(format!("kafka.{name} is {found:?}, allowed are {min:?} to {max:?}"));
+                faults.push(format!(
+                    "kafka.{name} is {found:?}, allowed are {min:?} to {max:?}"
+                ));
             }
         }
         let sizes = [
-            ("batch_bytes", u64::from(self.batch_bytes), 1 << 10, 64 << 20),
-            ("queue_records", u64::from(self.queue_records), 1, 10_000_000),
-            ("queue_bytes", self.queue_bytes, 1 << 20, 64 << 30),
-            ("message_max_bytes", u64::from(self.message_max_bytes), 1 << 10, 64 << 20),
-            ("fetch_buffer_bytes", self.fetch_buffer_bytes, 1 << 20, 1 << 30),
+            (
+                "batch_bytes",
+                u64::from(self.batch_bytes),
+                1 << 10,
+                64 << 20,
+            ),
+            ("queue_records", u64::from(self.queue_records), 1, 1_000_000),
+            ("queue_bytes", self.queue_bytes, 1 << 20, 512 << 30),
+            (
+                "message_max_bytes",
+                u64::from(self.message_max_bytes),
+                1 << 10,
+                64 << 20,
+            ),
+            (
+                "fetch_buffer_bytes",
+                self.fetch_buffer_bytes,
+                1 << 20,
+                1 << 30,
+            ),
         ];
         for (name, found, min, max) in sizes {
             if !(min..=max).contains(&found) {
-                faults.push(format!("kafka.{name} is {found}, allowed are {min} to {max}"));
+                faults.push(format!(
+                    "kafka.{name} is {found}, allowed are {min} to {max}"
+                ));
             }
         }
         if self.rebalance_timeout < self.session_timeout {
@@ -268,9 +326,19 @@ impl Config {
             .set("compression.type", self.compression.name())
             .set("batch.size", self.batch_bytes.to_string())
             .set("batch.num.messages", "100000")
-            .set("queue.buffering.max.messages", self.queue_records.to_string())
-            .set("queue.buffering.max.kbytes", (self.queue_bytes >> 10).to_string())
-            .set("message.timeout.ms", self.delivery_timeout.as_millis().to_string());
+            // The writer counts by itself; see there why these are twice as much.
+            .set(
+                "queue.buffering.max.messages",
+                (2 * self.queue_records + 1).to_string(),
+            )
+            .set(
+                "queue.buffering.max.kbytes",
+                (2 * (self.queue_bytes + u64::from(self.message_max_bytes)) >> 10).to_string(),
+            )
+            .set(
+                "message.timeout.ms",
+                self.delivery_timeout.as_millis().to_string(),
+            );
         config
     }
 
@@ -291,8 +359,14 @@ impl Config {
             .set("fetch.min.bytes", "1")
             .set("fetch.wait.max.ms", self.fetch_wait.as_millis().to_string())
             .set("fetch.max.bytes", fetch_bytes.to_string())
-            .set("receive.message.max.bytes", (fetch_bytes + (64 << 10)).to_string())
-            .set("queued.max.messages.kbytes", (self.fetch_buffer_bytes >> 10).to_string())
+            .set(
+                "receive.message.max.bytes",
+                (fetch_bytes + (64 << 10)).to_string(),
+            )
+            .set(
+                "queued.max.messages.kbytes",
+                (self.fetch_buffer_bytes >> 10).to_string(),
+            )
             // The default of 1 s stalls a reader that has just made room.
             .set("fetch.queue.backoff.ms", "5")
             .set("fetch.error.backoff.ms", "100");
@@ -303,9 +377,15 @@ impl Config {
         let mut config = self.consumer(group);
         let heartbeat = (self.session_timeout / 10).max(Duration::from_millis(300));
         config
-            .set("session.timeout.ms", self.session_timeout.as_millis().to_string())
+            .set(
+                "session.timeout.ms",
+                self.session_timeout.as_millis().to_string(),
+            )
             .set("heartbeat.interval.ms", heartbeat.as_millis().to_string())
-            .set("max.poll.interval.ms", self.rebalance_timeout.as_millis().to_string())
+            .set(
+                "max.poll.interval.ms",
+                self.rebalance_timeout.as_millis().to_string(),
+            )
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("topic.metadata.refresh.interval.ms", "5000");
         config
@@ -314,7 +394,9 @@ impl Config {
 
 fn is_address(broker: &str) -> bool {
     // librdkafka also takes `protocol://host:port`.
-    let address = broker.split_once("://").map_or(broker, |(_, address)| address);
+    let address = broker
+        .split_once("://")
+        .map_or(broker, |(_, address)| address);
     match address.rsplit_once(':') {
         Some((host, port)) => !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0),
         None => false,
@@ -327,10 +409,12 @@ fn option_fault(key: &str, value: &str) -> Result<(), String> {
     alone.set(key, value);
     match alone.create_native_config() {
         Ok(_) => Ok(()),
-        Err(KafkaError::ClientConfig(_, detail, _, _)) => {
-            Err(format!("kafka.client.{key} is refused by librdkafka: {detail}"))
-        }
-        Err(error) => Err(format!("kafka.client.{key} is refused by librdkafka: {error}")),
+        Err(KafkaError::ClientConfig(_, detail, _, _)) => Err(format!(
+            "kafka.client.{key} is refused by librdkafka: {detail}"
+        )),
+        Err(error) => Err(format!(
+            "kafka.client.{key} is refused by librdkafka: {error}"
+        )),
     }
 }
 
@@ -350,9 +434,13 @@ mod tests {
     #[test]
     fn every_fault_is_named_at_once() {
         let mut config = Config::to("nowhere");
-        config.client.insert("auto.offset.reset".into(), "earliest".into());
+        config
+            .client
+            .insert("auto.offset.reset".into(), "earliest".into());
         config.client.insert("no.such.option".into(), "1".into());
-        config.client.insert("socket.timeout.ms".into(), "soon".into());
+        config
+            .client
+            .insert("socket.timeout.ms".into(), "soon".into());
         config.client.insert("client.id".into(), "mine".into());
         config.rebalance_timeout = Duration::from_secs(7);
         config.queue_records = 0;
@@ -366,14 +454,18 @@ mod tests {
             "kafka.rebalance_timeout",
         ];
         for name in named {
-            assert!(faults.iter().any(|fault| fault.contains(name)), "{name}: {faults:?}");
+            assert!(
+                faults.iter().any(|fault| fault.contains(name)),
+                "{name}: {faults:?}"
+            );
         }
         assert_eq!(faults.len(), named.len(), "{faults:?}");
     }
 
     #[test]
     fn unknown_fields_are_refused_and_times_read() {
-        let config: Config = serde_json::from_str(r#"{"linger":"1ms","compression":"lz4"}"#).unwrap();
+        let config: Config =
+            serde_json::from_str(r#"{"linger":"1ms","compression":"lz4"}"#).unwrap();
         assert_eq!(config.linger, Duration::from_millis(1));
         assert!(serde_json::from_str::<Config>(r#"{"lingr":"1ms"}"#).is_err());
     }
@@ -381,7 +473,9 @@ mod tests {
     #[test]
     fn passwords_are_not_printed() {
         let mut config = Config::default();
-        config.client.insert("sasl.password".into(), "hunter2".into());
+        config
+            .client
+            .insert("sasl.password".into(), "hunter2".into());
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

@@ -29,7 +29,7 @@ use shoal_schemas::{Offset, Partition};
 use tracing::{debug, warn};
 
 use super::{Config, Context, admin::offsets, fault::Fault, log};
-use crate::{Membership, MembershipEvent, ReadError, TopicPartition};
+use crate::{Membership, MembershipEvent, ReadError, TopicPartition, metrics::REBALANCES};
 
 /// See [`Membership`].
 pub(super) struct KafkaMembership {
@@ -37,11 +37,7 @@ pub(super) struct KafkaMembership {
 }
 
 impl KafkaMembership {
-    pub(super) fn join(
-        config: &Config,
-        group: &str,
-        topics: &[String],
-    ) -> Result<Self, ReadError> {
+    pub(super) fn join(config: &Config, group: &str, topics: &[String]) -> Result<Self, ReadError> {
         let consumer =
             BaseConsumer::from_config_and_context(&config.member(group), Seat::default())
                 .map_err(|error| refused(&error))?;
@@ -56,7 +52,9 @@ impl KafkaMembership {
             self.consumer.unsubscribe();
             return Ok(());
         }
-        self.consumer.subscribe(&names).map_err(|error| refused(&error))
+        self.consumer
+            .subscribe(&names)
+            .map_err(|error| refused(&error))
     }
 
     fn seat(&self) -> &Seat {
@@ -98,7 +96,9 @@ impl Membership for KafkaMembership {
                 Some(Ok(_)) => {}
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => {
-                    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                    let code = error
+                        .rdkafka_error_code()
+                        .unwrap_or(RDKafkaErrorCode::Unknown);
                     let detail = self.seat().client.reason(&code.to_string());
                     if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
                         return Err(ReadError::Fatal { detail });
@@ -125,7 +125,11 @@ impl Membership for KafkaMembership {
     fn commit_advice(&self, positions: &[(TopicPartition, Offset)]) -> Result<(), ReadError> {
         let ours: Vec<(TopicPartition, Offset)> = {
             let state = self.seat().state();
-            positions.iter().filter(|(at, _)| state.owned.contains(at)).cloned().collect()
+            positions
+                .iter()
+                .filter(|(at, _)| state.owned.contains(at))
+                .cloned()
+                .collect()
         };
         if ours.is_empty() {
             return Ok(());
@@ -181,6 +185,7 @@ impl Seat {
         let mut state = self.state();
         let lost: Vec<TopicPartition> = std::mem::take(&mut state.owned).into_iter().collect();
         if !lost.is_empty() {
+            count("lost");
             state.events.push_back(MembershipEvent::Lost(lost));
         }
     }
@@ -201,6 +206,7 @@ impl Seat {
         if !named.is_empty() {
             let mut state = self.state();
             state.owned.extend(named.iter().cloned());
+            count("assigned");
             state.events.push_back(MembershipEvent::Assigned(named));
         }
     }
@@ -217,13 +223,17 @@ impl Seat {
         }
         let named: Vec<TopicPartition> = {
             let state = self.state();
-            names(partitions).into_iter().filter(|at| state.owned.contains(at)).collect()
+            names(partitions)
+                .into_iter()
+                .filter(|at| state.owned.contains(at))
+                .collect()
         };
         if named.is_empty() {
             unassign(member, partitions);
             return;
         }
         let mut state = self.state();
+        count("revoked");
         state.events.push_back(MembershipEvent::Revoked(named));
         state.revoking = Some(partitions.clone());
     }
@@ -248,6 +258,10 @@ fn unassign(member: &BaseConsumer<Seat>, partitions: &TopicPartitionList) {
             warn!(%error, "cannot give partitions back");
         }
     }
+}
+
+fn count(change: &'static str) {
+    metrics::counter!(REBALANCES, "change" => change).increment(1);
 }
 
 fn names(partitions: &TopicPartitionList) -> Vec<TopicPartition> {

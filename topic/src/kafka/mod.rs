@@ -75,12 +75,19 @@ struct Opener {
 }
 
 impl Connect for Opener {
-    fn open_reader(&self, starts: &[(TopicPartition, Start)]) -> Result<Box<dyn Reader>, ReadError> {
+    fn open_reader(
+        &self,
+        starts: &[(TopicPartition, Start)],
+    ) -> Result<Box<dyn Reader>, ReadError> {
         Ok(Box::new(reader::KafkaReader::open(&self.config, starts)?))
     }
 
     fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Membership>, ReadError> {
-        Ok(Box::new(membership::KafkaMembership::join(&self.config, group, topics)?))
+        Ok(Box::new(membership::KafkaMembership::join(
+            &self.config,
+            group,
+            topics,
+        )?))
     }
 }
 
@@ -93,7 +100,10 @@ struct Context {
 impl Context {
     /// Why the client is in trouble, in its own words.
     fn reason(&self, otherwise: &str) -> String {
-        let last = self.last_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let last = self
+            .last_error
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*last {
             Some((_, reason)) if !reason.is_empty() => reason.clone(),
             _ => otherwise.to_owned(),
@@ -128,16 +138,14 @@ fn log(level: RDKafkaLogLevel, facility: &str, line: &str) {
     }
 }
 
-fn remember(
-    last: &Mutex<Option<(RDKafkaErrorCode, String)>>,
-    error: &KafkaError,
-    reason: &str,
-) {
+fn remember(last: &Mutex<Option<(RDKafkaErrorCode, String)>>, error: &KafkaError, reason: &str) {
     if let Some(code) = error.rdkafka_error_code() {
         // The end of a partition comes through here too.
         if code != RDKafkaErrorCode::PartitionEOF {
             debug!(target: "librdkafka", ?code, "{reason}");
-            *last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            *last
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) =
                 Some((code, reason.to_owned()));
         }
     }

@@ -113,7 +113,9 @@ impl KafkaReader {
                 failure: None,
             });
         }
-        consumer.assign(&assignment).map_err(|error| refused(&error))?;
+        consumer
+            .assign(&assignment)
+            .map_err(|error| refused(&error))?;
         Ok(Self {
             sources,
             wake,
@@ -131,7 +133,9 @@ impl KafkaReader {
             let Some(Err(error)) = self.consumer.poll(Duration::ZERO) else {
                 break;
             };
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+            let code = error
+                .rdkafka_error_code()
+                .unwrap_or(RDKafkaErrorCode::Unknown);
             match Fault::of(code) {
                 _ if code == RDKafkaErrorCode::AllBrokersDown => self.down = true,
                 // A reader has no business with its group; it only needs a name.
@@ -179,7 +183,9 @@ impl KafkaReader {
                         self.down = false;
                     }
                     Some(Err(error)) => {
-                        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                        let code = error
+                            .rdkafka_error_code()
+                            .unwrap_or(RDKafkaErrorCode::Unknown);
                         let detail = || self.consumer.context().reason(&code.to_string());
                         match Fault::of(code) {
                             Fault::OutOfRange => source.failure = Some(Failure::OutOfRange),
@@ -187,7 +193,8 @@ impl KafkaReader {
                             Fault::Denied => source.failure = Some(Failure::Denied(detail())),
                             Fault::Unreachable => continue,
                             Fault::TooLarge | Fault::Other => {
-                                self.pending.push_back(ReadError::Fatal { detail: detail() });
+                                self.pending
+                                    .push_back(ReadError::Fatal { detail: detail() });
                                 continue;
                             }
                         }
@@ -216,7 +223,10 @@ impl KafkaReader {
                 continue;
             }
             let partition = source.at.partition.to_broker();
-            match self.consumer.fetch_watermarks(&source.at.topic, partition, timeout) {
+            match self
+                .consumer
+                .fetch_watermarks(&source.at.topic, partition, timeout)
+            {
                 Ok((low, high)) => {
                     source.ended = false;
                     let low = Offset::from_broker(low).unwrap_or_default();
@@ -242,8 +252,13 @@ impl KafkaReader {
             return;
         };
         let partition = source.at.partition.to_broker();
-        let asked = self.consumer.fetch_watermarks(&source.at.topic, partition, timeout);
-        let code = asked.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+        let asked = self
+            .consumer
+            .fetch_watermarks(&source.at.topic, partition, timeout);
+        let code = asked
+            .as_ref()
+            .err()
+            .and_then(KafkaError::rdkafka_error_code);
         if code.is_none_or(|code| Fault::of(code) != Fault::Unreachable) {
             self.down = false;
         }
@@ -282,7 +297,8 @@ impl Reader for KafkaReader {
             if left.is_zero() {
                 break;
             }
-            self.wake.wait(left.min(if self.down { PROBE } else { EVENTS }));
+            self.wake
+                .wait(left.min(if self.down { PROBE } else { EVENTS }));
         }
         if let Some(error) = self.sources.iter().find_map(Source::error) {
             return Err(error);

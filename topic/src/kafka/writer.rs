@@ -2,11 +2,18 @@
 //!
 //! A record costs one copy into librdkafka and three small allocations, no task and no text.
 //! Acknowledgements come back on the producer's own thread, which only hands them over.
+//!
+//! What waits is counted here and not left to librdkafka, which frees a record's room only after
+//! a whole batch of acknowledgements is handed over: a caller could then be told "full" with
+//! nothing left to wait for. Its own limits are set to twice ours, which covers that batch.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context as TaskContext, Poll},
     time::Duration,
 };
@@ -24,7 +31,9 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use super::{Config, Context, fault::Fault, log};
-use crate::{Delivery, TopicPartition, WriteError, Writer, writer::DeliveryFuture};
+use crate::{
+    Delivery, TopicPartition, WriteError, Writer, metrics::WRITE_FAILURES, writer::DeliveryFuture,
+};
 
 type Outcome = Result<Delivery, WriteError>;
 
@@ -49,7 +58,11 @@ impl KafkaWriter {
     /// A producer that lost its identity refuses everything from then on; the next one starts
     /// with a fresh one. What the old one had not delivered is answered as refused.
     fn replace(&self, dead: &Arc<Client>) {
-        let reason = dead.client().context().0.reason("the producer lost its identity");
+        let reason = dead
+            .client()
+            .context()
+            .client
+            .reason("the producer lost its identity");
         let now = self.producer.load();
         if !Arc::ptr_eq(&now, dead) {
             return;
@@ -65,17 +78,26 @@ impl KafkaWriter {
 }
 
 fn open(config: &Config) -> Result<Client, KafkaError> {
-    Client::from_config_and_context(&config.producer(), Acknowledge(Context::default()))
+    let context = Acknowledge {
+        client: Context::default(),
+        room: Room::new(config),
+    };
+    Client::from_config_and_context(&config.producer(), context)
 }
 
 impl Writer for KafkaWriter {
     fn send(&self, to: &TopicPartition, record: &Record) -> Result<DeliveryFuture, WriteError> {
+        let producer = self.producer.load();
+        let room = &producer.client().context().room;
+        let record_bytes = record.size_bytes();
+        if !room.take(record_bytes) {
+            return Err(WriteError::QueueFull);
+        }
         let (done, outcome) = oneshot::channel();
-        let mut message = BaseRecord::<[u8], [u8], Box<Waiting>>::with_opaque_to(
-            &to.topic,
-            Box::new(Waiting(done)),
-        )
-        .partition(to.partition.to_broker());
+        let waiting = Box::new(Waiting { done, record_bytes });
+        let mut message =
+            BaseRecord::<[u8], [u8], Box<Waiting>>::with_opaque_to(&to.topic, waiting)
+                .partition(to.partition.to_broker());
         message.key = record.key.as_deref();
         message.payload = record.value.as_deref();
         if record.timestamp_ms > 0 {
@@ -83,25 +105,31 @@ impl Writer for KafkaWriter {
         }
         if !record.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(record.headers.len());
-            message.headers = Some(record.headers.iter().fold(headers, |headers, (key, value)| {
-                headers.insert(Header {
-                    key,
-                    value: Some(&value[..]),
-                })
-            }));
+            message.headers = Some(
+                record
+                    .headers
+                    .iter()
+                    .fold(headers, |headers, (key, value)| {
+                        headers.insert(Header {
+                            key,
+                            value: Some(&value[..]),
+                        })
+                    }),
+            );
         }
-        let producer = self.producer.load();
-        match producer.send(message) {
-            Ok(()) => Ok(Box::pin(Delivering(outcome))),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
-                self.replace(&producer);
-                Err(WriteError::Unreachable {
-                    partition: to.to_string(),
-                    detail: "the producer is being made anew".into(),
-                })
-            }
-            Err((error, _)) => Err(refused(&error, to, record.size_bytes())),
+        let error = match producer.send(message) {
+            Ok(()) => return Ok(Box::pin(Delivering(outcome))),
+            Err((error, _)) => error,
+        };
+        room.give_back(record_bytes);
+        if error == KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) {
+            self.replace(&producer);
+            return Err(WriteError::Unreachable {
+                partition: to.to_string(),
+                detail: "the producer is being made anew".into(),
+            });
         }
+        Err(refused(&error, to, record_bytes))
     }
 
     fn cluster_id(&self) -> Result<ClusterId, WriteError> {
@@ -116,7 +144,7 @@ impl Writer for KafkaWriter {
                 let otherwise = format!("no answer within {timeout:?}");
                 Err(WriteError::Unreachable {
                     partition: "the cluster's id".into(),
-                    detail: producer.client().context().0.reason(&otherwise),
+                    detail: producer.client().context().client.reason(&otherwise),
                 })
             }
         }
@@ -130,8 +158,47 @@ impl Drop for KafkaWriter {
     }
 }
 
+/// How much may wait, and how much does.
+struct Room {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+    max_records: usize,
+    max_bytes: usize,
+}
+
+impl Room {
+    fn new(config: &Config) -> Self {
+        Self {
+            records: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            max_records: usize::try_from(config.queue_records).unwrap_or(usize::MAX),
+            max_bytes: usize::try_from(config.queue_bytes).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// False if it is full. One record always fits into an empty queue.
+    fn take(&self, record_bytes: usize) -> bool {
+        let records = self.records.fetch_add(1, Ordering::AcqRel);
+        let bytes = self.bytes.fetch_add(record_bytes, Ordering::AcqRel);
+        let fits = records < self.max_records
+            && (records == 0 || bytes.saturating_add(record_bytes) <= self.max_bytes);
+        if !fits {
+            self.give_back(record_bytes);
+        }
+        fits
+    }
+
+    fn give_back(&self, record_bytes: usize) {
+        self.bytes.fetch_sub(record_bytes, Ordering::AcqRel);
+        self.records.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The sender's side of a delivery, as librdkafka carries it along.
-struct Waiting(oneshot::Sender<Outcome>);
+struct Waiting {
+    done: oneshot::Sender<Outcome>,
+    record_bytes: usize,
+}
 
 /// A delivery under way.
 struct Delivering(oneshot::Receiver<Outcome>);
@@ -152,7 +219,10 @@ impl Future for Delivering {
 }
 
 /// Hands each acknowledgement to its waiter.
-struct Acknowledge(Context);
+struct Acknowledge {
+    client: Context,
+    room: Room,
+}
 
 impl ClientContext for Acknowledge {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -160,7 +230,7 @@ impl ClientContext for Acknowledge {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(error, reason);
+        self.client.error(error, reason);
     }
 }
 
@@ -178,16 +248,37 @@ impl ProducerContext for Acknowledge {
                     topic: message.topic().into(),
                     partition: Partition::from_broker(message.partition()).unwrap_or_default(),
                 };
-                Err(refused(error, &to, message.key_len() + message.payload_len()))
+                Err(refused(
+                    error,
+                    &to,
+                    message.key_len() + message.payload_len(),
+                ))
             }
         };
+        if let Err(error) = &outcome {
+            metrics::counter!(WRITE_FAILURES, "reason" => label(error)).increment(1);
+        }
+        // Before the waiter is told, so that it finds the room it waited for.
+        self.room.give_back(waiting.record_bytes);
         // Nobody waits for it any more: that does not take the record back.
-        let _unheard = waiting.0.send(outcome);
+        let _unheard = waiting.done.send(outcome);
+    }
+}
+
+fn label(error: &WriteError) -> &'static str {
+    match error {
+        WriteError::QueueFull => "queue_full",
+        WriteError::TooLarge { .. } => "too_large",
+        WriteError::Unreachable { .. } => "unreachable",
+        WriteError::Missing { .. } => "missing",
+        WriteError::Refused { .. } => "refused",
     }
 }
 
 fn refused(error: &KafkaError, to: &TopicPartition, record_bytes: usize) -> WriteError {
-    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+    let code = error
+        .rdkafka_error_code()
+        .unwrap_or(RDKafkaErrorCode::Unknown);
     if code == RDKafkaErrorCode::QueueFull {
         return WriteError::QueueFull;
     }

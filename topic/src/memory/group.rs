@@ -46,8 +46,12 @@ impl Group {
         let target = self.target(topics);
         for (id, member) in &mut self.members {
             let wanted = |at: &&TopicPartition| target.get(*at) == Some(id);
-            let leaving: BTreeSet<TopicPartition> =
-                member.owned.iter().filter(|at| !wanted(at)).cloned().collect();
+            let leaving: BTreeSet<TopicPartition> = member
+                .owned
+                .iter()
+                .filter(|at| !wanted(at))
+                .cloned()
+                .collect();
             // One revoke at a time: the next one comes when this one is answered.
             if member.revoking.is_empty() && !leaving.is_empty() {
                 let revoked = leaving.iter().cloned().collect();
@@ -55,8 +59,11 @@ impl Group {
                 member.revoking = leaving;
             }
         }
-        let taken: BTreeSet<TopicPartition> =
-            self.members.values().flat_map(|member| member.owned.iter().cloned()).collect();
+        let taken: BTreeSet<TopicPartition> = self
+            .members
+            .values()
+            .flat_map(|member| member.owned.iter().cloned())
+            .collect();
         for (id, member) in &mut self.members {
             let free = |at: &&TopicPartition| target.get(*at) == Some(id) && !taken.contains(*at);
             let given: Vec<TopicPartition> = target.keys().filter(free).cloned().collect();
@@ -71,8 +78,11 @@ impl Group {
     fn target(&self, topics: &BTreeMap<String, Topic>) -> BTreeMap<TopicPartition, u64> {
         let mut target = BTreeMap::new();
         let mut load: BTreeMap<u64, usize> = self.members.keys().map(|id| (*id, 0)).collect();
-        let subscribed: BTreeSet<&String> =
-            self.members.values().flat_map(|member| &member.topics).collect();
+        let subscribed: BTreeSet<&String> = self
+            .members
+            .values()
+            .flat_map(|member| &member.topics)
+            .collect();
         let all: Vec<TopicPartition> = subscribed
             .into_iter()
             .filter_map(|name| Some(partitions_of(name, topics.get(name)?)))
@@ -95,7 +105,9 @@ impl Group {
         }
         for at in orphans {
             let takers = self.members.iter().filter(|(_, member)| member.takes(&at));
-            let least = takers.map(|(id, _)| *id).min_by_key(|id| (load.get(id).copied(), *id));
+            let least = takers
+                .map(|(id, _)| *id)
+                .min_by_key(|id| (load.get(id).copied(), *id));
             if let Some(id) = least {
                 *load.entry(id).or_default() += 1;
                 target.insert(at, id);
@@ -153,8 +165,10 @@ impl Membership for MemoryMembership {
         loop {
             let left = timeout.saturating_sub(watch.elapsed());
             if !state.down {
-                let member =
-                    state.groups.get_mut(&self.group).and_then(|g| g.members.get_mut(&self.id));
+                let member = state
+                    .groups
+                    .get_mut(&self.group)
+                    .and_then(|g| g.members.get_mut(&self.id));
                 if let Some(event) = member.and_then(|member| member.events.pop_front()) {
                     return Ok(Some(event));
                 }
@@ -187,8 +201,13 @@ impl Membership for MemoryMembership {
 
     fn commit_advice(&self, positions: &[(TopicPartition, Offset)]) -> Result<(), ReadError> {
         let mut state = self.inner.lock();
-        let member = state.groups.get(&self.group).and_then(|g| g.members.get(&self.id));
-        let owned = member.map(|member| member.owned.clone()).unwrap_or_default();
+        let member = state
+            .groups
+            .get(&self.group)
+            .and_then(|g| g.members.get(&self.id));
+        let owned = member
+            .map(|member| member.owned.clone())
+            .unwrap_or_default();
         let ours = positions.iter().filter(|(at, _)| owned.contains(at));
         commit(&mut state, &self.group, ours);
         Ok(())

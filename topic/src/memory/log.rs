@@ -30,7 +30,10 @@ impl Topic {
             Cleanup::Compact => "compact",
             Cleanup::Delete => "delete",
         };
-        found.settings.insert("cleanup.policy".into(), cleanup.into());
+        found
+            .settings
+            .entry("cleanup.policy".into())
+            .or_insert_with(|| cleanup.into());
         found.replication_factor.get_or_insert(1);
         Self {
             partitions: (0..spec.partitions).map(|_| Log::default()).collect(),
@@ -44,7 +47,9 @@ impl Topic {
         record: Record,
     ) -> Result<Delivery, WriteError> {
         let limit = self.spec.settings.get("max.message.bytes");
-        let limit = limit.and_then(|limit| limit.parse().ok()).unwrap_or(MAX_MESSAGE_BYTES);
+        let limit = limit
+            .and_then(|limit| limit.parse().ok())
+            .unwrap_or(MAX_MESSAGE_BYTES);
         let record_bytes = record.size_bytes();
         if record_bytes > limit {
             return Err(WriteError::TooLarge {
@@ -83,7 +88,9 @@ impl Log {
     }
 
     pub(super) fn from(&self, offset: Offset) -> impl Iterator<Item = (Offset, &Record)> {
-        self.records.range(offset.0..).map(|(offset, record)| (Offset(*offset), record))
+        self.records
+            .range(offset.0..)
+            .map(|(offset, record)| (Offset(*offset), record))
     }
 
     pub(super) fn compact(&mut self, drop_tombstones: bool) {
@@ -92,8 +99,7 @@ impl Log {
             newest.insert(record.key.clone(), *offset);
         }
         self.records.retain(|offset, record| {
-            newest.get(&record.key) == Some(offset)
-                && !(drop_tombstones && record.value.is_none())
+            newest.get(&record.key) == Some(offset) && !(drop_tombstones && record.value.is_none())
         });
     }
 

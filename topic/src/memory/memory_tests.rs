@@ -54,15 +54,27 @@ fn without_the_broker_everything_is_unreachable_and_nothing_is_lost() {
     let log = MemoryLog::new("memory", System::shared());
     let at = topic(&log, "t", 1);
     let cluster = log.cluster();
-    let mut reader = cluster.connect.open_reader(&[(at.clone(), Start::Beginning)]).unwrap();
+    let mut reader = cluster
+        .connect
+        .open_reader(&[(at.clone(), Start::Beginning)])
+        .unwrap();
     log.set_down(true);
     let failed = reader.poll(10, Duration::ZERO).unwrap_err();
     assert!(matches!(failed, ReadError::Unreachable { .. }), "{failed}");
     assert!(cluster.admin.watermarks(&at, Duration::ZERO).is_err());
     let queued: Vec<_> = (0..QUEUE_RECORDS)
-        .map(|i| cluster.writer.send(&at, &keyed(&i.to_string(), Some("v"))).unwrap())
+        .map(|i| {
+            cluster
+                .writer
+                .send(&at, &keyed(&i.to_string(), Some("v")))
+                .unwrap()
+        })
         .collect();
-    let refused = cluster.writer.send(&at, &keyed("x", None)).map(drop).unwrap_err();
+    let refused = cluster
+        .writer
+        .send(&at, &keyed("x", None))
+        .map(drop)
+        .unwrap_err();
     assert!(matches!(refused, WriteError::QueueFull), "{refused}");
     log.set_down(false);
     for (expected, delivery) in (0_u64..).zip(queued) {
@@ -78,7 +90,10 @@ fn a_record_without_a_time_gets_the_clock_s() {
     let at = topic(&log, "t", 1);
     let cluster = log.cluster();
     block_on(cluster.writer.send(&at, &keyed("k", Some("v"))).unwrap()).unwrap();
-    let mut reader = cluster.connect.open_reader(&[(at, Start::Beginning)]).unwrap();
+    let mut reader = cluster
+        .connect
+        .open_reader(&[(at, Start::Beginning)])
+        .unwrap();
     let fetched = reader.poll(1, Duration::ZERO).unwrap();
     assert_eq!(fetched.records[0].record.timestamp_ms, 1_234);
 }
@@ -92,7 +107,10 @@ fn dropped_tombstones_leave_an_end_beyond_the_last_record() {
         block_on(cluster.writer.send(&at, &keyed("k", value)).unwrap()).unwrap();
     }
     log.compact_tombstones("t");
-    let mut reader = cluster.connect.open_reader(&[(at, Start::Beginning)]).unwrap();
+    let mut reader = cluster
+        .connect
+        .open_reader(&[(at, Start::Beginning)])
+        .unwrap();
     let fetched = reader.poll(10, Duration::ZERO).unwrap();
     assert_eq!(fetched.records, vec![]);
     assert_eq!(fetched.ends, vec![(0, Offset(2))]);
@@ -111,7 +129,13 @@ fn below_what_retention_left_is_out_of_range() {
     let mut reader = cluster.connect.open_reader(&starts).unwrap();
     let failed = reader.poll(10, Duration::ZERO).unwrap_err();
     assert!(
-        matches!(failed, ReadError::OutOfRange { offset: Offset(1), .. }),
+        matches!(
+            failed,
+            ReadError::OutOfRange {
+                offset: Offset(1),
+                ..
+            }
+        ),
         "{failed}"
     );
 }
@@ -123,7 +147,10 @@ fn a_member_thrown_out_loses_all_and_gets_it_again() {
     let mut member = log.cluster().connect.join("g", &["t".to_owned()]).unwrap();
     let poll = |member: &mut Box<dyn crate::Membership>| member.poll(Duration::ZERO).unwrap();
     let ours = vec![at];
-    assert_eq!(poll(&mut member), Some(MembershipEvent::Assigned(ours.clone())));
+    assert_eq!(
+        poll(&mut member),
+        Some(MembershipEvent::Assigned(ours.clone()))
+    );
     log.expire("g");
     assert_eq!(poll(&mut member), Some(MembershipEvent::Lost(ours.clone())));
     assert_eq!(poll(&mut member), Some(MembershipEvent::Assigned(ours)));

@@ -160,7 +160,11 @@ impl Inner {
         }
         let topic = state.topics.get_mut(&*to.topic);
         topic.map_or_else(
-            || Err(WriteError::Missing { partition: to.clone() }),
+            || {
+                Err(WriteError::Missing {
+                    partition: to.clone(),
+                })
+            },
             |topic| topic.append(to, record),
         )
     }
@@ -254,7 +258,11 @@ impl Admin for MemoryLog {
     ) -> Result<Watermarks, AdminError> {
         let state = self.inner.reachable()?;
         log::find(&state.topics, partition).map_or_else(
-            || Err(AdminError::Missing { partition: partition.clone() }),
+            || {
+                Err(AdminError::Missing {
+                    partition: partition.clone(),
+                })
+            },
             |log| Ok(log.watermarks()),
         )
     }
@@ -265,7 +273,11 @@ impl Admin for MemoryLog {
         positions: &[(TopicPartition, Offset)],
     ) -> Result<(), AdminError> {
         let mut state = self.inner.reachable()?;
-        if state.groups.get(group).is_some_and(|group| !group.is_empty()) {
+        if state
+            .groups
+            .get(group)
+            .is_some_and(|group| !group.is_empty())
+        {
             return Err(AdminError::Refused {
                 detail: format!("group `{group}` has members"),
             });
@@ -291,13 +303,21 @@ fn commit<'a>(
     positions: impl Iterator<Item = &'a (TopicPartition, Offset)>,
 ) {
     for (at, next) in positions {
-        state.committed.insert((group.to_owned(), at.clone()), *next);
+        state
+            .committed
+            .insert((group.to_owned(), at.clone()), *next);
     }
 }
 
 impl Connect for MemoryLog {
-    fn open_reader(&self, starts: &[(TopicPartition, Start)]) -> Result<Box<dyn Reader>, ReadError> {
-        Ok(Box::new(reader::MemoryReader::new(Arc::clone(&self.inner), starts)))
+    fn open_reader(
+        &self,
+        starts: &[(TopicPartition, Start)],
+    ) -> Result<Box<dyn Reader>, ReadError> {
+        Ok(Box::new(reader::MemoryReader::new(
+            Arc::clone(&self.inner),
+            starts,
+        )))
     }
 
     fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Membership>, ReadError> {
