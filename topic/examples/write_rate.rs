@@ -2,19 +2,25 @@
 //!
 //! Run with `cargo run --release -p shoal-topic --example write_rate -- HOST:PORT RECORDS`.
 
-use std::{collections::BTreeMap, env, error::Error, io::Write, sync::Arc, time::Duration};
+#[path = "../src/kafka/plain_client.rs"]
+mod plain_client;
 
-use rdkafka::{
-    ClientConfig,
-    error::{KafkaError, RDKafkaErrorCode},
-    producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
+use std::{
+    collections::{BTreeMap, VecDeque},
+    env,
+    error::Error,
+    io::Write,
+    sync::Arc,
 };
+
+use bytes::Bytes;
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{Partition, Record};
 use shoal_topic::{Cleanup, Cluster, TopicPartition, TopicSpec, WriteError, kafka};
 
-const PARTITIONS: u32 = 4;
+const PARTITIONS: u16 = 4;
 const VALUE_BYTES: usize = 1550;
+const TURNS: usize = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -23,18 +29,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("usage: write_rate HOST:PORT RECORDS")?;
     let count: usize = arguments.next().ok_or("how many records?")?.parse()?;
     let cluster = kafka::connect(&kafka::Config::to(&bootstrap))?;
+    let values = values();
     let mut out = std::io::stdout().lock();
-    for turn in 0..3 {
+    for turn in 0..TURNS {
         let topic = format!("write-rate-{}-{turn}", std::process::id());
         cluster.admin.create_topic(&TopicSpec {
             name: topic.clone(),
-            partitions: PARTITIONS,
-            replication_factor: Some(1),
+            partitions: PARTITIONS.into(),
+            replication_factor: None,
             cleanup: Cleanup::Delete,
             settings: BTreeMap::new(),
         })?;
-        let theirs = librdkafka(&bootstrap, &topic, count)?;
-        let ours = seam(&cluster, &topic, count)?;
+        let watch = Stopwatch::start();
+        plain_client::write_all(&bootstrap, &topic, PARTITIONS.into(), &values, count)?;
+        let theirs = rate(count, &watch);
+        let watch = Stopwatch::start();
+        seam(&cluster, &topic, &values, count)?;
+        let ours = rate(count, &watch);
         writeln!(
             out,
             "librdkafka {theirs:.0}/s, seam {ours:.0}/s, ratio {:.2}",
@@ -45,6 +56,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+#[expect(clippy::as_conversions, reason = "a rate is a float")]
+fn rate(count: usize, watch: &Stopwatch) -> f64 {
+    count as f64 / watch.seconds()
+}
+
+/// Random bytes: embeddings do not compress either.
 fn values() -> Vec<Vec<u8>> {
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     let mut byte = || {
@@ -58,68 +75,36 @@ fn values() -> Vec<Vec<u8>> {
         .collect()
 }
 
-#[expect(clippy::as_conversions, reason = "a rate is a float")]
-fn rate(count: usize, watch: &Stopwatch) -> f64 {
-    count as f64 / watch.seconds()
-}
-
-fn librdkafka(bootstrap: &str, topic: &str, count: usize) -> Result<f64, Box<dyn Error>> {
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
-        .set("bootstrap.servers", bootstrap)
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("linger.ms", "5")
-        .set("batch.size", "262144")
-        .create()?;
-    let values = values();
-    let watch = Stopwatch::start();
-    for i in 0..count {
-        let key = i.to_string();
-        let partition = i32::try_from(i % 4)?;
-        let mut record = BaseRecord::to(topic)
-            .key(&key)
-            .payload(&values[i % values.len()])
-            .partition(partition);
-        loop {
-            match producer.send(record) {
-                Ok(()) => break,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    record = back;
-                    std::thread::park_timeout(Duration::from_millis(1));
-                }
-                Err((error, _)) => return Err(error.into()),
-            }
-        }
-    }
-    producer.flush(Duration::from_secs(60))?;
-    Ok(rate(count, &watch))
-}
-
-fn seam(cluster: &Cluster, topic: &str, count: usize) -> Result<f64, Box<dyn Error>> {
+fn seam(
+    cluster: &Cluster,
+    topic: &str,
+    values: &[Vec<u8>],
+    count: usize,
+) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let name: Arc<str> = topic.into();
-    let values: Vec<_> = values().into_iter().map(bytes::Bytes::from).collect();
-    let watch = Stopwatch::start();
+    let partitions = (0..u32::from(PARTITIONS)).map(Partition).cycle();
+    let values: Vec<Bytes> = values.iter().cloned().map(Bytes::from).collect();
+    let topic: Arc<str> = topic.into();
     runtime.block_on(async {
-        let mut under_way = std::collections::VecDeque::with_capacity(count);
-        for i in 0..count {
+        let mut under_way = VecDeque::new();
+        for ((key, partition), value) in (0..count).zip(partitions).zip(values.iter().cycle()) {
             let to = TopicPartition {
-                topic: Arc::clone(&name),
-                partition: Partition(u32::try_from(i % 4)?),
+                topic: Arc::clone(&topic),
+                partition,
             };
             let record = Record {
-                key: Some(i.to_string().into()),
-                value: values.get(i % values.len()).cloned(),
+                key: Some(key.to_string().into()),
+                value: Some(value.clone()),
                 ..Record::default()
             };
             loop {
                 match cluster.writer.send(&to, &record) {
                     Ok(delivery) => break under_way.push_back(delivery),
-                    Err(WriteError::QueueFull) => match under_way.pop_front() {
-                        Some(earlier) => drop(earlier.await?),
-                        None => return Err("a full queue that holds nothing".into()),
-                    },
-                    Err(error) => return Err(Box::<dyn Error>::from(error)),
+                    Err(WriteError::QueueFull) => {
+                        let earlier = under_way.pop_front().ok_or("full of nothing")?;
+                        earlier.await?;
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
         }
@@ -127,6 +112,5 @@ fn seam(cluster: &Cluster, topic: &str, count: usize) -> Result<f64, Box<dyn Err
             delivery.await?;
         }
         Ok(())
-    })?;
-    Ok(rate(count, &watch))
+    })
 }

@@ -35,6 +35,9 @@ pub struct Fetched {
     pub records: Vec<FetchedRecord>,
     /// Sources whose end was reached after `records`, with the end's offset (the first that is
     /// not there yet). Gaps below it are compacted or control records and will never come.
+    ///
+    /// Each end is told once, when the partition has rested a moment. One that never rests may
+    /// go without: compare the next offset with [`crate::Admin::watermarks`] there.
     pub ends: Vec<(usize, Offset)>,
 }
 

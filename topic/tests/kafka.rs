@@ -3,6 +3,9 @@
 //! One broker serves every test that does not harm it; it dies with this process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../src/kafka/plain_client.rs"]
+mod plain_client;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -13,12 +16,6 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::{
-    ClientConfig, Offset as RawOffset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
-    client::DefaultClientContext,
-    producer::{BaseProducer, BaseRecord, Producer},
-};
 use shoal_runtime::{clock::System, eventually, tasks::Tasks};
 use shoal_schemas::{
     Collection, Metric, Offset, Partition, Record,
@@ -34,6 +31,8 @@ use shoal_topic::{
     registry::{Registry, RegistryError},
 };
 use tokio_util::sync::CancellationToken;
+
+use plain_client::{Transactions, delete_before};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
@@ -167,29 +166,8 @@ fn kafka_conforms() {
 fn an_end_behind_transaction_markers_is_the_brokers_own() {
     let cluster = connect(&config());
     let at = make(&cluster, "markers", &[]);
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", shared().broker.bootstrap())
-        .set("transactional.id", "markers")
-        .create()
-        .unwrap();
-    producer.init_transactions(DEADLINE).unwrap();
-    let send = |value: &str, commit: bool| {
-        producer.begin_transaction().unwrap();
-        producer
-            .send(
-                BaseRecord::to("markers")
-                    .partition(0)
-                    .key("k")
-                    .payload(value),
-            )
-            .unwrap();
-        producer.flush(DEADLINE).unwrap();
-        if commit {
-            producer.commit_transaction(DEADLINE).unwrap();
-        } else {
-            producer.abort_transaction(DEADLINE).unwrap();
-        }
-    };
+    let foreign = Transactions::new(&shared().broker.bootstrap(), "markers").unwrap();
+    let send = |value: &str, commit: bool| foreign.write("markers", value, commit).unwrap();
     let mut reader = cluster
         .connect
         .open_reader(&[(at.clone(), Start::Beginning)])
@@ -235,15 +213,8 @@ fn what_retention_took_is_out_of_range_and_the_beginning_is_the_oldest_left() {
     for i in 0..10 {
         append(&cluster, &at, &keyed(&i.to_string(), "v"));
     }
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", shared().broker.bootstrap())
-        .create()
-        .unwrap();
-    let mut before = TopicPartitionList::new();
-    before
-        .add_partition_offset("retention", 0, RawOffset::Offset(6))
-        .unwrap();
-    wait(admin.delete_records(&before, &AdminOptions::new())).unwrap();
+    let bootstrap = shared().broker.bootstrap();
+    wait(delete_before(&bootstrap, "retention", 6)).unwrap();
     assert_eq!(
         cluster.admin.watermarks(&at, DEADLINE).unwrap().low,
         Offset(6)

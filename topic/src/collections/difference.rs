@@ -46,7 +46,11 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
         ("name", found.name.to_string(), name.to_string()),
         ("dim", found.dim.to_string(), dim.to_string()),
         ("metric", snake(&found.metric), snake(metric)),
-        ("partitions", found.partitions.to_string(), partitions.to_string()),
+        (
+            "partitions",
+            found.partitions.to_string(),
+            partitions.to_string(),
+        ),
         ("partitioner", snake(&found.partitioner), snake(partitioner)),
         (
             "route_by_key_prefix",
@@ -107,4 +111,3 @@ pub(super) fn listed(differences: &[Difference]) -> String {
     }
     text
 }
-

@@ -259,7 +259,11 @@ fn known(names: &[CollectionName]) -> String {
     if names.is_empty() {
         return "none".into();
     }
-    let shown: Vec<&str> = names.iter().take(SHOWN).map(CollectionName::as_str).collect();
+    let shown: Vec<&str> = names
+        .iter()
+        .take(SHOWN)
+        .map(CollectionName::as_str)
+        .collect();
     match names.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),

@@ -60,7 +60,9 @@ fn docs() -> Collection {
 
 /// What `kafka-topics --create` makes of a topic with one further setting.
 fn foreign(partitions: u32, cleanup: Cleanup, settings: &[(&str, &str)]) -> TopicSpec {
-    let settings = settings.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+    let settings = settings
+        .iter()
+        .map(|(key, value)| ((*key).into(), (*value).into()));
     TopicSpec {
         name: docs().name.topic(),
         partitions,
@@ -88,7 +90,12 @@ async fn a_collection_is_a_compacted_topic_a_dead_letter_topic_and_a_definition(
 async fn an_equal_definition_is_no_error_and_mends_a_missing_topic() {
     let world = World::new();
     assert!(world.create(&docs()).await.unwrap());
-    world.log.cluster().admin.delete_topic("shoal.dlq.embeddings.docs").unwrap();
+    world
+        .log
+        .cluster()
+        .admin
+        .delete_topic("shoal.dlq.embeddings.docs")
+        .unwrap();
     assert!(!world.create(&docs()).await.unwrap());
     assert!(world.describe("shoal.dlq.embeddings.docs").is_some());
 }
@@ -161,7 +168,10 @@ fn a_topic_that_also_deletes_by_age_is_refused() {
     let found = foreign(3, Cleanup::Compact, &[("cleanup.policy", "compact,delete")]);
     let faults = topics::home_faults(&found, &topics::home(&docs()), &docs());
     assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].contains("its `delete` drops points by age"), "{faults:?}");
+    assert!(
+        faults[0].contains("its `delete` drops points by age"),
+        "{faults:?}"
+    );
 }
 
 #[tokio::test]
@@ -170,7 +180,10 @@ async fn a_topic_that_fits_is_adopted() {
     let spec = foreign(
         3,
         Cleanup::Compact,
-        &[("delete.retention.ms", "604800000"), ("max.message.bytes", "1048588")],
+        &[
+            ("delete.retention.ms", "604800000"),
+            ("max.message.bytes", "1048588"),
+        ],
     );
     world.log.cluster().admin.create_topic(&spec).unwrap();
     let before = world.describe("embeddings.docs");
@@ -193,11 +206,19 @@ async fn dropping_forgets_definition_and_claims_and_keeps_the_topic_unless_told(
         let key = Key::Shard(docs.name.clone(), Partition(1));
         let put = world.control.put(&key, &claim).await.unwrap();
         world.control.wait_for(put, super::READ_BACK).await.unwrap();
-        drop(&cluster, &world.control, &docs.name, delete_topics).await.unwrap();
+        drop(&cluster, &world.control, &docs.name, delete_topics)
+            .await
+            .unwrap();
         let state = world.control.snapshot();
-        assert!(state.collections.is_empty() && state.shards.is_empty(), "{state:?}");
+        assert!(
+            state.collections.is_empty() && state.shards.is_empty(),
+            "{state:?}"
+        );
         assert_eq!(world.describe("embeddings.docs").is_none(), delete_topics);
-        assert_eq!(world.describe("shoal.dlq.embeddings.docs").is_none(), delete_topics);
+        assert_eq!(
+            world.describe("shoal.dlq.embeddings.docs").is_none(),
+            delete_topics
+        );
     }
 }
 
@@ -206,9 +227,14 @@ async fn dropping_what_is_not_there_names_what_is() {
     let world = World::new();
     world.create(&docs()).await.unwrap();
     let name: CollectionName = "dosc".parse().unwrap();
-    let refused = drop(&world.log.cluster(), &world.control, &name, false).await.unwrap_err();
+    let refused = drop(&world.log.cluster(), &world.control, &name, false)
+        .await
+        .unwrap_err();
     assert!(matches!(refused, DropError::Missing { .. }));
-    assert_eq!(refused.to_string(), "collection `dosc` does not exist; there are: docs");
+    assert_eq!(
+        refused.to_string(),
+        "collection `dosc` does not exist; there are: docs"
+    );
 }
 
 #[tokio::test]

@@ -42,10 +42,16 @@ pub(super) fn home(collection: &Collection) -> TopicSpec {
         replication_factor: collection.replication_factor,
         cleanup: Cleanup::Compact,
         settings: settings([
-            ("delete.retention.ms", collection.delete_retention_ms.to_string()),
+            (
+                "delete.retention.ms",
+                collection.delete_retention_ms.to_string(),
+            ),
             ("max.message.bytes", message_bytes.to_string()),
             ("message.timestamp.type", "CreateTime".into()),
-            ("min.cleanable.dirty.ratio", MIN_CLEANABLE_DIRTY_RATIO.into()),
+            (
+                "min.cleanable.dirty.ratio",
+                MIN_CLEANABLE_DIRTY_RATIO.into(),
+            ),
         ]),
     }
 }
@@ -65,7 +71,10 @@ pub(super) fn dead_letter(collection: &Collection) -> TopicSpec {
         replication_factor: collection.replication_factor,
         cleanup: Cleanup::Delete,
         settings: settings([
-            ("max.message.bytes", (home_bytes + DLQ_OVERHEAD_BYTES).to_string()),
+            (
+                "max.message.bytes",
+                (home_bytes + DLQ_OVERHEAD_BYTES).to_string(),
+            ),
             ("message.timestamp.type", "CreateTime".into()),
             ("retention.ms", DLQ_RETENTION_MS.to_string()),
         ]),
@@ -208,11 +217,7 @@ fn shape_faults(found: &TopicSpec, wanted: &TopicSpec) -> Vec<String> {
 /// Asks for the collection's records alone, without the room a new topic gets: Kafka's default of
 /// 1 MiB and a few bytes does for a collection's default of 1 MiB. A record that only just does
 /// not fit is refused by name when it is published.
-fn message_fault(
-    found: &TopicSpec,
-    wanted: &TopicSpec,
-    collection: &Collection,
-) -> Option<String> {
+fn message_fault(found: &TopicSpec, wanted: &TopicSpec, collection: &Collection) -> Option<String> {
     let has = number(found, "max.message.bytes")?;
     let needed = u64::from(collection.max_record_bytes);
     let new = number(wanted, "max.message.bytes").unwrap_or(needed);
@@ -245,4 +250,3 @@ fn alter(topic: &TopicSpec, setting: &str) -> String {
         topic.name
     )
 }
-

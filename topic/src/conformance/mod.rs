@@ -26,6 +26,9 @@ use crate::{
 /// Longest that any step may take on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Compacts the topic of that name before it returns.
+pub type Compact = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The implementation under test.
 pub struct Fixture {
     /// The cluster.
@@ -33,7 +36,7 @@ pub struct Fixture {
     /// The same cluster through a client that queues few records (at most 64).
     pub small_queue: Cluster,
     /// Compacts a topic now, where the implementation can.
-    pub compact: Option<Box<dyn Fn(&str) + Send + Sync>>,
+    pub compact: Option<Compact>,
 }
 
 /// Runs every check. `unique` begins the names of all topics and groups that are made.

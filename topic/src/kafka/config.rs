@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 use serde::{Deserialize, Serialize};
+use shoal_runtime::config::Validate;
 
 /// Options that Shoal sets itself, with what to use instead.
 const OWNED: [(&str, &str); 27] = [
@@ -333,7 +334,7 @@ impl Config {
             )
             .set(
                 "queue.buffering.max.kbytes",
-                (2 * (self.queue_bytes + u64::from(self.message_max_bytes)) >> 10).to_string(),
+                ((self.queue_bytes + u64::from(self.message_max_bytes)) >> 9).to_string(),
             )
             .set(
                 "message.timeout.ms",
@@ -389,6 +390,12 @@ impl Config {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("topic.metadata.refresh.interval.ms", "5000");
         config
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self, faults: &mut Vec<String>) {
+        faults.extend(Self::validate(self));
     }
 }
 
