@@ -1,0 +1,376 @@
+//! What a call does, whichever way it came: check all, send all, wait for all.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
+use shoal_schemas::{
+    Collection, CollectionName, Partition, Point, PointId, Rejection, Token, avro::Framing, json,
+    name::NameError, point::IdError, v1,
+};
+use shoal_topic::{AdminError, Cluster, Deps, TopicPartition, WriteError, control::ControlHandle};
+
+use super::Config;
+use crate::{
+    PublishConfig, PublishError, Publisher,
+    publisher::Prepared,
+};
+
+/// Points or ids in a call at most.
+pub(super) const MAX_POINTS: usize = 1000;
+/// More points than this are checked off the threads that answer.
+const CHECKED_INLINE: usize = 4;
+/// How long the broker has to say whether it is there, when a call has run out of time.
+const PROBE: Duration = Duration::from_secs(2);
+/// Names of collections shown to who asked for another.
+const SHOWN: usize = 20;
+
+/// Why a call failed. Where it says so, records before the fault may be in the log.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No such name is possible.
+    #[error("collection name is refused")]
+    Name(#[from] NameError),
+    /// No such collection.
+    #[error("collection `{name}` does not exist; {existing}")]
+    UnknownCollection {
+        /// As asked for.
+        name: CollectionName,
+        /// What there is.
+        existing: String,
+    },
+    /// The definitions are not known yet.
+    #[error("definitions are still being read from Kafka; repeat the call in a moment")]
+    NotCaughtUp,
+    /// Nothing to do.
+    #[error("call has no {what}, allowed are 1 to {MAX_POINTS}")]
+    Empty {
+        /// `points` or `ids`.
+        what: &'static str,
+    },
+    /// Too much at once.
+    #[error("call has {found} {what}, allowed are 1 to {MAX_POINTS}; split it")]
+    TooMany {
+        /// `points` or `ids`.
+        what: &'static str,
+        /// How many.
+        found: usize,
+    },
+    /// A point is faulty; nothing was published.
+    #[error("point {index}{} is refused, nothing was published", quoted(.id.as_deref()))]
+    Point {
+        /// Its place in the call, from 0.
+        index: usize,
+        /// Its id, if it says one.
+        id: Option<String>,
+        /// Why.
+        #[source]
+        source: Rejection,
+    },
+    /// A point cannot be a record; nothing was published.
+    #[error("point {index} is refused, nothing was published")]
+    Unpublishable {
+        /// Its place in the call, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: PublishError,
+    },
+    /// An id is faulty; nothing was published.
+    #[error("id {index} is refused, nothing was deleted")]
+    Id {
+        /// Its place in the call, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: IdError,
+    },
+    /// The body is no JSON of the right shape.
+    #[error("body does not read, wanted is {wanted}: {detail}")]
+    Body {
+        /// The shape.
+        wanted: &'static str,
+        /// Where it stops reading.
+        detail: String,
+    },
+    /// The body is over the limit.
+    #[error("body is over {limit_bytes} bytes; split the call")]
+    BodyTooLarge {
+        /// The gateway's limit.
+        limit_bytes: usize,
+    },
+    /// The sender's queue is full.
+    #[error("the queue to Kafka is full after {sent} of {of} records; repeat the call a little later")]
+    QueueFull {
+        /// Sent before.
+        sent: usize,
+        /// In the call.
+        of: usize,
+    },
+    /// Kafka does not answer.
+    #[error("Kafka does not answer; records of this call may still be written once it does: repeat the call, the same point twice is the same point")]
+    Away {
+        /// Why.
+        #[source]
+        source: WriteError,
+    },
+    /// Kafka answers, but has not acknowledged all records in time.
+    #[error("{acknowledged} of {of} records were acknowledged within {deadline:?}; the others may still be written: repeat the call, the same point twice is the same point")]
+    Deadline {
+        /// Acknowledged.
+        acknowledged: usize,
+        /// In the call.
+        of: usize,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// Kafka refuses a record.
+    #[error("Kafka refused a record; those before it may be written")]
+    Refused(#[source] PublishError),
+}
+
+fn quoted(id: Option<&str>) -> String {
+    id.map_or(String::new(), |id| format!(" (id `{}`)", id.chars().take(80).collect::<String>()))
+}
+
+/// Something that may be a point.
+pub(super) trait Candidate: Send + 'static {
+    /// Its id, for an error's text.
+    fn id(&self) -> Option<String>;
+
+    fn decode(self, collection: &Collection) -> Result<(PointId, Point), Rejection>;
+}
+
+impl Candidate for v1::Point {
+    fn id(&self) -> Option<String> {
+        Some(self.id.clone())
+    }
+
+    fn decode(self, collection: &Collection) -> Result<(PointId, Point), Rejection> {
+        Point::from_proto(self, collection)
+    }
+}
+
+impl Candidate for Box<RawValue> {
+    fn id(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Named {
+            id: serde_json::Value,
+        }
+        let named: Named = serde_json::from_str(self.get()).ok()?;
+        match named.id {
+            serde_json::Value::String(id) => Some(id),
+            other => Some(other.to_string()),
+        }
+    }
+
+    fn decode(self, collection: &Collection) -> Result<(PointId, Point), Rejection> {
+        json::decode_line(self.get().as_bytes(), collection)
+    }
+}
+
+pub(super) struct Calls {
+    cluster: Cluster,
+    control: ControlHandle,
+    clock: Arc<dyn Clock>,
+    publish: PublishConfig,
+    deadline: Duration,
+    publishers: Mutex<BTreeMap<CollectionName, Publisher>>,
+}
+
+impl Calls {
+    pub(super) fn new(config: &Config, deps: &Deps) -> Self {
+        Self {
+            cluster: deps.cluster.clone(),
+            control: deps.control.clone(),
+            clock: Arc::clone(&deps.clock),
+            publish: PublishConfig {
+                origin: config.origin.clone(),
+                framing: config.schema_id.map_or(Framing::SingleObject, |schema_id| {
+                    Framing::Confluent { schema_id }
+                }),
+                versions: true,
+            },
+            deadline: config.deadline,
+            publishers: Mutex::default(),
+        }
+    }
+
+    /// Publishes complete points; answers one token a point, in order.
+    pub(super) async fn upsert<C: Candidate>(
+        &self,
+        collection: &str,
+        points: Vec<C>,
+    ) -> Result<Vec<Token>, CallError> {
+        check_count("points", points.len())?;
+        let publisher = self.publisher(collection).await?;
+        let prepared = if points.len() <= CHECKED_INLINE {
+            prepare(&publisher, points)?
+        } else {
+            let publisher = publisher.clone();
+            blocking(move || prepare(&publisher, points)).await?
+        };
+        self.write(&publisher, &prepared).await
+    }
+
+    /// Publishes deletes; answers one token an id, in order.
+    pub(super) async fn delete(
+        &self,
+        collection: &str,
+        ids: &[String],
+    ) -> Result<Vec<Token>, CallError> {
+        check_count("ids", ids.len())?;
+        let publisher = self.publisher(collection).await?;
+        let prepared: Result<Vec<Prepared>, CallError> = ids
+            .iter()
+            .enumerate()
+            .map(|(index, id)| {
+                let id = PointId::new(id).map_err(|source| CallError::Id { index, source })?;
+                Ok(publisher.prepare_delete(&id))
+            })
+            .collect();
+        self.write(&publisher, &prepared?).await
+    }
+
+    /// The publisher of a collection as it is defined now.
+    async fn publisher(&self, name: &str) -> Result<Publisher, CallError> {
+        let name: CollectionName = name.parse()?;
+        let state = self.control.snapshot();
+        if state.caught_up_at.is_none() {
+            return Err(CallError::NotCaughtUp);
+        }
+        let Some(defined) = state.collections.get(&name) else {
+            let existing = existing(state.collections.keys());
+            return Err(CallError::UnknownCollection { name, existing });
+        };
+        if let Some(known) = self.publishers().get(&name)
+            && known.collection() == defined
+        {
+            return Ok(known.clone());
+        }
+        let clock = Arc::clone(&self.clock);
+        let made =
+            Publisher::new(&self.cluster, clock, defined.clone(), self.publish.clone()).await;
+        let made = made.map_err(|source| CallError::Away { source })?;
+        // Of two calls that both made one, the first one's stays: versions rise within one.
+        let mut publishers = self.publishers();
+        Ok(match publishers.entry(name) {
+            btree_map::Entry::Occupied(known) if known.get().collection() == defined => {
+                known.get().clone()
+            }
+            btree_map::Entry::Occupied(mut outdated) => {
+                outdated.insert(made.clone());
+                made
+            }
+            btree_map::Entry::Vacant(place) => place.insert(made).clone(),
+        })
+    }
+
+    fn publishers(&self) -> std::sync::MutexGuard<'_, BTreeMap<CollectionName, Publisher>> {
+        self.publishers.lock().expect("nothing panics while it holds this lock")
+    }
+
+    async fn write(
+        &self,
+        publisher: &Publisher,
+        prepared: &[Prepared],
+    ) -> Result<Vec<Token>, CallError> {
+        let of = prepared.len();
+        let mut deliveries = Vec::with_capacity(of);
+        for record in prepared {
+            match publisher.try_send(record) {
+                Ok(delivery) => deliveries.push(delivery),
+                Err(full) if full.is_queue_full() => {
+                    return Err(CallError::QueueFull {
+                        sent: deliveries.len(),
+                        of,
+                    });
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let mut tokens = Vec::with_capacity(of);
+        let all = async {
+            for delivery in deliveries {
+                tokens.push(delivery.await.map_err(failed)?);
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(self.deadline, all).await {
+            Ok(outcome) => outcome.map(|()| tokens),
+            Err(_elapsed) => Err(self.late(publisher, tokens.len(), of).await),
+        }
+    }
+
+    /// Tells a broker that is away from one that is slow.
+    async fn late(&self, publisher: &Publisher, acknowledged: usize, of: usize) -> CallError {
+        let admin = self.cluster.admin.clone();
+        let at = TopicPartition {
+            topic: publisher.collection().name.topic().into(),
+            partition: Partition(0),
+        };
+        match blocking(move || admin.watermarks(&at, PROBE)).await {
+            Err(AdminError::Unreachable { detail }) => CallError::Away {
+                source: WriteError::Unreachable {
+                    partition: publisher.collection().name.topic(),
+                    detail,
+                },
+            },
+            _ => CallError::Deadline {
+                acknowledged,
+                of,
+                deadline: self.deadline,
+            },
+        }
+    }
+}
+
+fn prepare<C: Candidate>(publisher: &Publisher, points: Vec<C>) -> Result<Vec<Prepared>, CallError> {
+    let points = points.into_iter().enumerate();
+    points
+        .map(|(index, candidate)| {
+            let named = candidate.id();
+            let (id, point) =
+                candidate.decode(publisher.collection()).map_err(|source| CallError::Point {
+                    index,
+                    id: named,
+                    source,
+                })?;
+            publisher
+                .prepare(&id, &point)
+                .map_err(|source| CallError::Unpublishable { index, source })
+        })
+        .collect()
+}
+
+fn check_count(what: &'static str, found: usize) -> Result<(), CallError> {
+    match found {
+        0 => Err(CallError::Empty { what }),
+        1..=MAX_POINTS => Ok(()),
+        _ => Err(CallError::TooMany { what, found }),
+    }
+}
+
+fn failed(error: PublishError) -> CallError {
+    match error {
+        PublishError::Write { source, .. } if source.kind() == ErrorKind::Retry => {
+            CallError::Away { source }
+        }
+        error => CallError::Refused(error),
+    }
+}
+
+fn existing<'a>(names: impl ExactSizeIterator<Item = &'a CollectionName>) -> String {
+    let found = names.len();
+    let shown: Vec<&str> = names.take(SHOWN).map(CollectionName::as_str).collect();
+    match found {
+        0 => "there is none yet, create it first".into(),
+        _ if found > SHOWN => format!("there are {} and {} more", shown.join(", "), found - SHOWN),
+        _ => format!("there are: {}", shown.join(", ")),
+    }
+}

@@ -1,0 +1,153 @@
+//! Writes for clients that do not speak Kafka: upsert and delete over gRPC and as JSON over HTTP.
+//!
+//! A call is checked as a whole before any of its records is sent, and answered once the log has
+//! acknowledged all of them, one token a record. The gateway keeps nothing: a call that failed
+//! half-way is repeated as it is, since writing a point twice is writing it once.
+//!
+//! It does not resolve conditional or partial updates and searches nothing.
+
+mod calls;
+mod config;
+mod grpc;
+mod http;
+mod status;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use shoal_runtime::{clock::Clock, http::bind};
+use shoal_schemas::v1::publish_server::PublishServer;
+use shoal_topic::{Deps, control::ControlHandle};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::info;
+
+pub use calls::CallError;
+pub use config::Config;
+
+/// Silence of the control topic after which the gateway is not ready.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How often the health service looks at what `/readyz` says.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+
+/// Where a gateway listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// JSON, health and metrics.
+    pub http: SocketAddr,
+}
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken or not ours.
+    #[error("gateway cannot listen")]
+    Listen(#[source] io::Error),
+    /// The descriptors do not read.
+    #[error("gateway cannot describe its services")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+impl StartError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> shoal_runtime::ErrorKind {
+        match self {
+            Self::Listen(_) => shoal_runtime::ErrorKind::Caller,
+            Self::Reflection(_) => shoal_runtime::ErrorKind::Bug,
+        }
+    }
+}
+
+/// Binds the listeners and starts to answer; runs until the tasks are cancelled.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError> {
+    crate::metrics::describe();
+    let grpc = bind(config.grpc_listen).await.map_err(StartError::Listen)?;
+    let http = bind(config.http_listen).await.map_err(StartError::Listen)?;
+    let addresses = Addresses {
+        grpc: grpc.local_addr().map_err(StartError::Listen)?,
+        http: http.local_addr().map_err(StartError::Listen)?,
+    };
+    let (control, clock) = (deps.control.clone(), Arc::clone(&deps.clock));
+    deps.readiness.set("gateway", move || ready(&control, &*clock));
+    let calls = Arc::new(calls::Calls::new(config, deps));
+
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(shoal_schemas::v1::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(StartError::Reflection)?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let publish = PublishServer::new(grpc::Service::new(Arc::clone(&calls)))
+        .max_decoding_message_size(config.max_body_bytes());
+    let cancel = deps.tasks.cancel().clone();
+    let serving = Server::builder()
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(publish)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(grpc).with_nodelay(Some(true)),
+            cancel.clone().cancelled_owned(),
+        );
+    deps.tasks.spawn("gateway-grpc", serving);
+
+    let readiness = deps.readiness.clone();
+    deps.tasks.spawn("gateway-health", async move {
+        report_health(&reporter, || readiness.waiting().is_empty(), &cancel).await;
+        Ok::<_, std::convert::Infallible>(())
+    });
+
+    let router = http::router(calls, config)
+        .merge(shoal_runtime::http::ops_router(deps.readiness.clone(), deps.metrics.clone()));
+    let cancel = deps.tasks.cancel().clone();
+    deps.tasks.spawn("gateway-http", shoal_runtime::http::serve(http, router, cancel));
+    info!(grpc = %addresses.grpc, http = %addresses.http, "gateway listens");
+    Ok(addresses)
+}
+
+/// Ready once the definitions are known, for as long as Kafka answers.
+fn ready(control: &ControlHandle, clock: &dyn Clock) -> Result<(), String> {
+    let caught_up_at = control.snapshot().caught_up_at;
+    let heard = caught_up_at.ok_or("definitions are still being read from Kafka")?;
+    let silence = clock.monotonic().saturating_sub(heard);
+    if silence < SILENCE {
+        Ok(())
+    } else {
+        Err(format!("Kafka has not answered for {} s", silence.as_secs()))
+    }
+}
+
+/// Says over gRPC what `/readyz` says over HTTP.
+async fn report_health(
+    reporter: &HealthReporter,
+    is_ready: impl Fn() -> bool,
+    cancel: &CancellationToken,
+) {
+    let mut every = tokio::time::interval(HEALTH_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let status = if is_ready() && !cancel.is_cancelled() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for service in ["", "shoal.v1.Publish"] {
+            reporter.set_service_status(service, status).await;
+        }
+        if cancel.is_cancelled() {
+            break;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            _ = every.tick() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
