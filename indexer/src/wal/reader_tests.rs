@@ -189,6 +189,15 @@ fn damage_after_opening_is_found_on_every_read() {
     ));
 }
 
+/// Ends the readers also when the writer panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn readers_beside_the_writer_see_whole_frames_in_order() {
     const FRAMES: u32 = 4_000;
@@ -236,6 +245,7 @@ fn readers_beside_the_writer_see_whole_frames_in_order() {
                 durable = reached;
             }
         });
+        let done = SetOnDrop(&is_done);
         for number in 0..FRAMES {
             wal.append(&[&number.to_le_bytes().repeat(30)]).unwrap();
             if number % 7 == 0 {
@@ -243,7 +253,7 @@ fn readers_beside_the_writer_see_whole_frames_in_order() {
             }
         }
         wal.flush().unwrap();
-        is_done.store(true, Ordering::SeqCst);
+        drop(done);
         for reader in readers {
             assert_eq!(reader.join().unwrap(), FRAMES);
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use shoal_runtime::{ErrorKind, eventually};
+use shoal_runtime::ErrorKind;
 
 use super::{
     super::{
@@ -42,6 +42,7 @@ impl Gate {
     fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.1 += 1;
+        self.changed.notify_all();
         while !state.0 {
             state = self.changed.wait(state).unwrap();
         }
@@ -53,10 +54,18 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Opens before it panics, so that a failing test ends.
     fn wait_for_one(&self) {
-        eventually(DEADLINE, "an fsync at the gate", || {
-            (self.state.lock().unwrap().1 > 0).then_some(())
-        });
+        let state = self.state.lock().unwrap();
+        let (state, waited) = self
+            .changed
+            .wait_timeout_while(state, DEADLINE, |(_, waiting)| *waiting == 0)
+            .unwrap();
+        drop(state);
+        if waited.timed_out() {
+            self.open();
+            panic!("no fsync came to the gate in {DEADLINE:?}");
+        }
     }
 }
 
@@ -97,8 +106,7 @@ fn callers_during_an_fsync_share_the_next_one() {
         let (first, others) = (wal.syncer(), wal.syncer());
         let first = scope.spawn(move || first.sync().unwrap());
         gate.wait_for_one();
-        wal.append(&[b"two"]).unwrap();
-        wal.flush().unwrap();
+        let flushed = wal.append(&[b"two"]).and_then(|_| wal.flush());
         let end = wal.end();
         let others: Vec<_> = (0..8)
             .map(|_| {
@@ -107,6 +115,7 @@ fn callers_during_an_fsync_share_the_next_one() {
             })
             .collect();
         gate.open();
+        flushed.unwrap();
         assert_eq!(first.join().unwrap(), first_end);
         for other in others {
             assert_eq!(other.join().unwrap(), end);
@@ -127,8 +136,9 @@ fn next_segment_waits_for_the_fsync_of_the_full_one() {
     thread::scope(|scope| {
         let rolled = scope.spawn(|| wal.append(&[&[2; 70]]).unwrap());
         gate.wait_for_one();
-        assert_eq!(disk.files().len(), 1, "a successor before the fsync");
+        let files = disk.files();
         gate.open();
+        assert_eq!(files.len(), 1, "a successor before the fsync");
         assert_eq!(rolled.join().unwrap(), full);
     });
     assert_eq!(disk.files().len(), 2);
