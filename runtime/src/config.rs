@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use figment::{
-    Figment,
+    Figment, Metadata, Profile, Provider,
     providers::{Env, Format, Serialized, Toml},
+    value::{Dict, Map, Value},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -50,36 +51,147 @@ pub fn load<T>(file: Option<&Path>, sections: &[&str]) -> Result<T, ConfigError>
 where
     T: Default + Serialize + DeserializeOwned + Validate,
 {
-    let mut layers = Figment::from(Serialized::defaults(T::default()));
-    if let Some(path) = file {
-        if !path.exists() {
-            return Err(ConfigError::NoFile {
-                path: path.to_owned(),
+    Layers::new(file, sections).load()
+}
+
+/// What a person has set: a file and the environment, without the defaults.
+pub struct Layers {
+    file: Option<PathBuf>,
+    sections: Vec<String>,
+}
+
+/// Faults past this number are not looked for.
+const MAX_FAULTS: usize = 100;
+
+impl Layers {
+    /// Of that file and the variables of these top-level keys.
+    pub fn new(file: Option<&Path>, sections: &[&str]) -> Self {
+        let sections = sections.iter().map(|section| section.to_ascii_lowercase());
+        Self {
+            file: file.map(Path::to_owned),
+            sections: sections.collect(),
+        }
+    }
+
+    /// Whether the file or the environment sets a key, dots between its levels.
+    pub fn sets(&self, key: &str) -> bool {
+        self.without(&[], Figment::new()).find_value(key).is_ok()
+    }
+
+    /// Settings over `T`'s defaults.
+    ///
+    /// A value that does not read is named and left out, and the rest is read on, so that every
+    /// fault is found.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault.
+    pub fn load<T>(&self) -> Result<T, ConfigError>
+    where
+        T: Default + Serialize + DeserializeOwned + Validate,
+    {
+        if let Some(path) = &self.file
+            && !path.exists()
+        {
+            return Err(ConfigError::NoFile { path: path.clone() });
+        }
+        let mut faults = Vec::new();
+        let mut faulty: Vec<Vec<String>> = Vec::new();
+        let settings: Option<T> = loop {
+            let defaults = Figment::from(Serialized::defaults(T::default()));
+            let errors = match self.without(&faulty, defaults).extract() {
+                Ok(settings) => break Some(settings),
+                Err(errors) => errors,
+            };
+            let before = faulty.len();
+            for error in errors {
+                let path = place(&error);
+                faults.push(error.to_string());
+                if !path.is_empty() && !faulty.contains(&path) {
+                    faulty.push(path);
+                }
+            }
+            // A file that does not parse has no place to leave out.
+            if faulty.len() == before || faults.len() >= MAX_FAULTS {
+                break None;
+            }
+        };
+        if let Some(settings) = &settings {
+            settings.validate(&mut faults);
+        }
+        match settings {
+            Some(settings) if faults.is_empty() => Ok(settings),
+            _ => Err(ConfigError::Faults { faults }),
+        }
+    }
+
+    /// The layers over `base`, some keys left out.
+    fn without(&self, faulty: &[Vec<String>], base: Figment) -> Figment {
+        let mut layers = base;
+        if let Some(path) = &self.file {
+            layers = layers.merge(Without {
+                inner: Toml::file(path),
+                keys: faulty.to_vec(),
             });
         }
-        layers = layers.merge(Toml::file(path));
-    }
-    let wanted: Vec<String> = sections
-        .iter()
-        .map(|section| section.to_ascii_lowercase())
-        .collect();
-    let environment = Env::prefixed(ENV_PREFIX)
-        .filter(move |key| {
-            let key = key.as_str().to_ascii_lowercase();
-            let top = key.split(ENV_SEPARATOR).next().unwrap_or_default();
-            wanted.iter().any(|section| section == top) && key.contains(ENV_SEPARATOR)
+        let wanted = self.sections.clone();
+        let environment = Env::prefixed(ENV_PREFIX)
+            .filter(move |key| {
+                let key = key.as_str().to_ascii_lowercase();
+                let top = key.split(ENV_SEPARATOR).next().unwrap_or_default();
+                wanted.iter().any(|section| section == top) && key.contains(ENV_SEPARATOR)
+            })
+            .split(ENV_SEPARATOR);
+        layers.merge(Without {
+            inner: environment,
+            keys: faulty.to_vec(),
         })
-        .split(ENV_SEPARATOR);
-    let settings: T = layers.merge(environment).extract().map_err(|errors| {
-        let faults = errors.into_iter().map(|error| error.to_string()).collect();
-        ConfigError::Faults { faults }
-    })?;
-    let mut faults = Vec::new();
-    settings.validate(&mut faults);
-    if faults.is_empty() {
-        Ok(settings)
-    } else {
-        Err(ConfigError::Faults { faults })
+    }
+}
+
+/// The key an error is about, level by level.
+fn place(error: &figment::Error) -> Vec<String> {
+    let mut path = error.path.clone();
+    if let figment::error::Kind::UnknownField(field, _) = &error.kind
+        && path.last() != Some(field)
+    {
+        path.push(field.clone());
+    }
+    path
+}
+
+/// A layer without some of its keys.
+struct Without<P> {
+    inner: P,
+    keys: Vec<Vec<String>>,
+}
+
+impl<P: Provider> Provider for Without<P> {
+    fn metadata(&self) -> Metadata {
+        self.inner.metadata()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut data = self.inner.data()?;
+        for profile in data.values_mut() {
+            for key in &self.keys {
+                leave_out(profile, key);
+            }
+        }
+        Ok(data)
+    }
+}
+
+fn leave_out(from: &mut Dict, key: &[String]) {
+    match key {
+        [] => {}
+        [last] => {
+            from.remove(last);
+        }
+        [first, rest @ ..] => {
+            if let Some(Value::Dict(_, inner)) = from.get_mut(first) {
+                leave_out(inner, rest);
+            }
+        }
     }
 }
 
@@ -89,7 +201,7 @@ mod tests {
 
     use serde::{Deserialize, Serialize};
 
-    use super::{ConfigError, Validate, load};
+    use super::{ConfigError, Layers, Validate, load};
 
     #[derive(Debug, Default, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
@@ -135,5 +247,24 @@ mod tests {
         let refused = load::<Settings>(Some(&file), &["wal"]).unwrap_err();
         std::fs::remove_file(&file).unwrap();
         assert!(refused.to_string().contains("segmnt"), "{refused}");
+    }
+
+    #[test]
+    fn values_that_do_not_read_do_not_hide_other_faults() {
+        let mut file = std::env::temp_dir();
+        file.push(format!("shoal-config-faults-{}.toml", std::process::id()));
+        let text = "[wal]\nsegmnt = 3\nsegment = \"many\"\nlimit = 0\n[wall]\nx = 1\n";
+        std::fs::write(&file, text).unwrap();
+        let layers = Layers::new(Some(&file), &["wal"]);
+        let refused = layers.load::<Settings>().unwrap_err();
+        let is_set = (layers.sets("wal.limit"), layers.sets("wal.other"));
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(is_set, (true, false));
+        let ConfigError::Faults { faults } = refused else {
+            panic!("{refused}");
+        };
+        for named in ["segmnt", "wal.segment", "wal.limit is 0", "wall"] {
+            assert!(faults.iter().any(|fault| fault.contains(named)), "{named}: {faults:?}");
+        }
     }
 }
