@@ -29,7 +29,7 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    pub(crate) fn to_proto(
+    pub(crate) fn into_proto(
         self,
         collection: String,
         read: Option<v1::ReadOptions>,

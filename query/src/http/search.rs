@@ -32,7 +32,7 @@ pub(crate) async fn search(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
     )?;
-    let request = wanted.to_proto(collection, options);
+    let request = wanted.into_proto(collection, options);
     let found = api.coordinator.search(request, call).await?;
     Ok(json(&answer::Hits {
         hits: answer::hits(&found.hits, with_payload, with_vector),

@@ -32,6 +32,11 @@ const HOME_RETRY: Duration = Duration::from_secs(1);
 /// How often an idle caller is asked for a sign of life.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// HTTP/2 flow control of one request and of a connection, bytes: a batch of a thousand vectors
+/// comes in without waiting for a window update.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
 /// Where a query node listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
@@ -133,6 +138,8 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     let search = SearchService::new(coordinator.clone(), config.default_deadline);
     let router = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(
             v1::search_server::SearchServer::new(search)
                 .max_decoding_message_size(max_message_bytes)

@@ -1,0 +1,184 @@
+//! An indexer on the loopback: a real gRPC server over points in memory, which can misbehave.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use futures::future::BoxFuture;
+use shoal_query::client::memory::Node;
+use shoal_runtime::{http::bind, tasks::Tasks};
+use shoal_schemas::v1;
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+/// What the server does with a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Behaviour {
+    /// It answers.
+    #[default]
+    Answers,
+    /// It never answers.
+    Hangs,
+    /// It answers every call with this code.
+    Fails(Code),
+    /// It answers every shard with this code.
+    FailsShards(i32),
+}
+
+/// What one call brought.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub traceparent: Option<String>,
+    pub grpc_timeout: Option<String>,
+    pub shards: Vec<v1::ShardAsk>,
+}
+
+/// The server's inside. Cloning shares it.
+#[derive(Clone)]
+pub struct Indexer {
+    pub node: Arc<Node>,
+    pub name: String,
+    pub address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    behaviour: Behaviour,
+    seen: Vec<Seen>,
+    before_answer: Option<BoxFuture<'static, ()>>,
+}
+
+impl Indexer {
+    pub async fn start(name: &str, tasks: &Tasks) -> Self {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let indexer = Self {
+            node: Node::new(name),
+            name: name.to_owned(),
+            address: listener.local_addr().unwrap(),
+            state: Arc::default(),
+        };
+        let router =
+            Server::builder().add_service(v1::shard_server::ShardServer::new(indexer.clone()));
+        let cancel = tasks.cancel().clone();
+        tasks.spawn(format!("indexer {name}"), async move {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            // Not gracefully: a call that hangs would keep it.
+            tokio::select! {
+                () = cancel.cancelled() => Ok(()),
+                ended = router.serve_with_incoming(incoming) => ended,
+            }
+        });
+        indexer
+    }
+
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.state.lock().unwrap().behaviour = behaviour;
+    }
+
+    /// Does this once, before the next call is answered.
+    pub fn before_answer(&self, doing: BoxFuture<'static, ()>) {
+        self.state.lock().unwrap().before_answer = Some(doing);
+    }
+
+    /// Every call so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    async fn meet<T>(
+        &self,
+        request: &Request<T>,
+        shards: Vec<v1::ShardAsk>,
+    ) -> Result<Option<i32>, Status> {
+        let text = |name: &str| {
+            let value = request.metadata().get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        let (behaviour, before_answer) = {
+            let mut state = self.state.lock().unwrap();
+            state.seen.push(Seen {
+                traceparent: text("traceparent"),
+                grpc_timeout: text("grpc-timeout"),
+                shards,
+            });
+            (state.behaviour, state.before_answer.take())
+        };
+        if let Some(doing) = before_answer {
+            doing.await;
+        }
+        match behaviour {
+            Behaviour::Answers => Ok(None),
+            Behaviour::Hangs => std::future::pending().await,
+            Behaviour::Fails(code) => Err(Status::new(code, "planted")),
+            Behaviour::FailsShards(code) => Ok(Some(code)),
+        }
+    }
+}
+
+fn fail(coverage: &mut Option<v1::ShardCoverage>, into: &mut i32, code: i32) {
+    *into = code;
+    if let Some(coverage) = coverage {
+        coverage.answered = false;
+        coverage.error = "planted".into();
+    }
+}
+
+#[tonic::async_trait]
+impl v1::shard_server::Shard for Indexer {
+    async fn search_shards(
+        &self,
+        request: Request<v1::SearchShardsRequest>,
+    ) -> Result<Response<v1::SearchShardsResponse>, Status> {
+        let failing = self
+            .meet(&request, request.get_ref().shards.clone())
+            .await?;
+        let mut answer = self.node.search(request.get_ref());
+        for shard in &mut answer.shards {
+            if let Some(code) = failing {
+                fail(&mut shard.coverage, &mut shard.code, code);
+                shard.results.clear();
+            }
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn get_points(
+        &self,
+        request: Request<v1::GetPointsRequest>,
+    ) -> Result<Response<v1::GetPointsResponse>, Status> {
+        let asks = request
+            .get_ref()
+            .shards
+            .iter()
+            .filter_map(|ids| ids.ask.clone());
+        let failing = self.meet(&request, asks.collect()).await?;
+        let mut answer = self.node.get(request.get_ref());
+        for shard in &mut answer.shards {
+            if let Some(code) = failing {
+                fail(&mut shard.coverage, &mut shard.code, code);
+                shard.points.clear();
+            }
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn shard_status(
+        &self,
+        request: Request<v1::ShardStatusRequest>,
+    ) -> Result<Response<v1::ShardStatusResponse>, Status> {
+        let failing = self
+            .meet(&request, request.get_ref().shards.clone())
+            .await?;
+        let mut answer = self.node.status(request.get_ref());
+        for shard in &mut answer.shards {
+            if let Some(code) = failing {
+                fail(&mut shard.coverage, &mut shard.code, code);
+            }
+        }
+        Ok(Response::new(answer))
+    }
+}
