@@ -68,7 +68,7 @@ pub fn admit(gate: &Gate<'_>, stamp: Stamp, record: &Record) -> Result<Admitted,
         contested: rejection
             .reason
             .contests()
-            .then(|| Draft::Contest(stamp, id)),
+            .then_some(Draft::Contest(stamp, id)),
         rejection,
     };
     if route::partition_of(gate.collection, &id) != gate.partition {
@@ -111,10 +111,6 @@ pub fn admit(gate: &Gate<'_>, stamp: Stamp, record: &Record) -> Result<Admitted,
             trace: meta.trace,
         }),
         Err(ValueError::Rejected(rejection)) => Ok(refused(rejection, id)),
-        Err(ValueError::Unavailable(LookupError::Unknown { id: schema, registry })) => {
-            let detail = format!("value names writer schema {schema}, which {registry} does not know");
-            Ok(refused(Rejection::new(Reason::UnknownSchema, detail), id))
-        }
         Err(ValueError::Unavailable(error)) => Err(error),
     }
 }

@@ -180,9 +180,7 @@ impl<'a> Entry<'a> {
                 let cluster = ClusterId::from(cursor.text("cluster")?);
                 let topic = cursor.text("topic")?.into();
                 let region = cursor.text("region")?;
-                let region = region
-                    .parse()
-                    .map_err(|_| cursor.malformed("region"))?;
+                let region = region.parse().map_err(|_| cursor.malformed("region"))?;
                 let partition = Partition(cursor.u32()?);
                 let source = Source {
                     cluster,
@@ -241,9 +239,15 @@ impl Body<'_> {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    let length = u16::try_from(text.len()).unwrap_or(NO_MODEL - 1).min(NO_MODEL - 1);
+    let length = u16::try_from(text.len())
+        .unwrap_or(NO_MODEL - 1)
+        .min(NO_MODEL - 1);
     out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(text.as_bytes().get(..usize::from(length)).unwrap_or_default());
+    out.extend_from_slice(
+        text.as_bytes()
+            .get(..usize::from(length))
+            .unwrap_or_default(),
+    );
 }
 
 fn put_head(out: &mut Vec<u8>, kind: u8, stamp: Stamp, id: &PointId) {
@@ -262,13 +266,10 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], EntryError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(count)
-            .ok_or(EntryError::Short {
-                kind: self.kind,
-                entry_bytes: self.entry_bytes,
-            })?;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(EntryError::Short {
+            kind: self.kind,
+            entry_bytes: self.entry_bytes,
+        })?;
         self.rest = rest;
         Ok(taken)
     }

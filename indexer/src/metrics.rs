@@ -48,7 +48,10 @@ pub fn describe() {
         (RECORDS_IN_TOTAL, "records fetched"),
         (RECORDS_APPLIED_TOTAL, "records applied"),
         (RECORDS_REJECTED_TOTAL, "records refused"),
-        (RECORDS_REORDERED_TOTAL, "records with a version below an earlier one of their source"),
+        (
+            RECORDS_REORDERED_TOTAL,
+            "records with a version below an earlier one of their source",
+        ),
         (ROWS_FOLDED_TOTAL, "rows folded into a graph"),
         (SEARCHES_TOTAL, "searches answered, one a shard and query"),
     ] {
@@ -56,19 +59,34 @@ pub fn describe() {
     }
     for (name, unit, text) in [
         (LAG_RECORDS, Unit::Count, "records not yet applied"),
-        (LAG_SECONDS, Unit::Seconds, "time since the shard held everything the broker had"),
+        (
+            LAG_SECONDS,
+            Unit::Seconds,
+            "time since the shard held everything the broker had",
+        ),
         (WAL_BYTES, Unit::Bytes, "the shard's own log on disk"),
         (INDEX_BYTES, Unit::Bytes, "memory of the graphs"),
         (POINTS, Unit::Count, "served points"),
-        (CONTESTED_IDS, Unit::Count, "ids whose newest record was refused"),
+        (
+            CONTESTED_IDS,
+            Unit::Count,
+            "ids whose newest record was refused",
+        ),
         (MEMTABLE_ROWS, Unit::Count, "rows not yet in a graph"),
         (SEGMENTS, Unit::Count, "segments a search looks into"),
-        (SHARD_CPU, Unit::Count, "processors a shard's own threads take"),
+        (
+            SHARD_CPU,
+            Unit::Count,
+            "processors a shard's own threads take",
+        ),
     ] {
         describe_gauge!(name, unit, text);
     }
     for (name, text) in [
-        (EVENT_TO_SEARCHABLE_SECONDS, "from a record's timestamp to its visibility"),
+        (
+            EVENT_TO_SEARCHABLE_SECONDS,
+            "from a record's timestamp to its visibility",
+        ),
         (CHECKPOINT_SECONDS, "time to store a checkpoint"),
         (INDEX_BUILD_SECONDS, "time to build a segment"),
         (SHARD_REQUEST_SECONDS, "time a shard takes for one request"),

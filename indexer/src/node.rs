@@ -20,8 +20,7 @@ use shoal_schemas::{
     control::{Claim, Entry, Key},
 };
 use shoal_topic::{
-    AdminError, Deps, Membership, MembershipEvent, ReadError, TopicPartition,
-    control::ControlState,
+    AdminError, Deps, Membership, MembershipEvent, ReadError, TopicPartition, control::ControlState,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -159,7 +158,8 @@ impl Node {
     pub fn shards_of(&self, collection: &CollectionName) -> Vec<(Partition, Arc<Held>)> {
         let shards = self.lock();
         let of = shards.iter().filter(|((name, _), _)| name == collection);
-        of.map(|((_, shard), held)| (*shard, held.clone())).collect()
+        of.map(|((_, shard), held)| (*shard, held.clone()))
+            .collect()
     }
 
     /// Starts the node's threads.
@@ -183,9 +183,7 @@ impl Node {
             Ok::<_, std::convert::Infallible>(())
         })?;
         let node = self.clone();
-        self.deps
-            .readiness
-            .set("indexer", move || node.readiness());
+        self.deps.readiness.set("indexer", move || node.readiness());
         Ok(())
     }
 
@@ -195,12 +193,15 @@ impl Node {
         }
         let shards: Vec<_> = {
             let shards = self.lock();
-            shards.iter().map(|(key, held)| (key.clone(), held.clone())).collect()
+            shards
+                .iter()
+                .map(|(key, held)| (key.clone(), held.clone()))
+                .collect()
         };
         for ((collection, shard), held) in shards {
-            let shared = held.serving().map_err(|why| {
-                format!("shard {collection}/{shard}: {}", not_serving_text(&why))
-            })?;
+            let shared = held
+                .serving()
+                .map_err(|why| format!("shard {collection}/{shard}: {}", not_serving_text(&why)))?;
             let behind = shared.lag.read().behind;
             if behind > self.config.ready_lag {
                 return Err(format!(
@@ -515,7 +516,9 @@ impl Node {
         let cancel = self.deps.tasks.cancel();
         while !cancel.is_cancelled() {
             for held in self.open_shards() {
-                let Some(shared) = held.opened() else { continue };
+                let Some(shared) = held.opened() else {
+                    continue;
+                };
                 shared.sync().map_err(|source| NodeError::Sync {
                     shard: shared.spec.label(),
                     source,
@@ -532,7 +535,9 @@ impl Node {
             let watch = Stopwatch::start();
             let mut waits_to_serve = false;
             for held in self.open_shards() {
-                let Some(shared) = held.opened() else { continue };
+                let Some(shared) = held.opened() else {
+                    continue;
+                };
                 self.probe_shard(shared);
                 waits_to_serve |= held.serving().is_err();
             }
@@ -553,7 +558,11 @@ impl Node {
                 partition: spec.source.partition,
             };
             let asked_at = shared.lag.now();
-            let answer = self.deps.cluster.admin.watermarks(&partition, PROBE_TIMEOUT);
+            let answer = self
+                .deps
+                .cluster
+                .admin
+                .watermarks(&partition, PROBE_TIMEOUT);
             match answer {
                 Ok(ends) => shared.lag.heard(index, asked_at, ends.high),
                 // Silence is what makes lag grow; it says the rest.
@@ -571,7 +580,10 @@ impl Node {
         while !cancel.is_cancelled() {
             let shards: Vec<_> = {
                 let shards = self.lock();
-                shards.iter().map(|(key, held)| (key.clone(), held.clone())).collect()
+                shards
+                    .iter()
+                    .map(|(key, held)| (key.clone(), held.clone()))
+                    .collect()
             };
             claimed.retain(|key, _| shards.iter().any(|(held, _)| held == key));
             for (key, held) in shards {

@@ -130,7 +130,9 @@ mod tests {
     use crate::wal::Position;
 
     fn regions() -> Vec<RegionName> {
-        ["eu", "us", "ap"].map(|name| name.parse().unwrap()).to_vec()
+        ["eu", "us", "ap"]
+            .map(|name| name.parse().unwrap())
+            .to_vec()
     }
 
     fn record(source: u16, offset: u64, version: u64, says: Says) -> Latest {

@@ -13,6 +13,11 @@ use crate::{
     wal,
 };
 
+/// With fewer live rows than this many beams a segment is scanned, not walked.
+const SCAN_BEAMS: usize = 2;
+/// A segment of more rows, dead ones counted, is walked all the same.
+const SCAN_ROWS: u32 = 32_768;
+
 /// The segments and memtable of a moment.
 pub struct View {
     /// Sealed segments, then the growing one.
@@ -119,15 +124,26 @@ impl View {
         if segment.graph.rows() == 0 {
             return Ok(Vec::new());
         }
-        if segment.is_all_alive() {
-            return segment.graph.search(query.components(), beam, None);
-        }
         let accept = |row: u32| {
             segment
                 .row(row)
                 .is_some_and(|row| row.is_visible(moment.sequence, moment.now_ms))
         };
-        segment.graph.search(query.components(), beam, Some(&accept))
+        let live = usize::try_from(segment.live()).unwrap_or(usize::MAX);
+        if live <= beam.saturating_mul(SCAN_BEAMS) && segment.len() <= SCAN_ROWS {
+            return scan_graph(segment, query, accept);
+        }
+        if segment.is_all_alive() {
+            let near = segment.graph.search(query.components(), beam, None)?;
+            // A search that was held up can meet rows from after its moment, and they crowd out
+            // the ones it is to see.
+            if near.iter().all(|near| accept(near.row)) {
+                return Ok(near);
+            }
+        }
+        segment
+            .graph
+            .search(query.components(), beam, Some(&accept))
     }
 
     fn scan_chunks<'a>(
@@ -213,6 +229,24 @@ impl View {
         let growing = self.growing();
         growing.len().saturating_sub(growing.folded())
     }
+}
+
+/// Looks at every row the graph holds: a graph may not lead to each of them, and a caller who
+/// asks for about as many points as there are is to get them all.
+fn scan_graph(
+    segment: &Segment,
+    query: &Query<'_>,
+    accept: impl Fn(u32) -> bool,
+) -> Result<Vec<Near>, IndexError> {
+    let mut near = Vec::new();
+    for row in (0..segment.folded()).filter(|row| accept(*row)) {
+        let vector = segment.graph.vector(row)?;
+        near.push(Near {
+            row,
+            distance: query.distance(&vector),
+        });
+    }
+    Ok(near)
 }
 
 /// Sorts by (distance, id) and keeps `k`. A view never shows two rows of one id at one sequence.

@@ -36,7 +36,9 @@ impl Store for Memory {
         checkpoint: u64,
     ) -> Result<(), CatalogError> {
         let mut kept = self.lock();
-        let changes = changes.iter().map(|(id, state)| (id.clone(), state.clone()));
+        let changes = changes
+            .iter()
+            .map(|(id, state)| (id.clone(), state.clone()));
         kept.states.extend(changes);
         kept.checkpoint = Some(checkpoint);
         Ok(())

@@ -274,7 +274,11 @@ mod tests {
     };
 
     fn state(at: u64) -> IdState {
-        let says = [Says::Live(Position::new(at)), Says::Deleted, Says::Contested];
+        let says = [
+            Says::Live(Position::new(at)),
+            Says::Deleted,
+            Says::Contested,
+        ];
         let known = says.into_iter().zip(0u16..).map(|(says, source)| Latest {
             source: SourceIndex(source),
             offset: Offset(at + 7),
@@ -283,7 +287,7 @@ mod tests {
         });
         IdState {
             known: known.collect(),
-            place: (at % 2 == 0).then_some(Place {
+            place: at.is_multiple_of(2).then_some(Place {
                 segment: SegmentId(3),
                 row: 9,
             }),

@@ -52,9 +52,9 @@ impl Store for Sled {
             return Ok(None);
         };
         let state = IdState::decode(&bytes);
-        state.map(Some).ok_or_else(|| CatalogError::Entry {
-            id: id.to_owned(),
-        })
+        state
+            .map(Some)
+            .ok_or_else(|| CatalogError::Entry { id: id.to_owned() })
     }
 
     fn write(
@@ -82,10 +82,7 @@ impl Store for Sled {
     }
 
     fn checkpoint(&self) -> Result<Option<u64>, CatalogError> {
-        let bytes = self
-            .marks
-            .get(CHECKPOINT)
-            .map_err(|error| failed(&error))?;
+        let bytes = self.marks.get(CHECKPOINT).map_err(|error| failed(&error))?;
         Ok(bytes.and_then(|bytes| Some(u64::from_le_bytes(bytes.as_ref().try_into().ok()?))))
     }
 

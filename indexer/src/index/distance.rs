@@ -113,7 +113,10 @@ mod tests {
         ] {
             let found = Query::new(metric, &a).distance(&b);
             let tolerance = 1e-4 * expected.abs().max(1.0);
-            assert!((found - expected).abs() < tolerance, "{metric:?}: {found} for {expected}");
+            assert!(
+                (found - expected).abs() < tolerance,
+                "{metric:?}: {found} for {expected}"
+            );
         }
     }
 }

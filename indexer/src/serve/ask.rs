@@ -20,7 +20,12 @@ pub(super) fn check(queries: &[v1::Query], collection: &Collection) -> Result<Ve
     let checked = queries.iter().enumerate().map(|(number, query)| {
         let k = match query.k {
             1..=MAX_K => usize::try_from(query.k).unwrap_or(usize::MAX),
-            k => return Err(refuse(number, format!("k is {k}, allowed are 1 to {MAX_K}"))),
+            k => {
+                return Err(refuse(
+                    number,
+                    format!("k is {k}, allowed are 1 to {MAX_K}"),
+                ));
+            }
         };
         Vector::new(&query.vector, collection.dim, collection.metric)
             .map_err(|error| refuse(number, error.to_string()))?;

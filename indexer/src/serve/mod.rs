@@ -6,12 +6,7 @@
 mod ask;
 mod status;
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
 use shoal_runtime::{clock::Stopwatch, tasks::blocking};
@@ -227,9 +222,10 @@ impl v1::shard_server::Shard for Service {
         let collection = collection_name(&request.collection)?;
         let queries: Arc<[v1::Query]> = request.queries.into();
         timed("search", async {
-            let asks = request.shards.into_iter().map(|ask| {
-                self.search_shard(collection.clone(), ask, queries.clone(), deadline)
-            });
+            let asks = request
+                .shards
+                .into_iter()
+                .map(|ask| self.search_shard(collection.clone(), ask, queries.clone(), deadline));
             let shards = futures::future::join_all(asks).await;
             Ok(Response::new(v1::SearchShardsResponse { shards }))
         })
@@ -294,13 +290,11 @@ async fn timed<T>(verb: &'static str, work: impl Future<Output = T>) -> T {
     outcome
 }
 
-#[expect(
-    clippy::result_large_err,
-    reason = "tonic's own type; it is what the service answers"
-)]
 fn collection_name(name: &str) -> Result<CollectionName, Status> {
     name.parse()
-        .map_err(|error: shoal_schemas::name::NameError| Status::invalid_argument(error.to_string()))
+        .map_err(|error: shoal_schemas::name::NameError| {
+            Status::invalid_argument(error.to_string())
+        })
 }
 
 /// What is left until the caller gives up.

@@ -214,7 +214,8 @@ fn compact_once(
         seconds = watch.seconds(),
         "segments compacted"
     );
-    gauge!(names::SEGMENTS, "shard" => shared.spec.label())
-        .set(f64::from(u32::try_from(view.segments.len()).unwrap_or(u32::MAX)));
+    gauge!(names::SEGMENTS, "shard" => shared.spec.label()).set(f64::from(
+        u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
+    ));
     Ok(true)
 }

@@ -231,10 +231,7 @@ impl Manifest {
         let manifest: Self =
             serde_json::from_slice(body).map_err(|error| damaged(&path, error.to_string()))?;
         if manifest.format != FORMAT {
-            let detail = format!(
-                "format is {}, this version reads {FORMAT}",
-                manifest.format
-            );
+            let detail = format!("format is {}, this version reads {FORMAT}", manifest.format);
             return Err(damaged(&path, detail));
         }
         Ok(Some(manifest))
@@ -275,7 +272,10 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(file_error(folder))? {
         let path = entry.map_err(file_error(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             found.push(path);
         }
     }
@@ -298,7 +298,9 @@ pub struct Storer {
 impl Storer {
     /// Goes on from the checkpoint the shard was recovered from.
     pub fn new(manifest: Option<&Manifest>) -> Self {
-        let segments = manifest.map(|one| one.segments.as_slice()).unwrap_or_default();
+        let segments = manifest
+            .map(|one| one.segments.as_slice())
+            .unwrap_or_default();
         let stored = segments
             .iter()
             .map(|files| (SegmentId(files.id), files.clone()));
@@ -530,7 +532,10 @@ fn remove_left_over(shared: &Shared, manifest: &Manifest) -> Result<(), Checkpoi
     let mut named = HashSet::new();
     for files in &manifest.segments {
         let folder = shared.spec.segment_folder(SegmentId(files.id));
-        let graph = files.graph_file.as_ref().map(|mark| folder.join(&mark.name));
+        let graph = files
+            .graph_file
+            .as_ref()
+            .map(|mark| folder.join(&mark.name));
         named.extend(graph);
         named.insert(folder.join(&files.rows_file.name));
     }

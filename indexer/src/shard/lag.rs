@@ -127,7 +127,11 @@ impl Lag {
             .map(|(next, newest)| newest.map_or(0, |probe| probe.end.0.saturating_sub(next.0)));
         let records = records.sum();
         let was_caught_up = state.caught_up_at.iter().all(Option::is_some);
-        let oldest = state.caught_up_at.iter().map(|at| at.unwrap_or(self.opened_at)).min();
+        let oldest = state
+            .caught_up_at
+            .iter()
+            .map(|at| at.unwrap_or(self.opened_at))
+            .min();
         Reading {
             records,
             behind: now.saturating_sub(oldest.unwrap_or(self.opened_at)),

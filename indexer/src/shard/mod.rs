@@ -202,9 +202,9 @@ impl Shared {
 
     /// Which source, if any, a topic of a cluster is.
     pub fn source_index(&self, cluster: &str, topic: &str) -> Option<usize> {
-        self.sources.iter().position(|one| {
-            &*one.source.cluster.0 == cluster && &*one.source.topic == topic
-        })
+        self.sources
+            .iter()
+            .position(|one| &*one.source.cluster.0 == cluster && &*one.source.topic == topic)
     }
 
     /// Replaces the view by what `change` makes of it.

@@ -10,10 +10,7 @@ use std::{
     fs, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Condvar, Mutex, atomic::AtomicU64},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -205,7 +202,11 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
     let wal_config = wal::Config {
         segment_bytes: spec.engine.wal_segment_bytes.as_u64(),
         // A frame is at most the decoded record: four bytes a component and the payload.
-        max_frame_bytes: spec.collection.max_record_bytes.saturating_mul(4).max(1 << 20),
+        max_frame_bytes: spec
+            .collection
+            .max_record_bytes
+            .saturating_mul(4)
+            .max(1 << 20),
     };
     let log_error = |source| OpenError::Log {
         shard: shard.clone(),
@@ -213,7 +214,11 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
     };
     let (mut wal, opened) = Wal::open(&spec.wal_folder(), &wal_config).map_err(log_error)?;
     if opened.torn_bytes > 0 {
-        info!(shard, torn_bytes = opened.torn_bytes, "torn tail of the log cut");
+        info!(
+            shard,
+            torn_bytes = opened.torn_bytes,
+            "torn tail of the log cut"
+        );
     }
     let reader = wal.reader();
     let manifest = usable_manifest(&spec, &opened);
@@ -254,7 +259,9 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
     for (known, next) in manifest.iter().flat_map(|one| &one.sources).zip(&mut next) {
         *next = known.next;
     }
-    let digest = manifest.as_ref().map_or(Ok(Digest::default()), Manifest::digest);
+    let digest = manifest
+        .as_ref()
+        .map_or(Ok(Digest::default()), Manifest::digest);
     let digest = digest.map_err(|source| OpenError::Checkpoint {
         shard: shard.clone(),
         source,
@@ -376,8 +383,8 @@ fn check_identity(spec: &Spec) -> Result<(), OpenError> {
         partitioner: collection.partitioner,
         route_by_key_prefix: collection.route_by_key_prefix,
     };
-    let wanted_bytes = serde_json::to_vec_pretty(&wanted)
-        .map_err(|error| file_error(io::Error::other(error)))?;
+    let wanted_bytes =
+        serde_json::to_vec_pretty(&wanted).map_err(|error| file_error(io::Error::other(error)))?;
     match fs::read(&path) {
         Ok(bytes) => {
             let found: Option<Identity> = serde_json::from_slice(&bytes).ok();
@@ -521,7 +528,9 @@ fn source_table(
     from: Position,
     shard: &str,
 ) -> Result<Vec<SourceSpec>, OpenError> {
-    let known = manifest.map(|one| one.sources.as_slice()).unwrap_or_default();
+    let known = manifest
+        .map(|one| one.sources.as_slice())
+        .unwrap_or_default();
     let mut table: Vec<SourceSpec> = known
         .iter()
         .map(|one| SourceSpec {
@@ -601,7 +610,11 @@ fn open_catalog(
     let Some(manifest) = manifest else {
         return Ok(catalog);
     };
-    info!(shard, checkpoint = manifest.number, "catalog is rebuilt from the log");
+    info!(
+        shard,
+        checkpoint = manifest.number,
+        "catalog is rebuilt from the log"
+    );
     let regions: Vec<_> = sources.iter().map(|one| one.region.clone()).collect();
     let states = replay_rule(&shard, log, manifest.position(), &regions)?;
     let mut states = states;

@@ -240,7 +240,10 @@ impl Turns {
             if cpu.tick() {
                 self.report();
             }
-            let more = self.writer.tend().map_err(|error| self.write_error(error))?;
+            let more = self
+                .writer
+                .tend()
+                .map_err(|error| self.write_error(error))?;
             let begun = self.writer.maybe_checkpoint(checkpoint_bytes);
             self.retry_when_full(begun)?;
             if self.writer.is_full() {
@@ -339,7 +342,12 @@ impl Turns {
                 *next = end.max(*next);
             }
         }
-        let next: Vec<_> = self.active.iter().map(|(index, _)| *index).zip(next).collect();
+        let next: Vec<_> = self
+            .active
+            .iter()
+            .map(|(index, _)| *index)
+            .zip(next)
+            .collect();
         let had_records = fetched_records > 0;
         self.commit(turn, &next)?;
         if had_records {
@@ -380,7 +388,8 @@ impl Turns {
         match admitted {
             Admitted::Change { draft, trace } => {
                 turn.timestamps_ms.push(record.timestamp_ms);
-                turn.traces.extend(trace.map(|trace| (stamp.offset.0, trace)));
+                turn.traces
+                    .extend(trace.map(|trace| (stamp.offset.0, trace)));
                 self.append(draft, turn)
             }
             Admitted::Refused {
@@ -470,7 +479,9 @@ impl Turns {
             self.writer.publish();
         }
         let shard = self.shared.spec.label();
-        for (count, outcome) in outcomes.into_iter().zip(["upsert", "delete", "stale", "contested"])
+        for (count, outcome) in outcomes
+            .into_iter()
+            .zip(["upsert", "delete", "stale", "contested"])
         {
             if count > 0 {
                 counter!(names::RECORDS_APPLIED_TOTAL, "shard" => shard.clone(), "outcome" => outcome)
@@ -517,10 +528,7 @@ impl Turns {
     }
 
     /// `None` after a rest if the disk was full; any other failure ends the shard.
-    fn retry_when_full<T>(
-        &self,
-        outcome: Result<T, WriteError>,
-    ) -> Result<Option<T>, ShardError> {
+    fn retry_when_full<T>(&self, outcome: Result<T, WriteError>) -> Result<Option<T>, ShardError> {
         match outcome {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.kind() == ErrorKind::Retry => {
@@ -551,10 +559,10 @@ impl Turns {
         let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         gauge!(names::POINTS, "shard" => shard.clone()).set(number(progress.points));
         gauge!(names::CONTESTED_IDS, "shard" => shard.clone()).set(number(progress.contested));
-        gauge!(names::MEMTABLE_ROWS, "shard" => shard.clone())
-            .set(f64::from(view.memtable_rows()));
-        gauge!(names::SEGMENTS, "shard" => shard.clone())
-            .set(f64::from(u32::try_from(view.segments.len()).unwrap_or(u32::MAX)));
+        gauge!(names::MEMTABLE_ROWS, "shard" => shard.clone()).set(f64::from(view.memtable_rows()));
+        gauge!(names::SEGMENTS, "shard" => shard.clone()).set(f64::from(
+            u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
+        ));
         gauge!(names::LAG_RECORDS, "shard" => shard.clone()).set(number(lag.records));
         gauge!(names::LAG_SECONDS, "shard" => shard.clone()).set(lag.behind.as_secs_f64());
         gauge!(names::WAL_BYTES, "shard" => shard.clone())
@@ -575,7 +583,9 @@ impl Turns {
         let mut begun = false;
         while !self.is_torn && watch.elapsed() < LAST_CHECKPOINT {
             // A compaction under way is not waited for: the checkpoint takes the segments there are.
-            self.writer.tend().map_err(|error| self.write_error(error))?;
+            self.writer
+                .tend()
+                .map_err(|error| self.write_error(error))?;
             if self.writer.is_checkpointing() {
                 self.writer.wait_for_room();
                 continue;
