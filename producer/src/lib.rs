@@ -13,7 +13,6 @@ pub mod gateway;
 pub mod metrics;
 pub mod publisher;
 pub mod read;
-mod room;
 pub mod run;
 pub mod trace;
 

@@ -22,10 +22,16 @@ pub const GATEWAY_OPEN_CALLS: &str = "producer_gateway_open_calls";
 /// Gives every metric its text.
 pub fn describe() {
     describe_counter!(RECORDS_SENT_TOTAL, "Records handed to the log");
-    describe_counter!(RECORDS_ACKNOWLEDGED_TOTAL, "Records the log has acknowledged");
+    describe_counter!(
+        RECORDS_ACKNOWLEDGED_TOTAL,
+        "Records the log has acknowledged"
+    );
     describe_counter!(RECORDS_FAILED_TOTAL, "Records the log did not take");
     describe_counter!(SENT_BYTES_TOTAL, "Bytes of key and value handed to the log");
-    describe_counter!(QUEUE_FULL_TOTAL, "Times a sender found the local queue full");
+    describe_counter!(
+        QUEUE_FULL_TOTAL,
+        "Times a sender found the local queue full"
+    );
     describe_counter!(GATEWAY_CALLS_TOTAL, "Calls to the gateway");
     describe_histogram!(GATEWAY_CALL_SECONDS, "Seconds a gateway call took");
     describe_gauge!(GATEWAY_OPEN_CALLS, "Gateway calls under way");

@@ -18,7 +18,7 @@ use shoal_runtime::{ErrorKind, tasks::blocking};
 use shoal_schemas::{CollectionName, Offset, Partition, Reason, Source, dlq::Entry};
 use shoal_topic::{AdminError, Cluster, ReadError};
 
-pub use retry::{Correction, RetryError, Retried, retry, retry_all};
+pub use retry::{Correction, Retried, RetryError, retry, retry_all};
 
 /// The place of a refused record in the topic it was published to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +33,9 @@ pub struct Origin {
 
 /// A text that names no place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` names no record; write partition/offset or topic/partition/offset, as the list does")]
+#[error(
+    "`{0}` names no record; write partition/offset or topic/partition/offset, as the list does"
+)]
 pub struct OriginError(String);
 
 impl FromStr for Origin {
@@ -108,9 +110,15 @@ impl Default for Filter {
 impl Filter {
     fn takes(&self, entry: &Entry) -> bool {
         let id = || entry.record.key.as_deref();
-        self.reason.is_none_or(|reason| reason == entry.rejection.reason)
-            && self.partition.is_none_or(|partition| partition == entry.source.partition)
-            && self.id.as_deref().is_none_or(|wanted| id() == Some(wanted.as_bytes()))
+        self.reason
+            .is_none_or(|reason| reason == entry.rejection.reason)
+            && self
+                .partition
+                .is_none_or(|partition| partition == entry.source.partition)
+            && self
+                .id
+                .as_deref()
+                .is_none_or(|wanted| id() == Some(wanted.as_bytes()))
     }
 }
 

@@ -42,13 +42,17 @@ pub enum Correction {
 #[derive(Debug, thiserror::Error)]
 pub enum RetryError {
     /// Its content never left its region.
-    #[error("record {origin} was refused for its residency and its content is not kept here; publish it again where it belongs")]
+    #[error(
+        "record {origin} was refused for its residency and its content is not kept here; publish it again where it belongs"
+    )]
     Withheld {
         /// The record.
         origin: Origin,
     },
     /// Its key is no id.
-    #[error("record {origin} has no usable id; publish the point anew under an id of 1 to 512 bytes of UTF-8")]
+    #[error(
+        "record {origin} has no usable id; publish the point anew under an id of 1 to 512 bytes of UTF-8"
+    )]
     Key {
         /// The record.
         origin: Origin,
@@ -157,11 +161,15 @@ pub async fn retry(
 /// The record's headers without those that a new record gets anew.
 fn kept_headers(entry: &Entry) -> Vec<(String, Bytes)> {
     let traced = trace::current().is_some();
-    let kept = entry.record.headers.iter().filter(|(name, _)| match name.as_str() {
-        headers::VERSION | headers::ORIGIN => false,
-        headers::TRACEPARENT => !traced,
-        _ => true,
-    });
+    let kept = entry
+        .record
+        .headers
+        .iter()
+        .filter(|(name, _)| match name.as_str() {
+            headers::VERSION | headers::ORIGIN => false,
+            headers::TRACEPARENT => !traced,
+            _ => true,
+        });
     kept.cloned().collect()
 }
 

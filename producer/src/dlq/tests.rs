@@ -31,8 +31,9 @@ impl World {
         let log = log_for(&docs);
         let clock = Manual::at(1_700_000_000_000);
         let config = PublishConfig::default();
-        let publisher =
-            Publisher::new(&log.cluster(), clock, docs.clone(), config).await.unwrap();
+        let publisher = Publisher::new(&log.cluster(), clock, docs.clone(), config)
+            .await
+            .unwrap();
         Self {
             docs,
             log,
@@ -54,16 +55,26 @@ impl World {
             topic: self.docs.name.dlq_topic().into(),
             partition: Partition(partition),
         };
-        self.log.cluster().writer.send(&to, &entry).unwrap().await.unwrap();
+        self.log
+            .cluster()
+            .writer
+            .send(&to, &entry)
+            .unwrap()
+            .await
+            .unwrap();
     }
 
     async fn list(&self, filter: Filter) -> super::Listing {
-        list(&self.log.cluster(), &self.docs.name, filter).await.unwrap()
+        list(&self.log.cluster(), &self.docs.name, filter)
+            .await
+            .unwrap()
     }
 
     async fn show(&self, origin: &str) -> Option<dlq::Entry> {
         let origin: Origin = origin.parse().unwrap();
-        show(&self.log.cluster(), &self.docs.name, &origin).await.unwrap()
+        show(&self.log.cluster(), &self.docs.name, &origin)
+            .await
+            .unwrap()
     }
 }
 
@@ -87,7 +98,11 @@ fn good(key: &str) -> Record {
 async fn entries_are_listed_once_oldest_first_and_by_filter() {
     let world = World::new(2).await;
     for offset in 0..10 {
-        let reason = if offset % 2 == 0 { Reason::NotFinite } else { Reason::TooLarge };
+        let reason = if offset % 2 == 0 {
+            Reason::NotFinite
+        } else {
+            Reason::TooLarge
+        };
         let record = good(&format!("id-{offset}"));
         let partition = u32::try_from(offset % 2).unwrap();
         world.refuse(partition, offset, &record, reason).await;
@@ -98,25 +113,54 @@ async fn entries_are_listed_once_oldest_first_and_by_filter() {
         topic: world.docs.name.dlq_topic().into(),
         partition: Partition(0),
     };
-    let sent = world.log.cluster().writer.send(&no_entry, &good("x")).unwrap();
+    let sent = world
+        .log
+        .cluster()
+        .writer
+        .send(&no_entry, &good("x"))
+        .unwrap();
     sent.await.unwrap();
 
     let all = world.list(Filter::default()).await;
     assert_eq!((all.matched, all.unreadable), (10, 1));
-    let offsets: Vec<u64> = all.entries.iter().map(|entry| entry.origin.offset.0).collect();
+    let offsets: Vec<u64> = all
+        .entries
+        .iter()
+        .map(|entry| entry.origin.offset.0)
+        .collect();
     assert_eq!(offsets, (0..10).collect::<Vec<u64>>());
     let first = &all.entries[0];
     assert_eq!(first.origin.to_string(), "embeddings.docs/0/0");
-    assert_eq!((first.reason, first.detail.as_str()), (Reason::NotFinite, "offset 0"));
+    assert_eq!(
+        (first.reason, first.detail.as_str()),
+        (Reason::NotFinite, "offset 0")
+    );
     assert_eq!((first.id.as_deref(), first.time_ms), (Some("id-0"), 1000));
 
-    let newest = world.list(Filter { limit: 3, ..Filter::default() }).await;
-    assert_eq!((newest.matched, newest.entries[0].origin.offset), (10, Offset(7)));
-    let by_reason = Filter { reason: Some(Reason::TooLarge), ..Filter::default() };
+    let newest = world
+        .list(Filter {
+            limit: 3,
+            ..Filter::default()
+        })
+        .await;
+    assert_eq!(
+        (newest.matched, newest.entries[0].origin.offset),
+        (10, Offset(7))
+    );
+    let by_reason = Filter {
+        reason: Some(Reason::TooLarge),
+        ..Filter::default()
+    };
     assert_eq!(world.list(by_reason).await.matched, 5);
-    let by_partition = Filter { partition: Some(Partition(1)), ..Filter::default() };
+    let by_partition = Filter {
+        partition: Some(Partition(1)),
+        ..Filter::default()
+    };
     assert_eq!(world.list(by_partition).await.matched, 5);
-    let by_id = Filter { id: Some("id-4".into()), ..Filter::default() };
+    let by_id = Filter {
+        id: Some("id-4".into()),
+        ..Filter::default()
+    };
     assert_eq!(world.list(by_id).await.entries[0].origin.offset, Offset(4));
 }
 
@@ -124,7 +168,12 @@ async fn entries_are_listed_once_oldest_first_and_by_filter() {
 async fn an_empty_or_missing_topic_is_told_apart() {
     let world = World::new(1).await;
     assert_eq!(world.list(Filter::default()).await.matched, 0);
-    world.log.cluster().admin.delete_topic(&world.docs.name.dlq_topic()).unwrap();
+    world
+        .log
+        .cluster()
+        .admin
+        .delete_topic(&world.docs.name.dlq_topic())
+        .unwrap();
     let missing = list(&world.log.cluster(), &world.docs.name, Filter::default()).await;
     assert!(matches!(missing.unwrap_err(), ScanError::Missing { .. }));
 }
@@ -151,9 +200,18 @@ async fn a_record_of_the_wrong_partition_is_put_back_into_the_right_one() {
     let world = World::new(4).await;
     let right = route::partition_of(&world.docs, &id("stray"));
     let wrong = (right.0 + 1) % 4;
-    world.refuse(wrong, 3, &good("stray"), Reason::WrongPartition).await;
+    world
+        .refuse(wrong, 3, &good("stray"), Reason::WrongPartition)
+        .await;
     let entry = world.show(&format!("{wrong}/3")).await.unwrap();
-    let token = retry(&entry, Correction::Unchanged, &world.publisher, &world.schemas).await.unwrap();
+    let token = retry(
+        &entry,
+        Correction::Unchanged,
+        &world.publisher,
+        &world.schemas,
+    )
+    .await
+    .unwrap();
     assert_eq!((token.partition, token.key), (right, id("stray")));
     let found = records(&world.log, "embeddings.docs", 4);
     let (partition, _, record) = &found[0];
@@ -168,9 +226,17 @@ async fn a_record_of_the_wrong_partition_is_put_back_into_the_right_one() {
 #[tokio::test]
 async fn what_would_be_refused_again_needs_a_correction() {
     let world = World::new(1).await;
-    world.refuse(0, 1, &json_record("a", &[1.0]), Reason::WrongDimension).await;
+    world
+        .refuse(0, 1, &json_record("a", &[1.0]), Reason::WrongDimension)
+        .await;
     let entry = world.show("0/1").await.unwrap();
-    let refused = retry(&entry, Correction::Unchanged, &world.publisher, &world.schemas).await;
+    let refused = retry(
+        &entry,
+        Correction::Unchanged,
+        &world.publisher,
+        &world.schemas,
+    )
+    .await;
     let RetryError::StillRefused { source, .. } = refused.unwrap_err() else {
         panic!("it was sent");
     };
@@ -179,8 +245,12 @@ async fn what_would_be_refused_again_needs_a_correction() {
 
     let corrected = json::encode(&id("a"), &point(3.0)).to_string();
     let correction = Correction::Value(corrected.into());
-    retry(&entry, correction, &world.publisher, &world.schemas).await.unwrap();
-    retry(&entry, Correction::Delete, &world.publisher, &world.schemas).await.unwrap();
+    retry(&entry, correction, &world.publisher, &world.schemas)
+        .await
+        .unwrap();
+    retry(&entry, Correction::Delete, &world.publisher, &world.schemas)
+        .await
+        .unwrap();
     let found = records(&world.log, "embeddings.docs", 1);
     let value = found[0].2.value.clone().unwrap();
     let read = event::decode_value(&id("a"), &value, &world.docs, &NoRegistry).unwrap();
@@ -197,10 +267,26 @@ async fn a_refused_header_of_ours_is_written_anew() {
     record.headers = vec![(headers::RESIDENCY.to_owned(), Bytes::new())];
     world.refuse(0, 2, &record, Reason::BadHeader).await;
     let entry = world.show("0/1").await.unwrap();
-    retry(&entry, Correction::Unchanged, &world.publisher, &world.schemas).await.unwrap();
+    retry(
+        &entry,
+        Correction::Unchanged,
+        &world.publisher,
+        &world.schemas,
+    )
+    .await
+    .unwrap();
     let entry = world.show("0/2").await.unwrap();
-    let refused = retry(&entry, Correction::Unchanged, &world.publisher, &world.schemas).await;
-    assert!(matches!(refused.unwrap_err(), RetryError::StillRefused { .. }));
+    let refused = retry(
+        &entry,
+        Correction::Unchanged,
+        &world.publisher,
+        &world.schemas,
+    )
+    .await;
+    assert!(matches!(
+        refused.unwrap_err(),
+        RetryError::StillRefused { .. }
+    ));
 }
 
 #[tokio::test]
@@ -209,16 +295,28 @@ async fn a_record_without_a_usable_id_or_content_cannot_be_put_back() {
     let mut keyless = good("");
     keyless.key = Some(Bytes::new());
     world.refuse(0, 1, &keyless, Reason::BadKey).await;
-    world.refuse(0, 2, &good("eu-only"), Reason::Residency).await;
+    world
+        .refuse(0, 2, &good("eu-only"), Reason::Residency)
+        .await;
     let entry = world.show("0/1").await.unwrap();
-    let refused = retry(&entry, Correction::Unchanged, &world.publisher, &world.schemas).await;
+    let refused = retry(
+        &entry,
+        Correction::Unchanged,
+        &world.publisher,
+        &world.schemas,
+    )
+    .await;
     assert!(matches!(refused.unwrap_err(), RetryError::Key { .. }));
     let entry = world.show("0/2").await.unwrap();
     let refused = retry(&entry, Correction::Delete, &world.publisher, &world.schemas).await;
     let refused = refused.unwrap_err();
     assert!(matches!(refused, RetryError::Withheld { .. }), "{refused}");
     let listed = world.list(Filter::default()).await;
-    let withheld = listed.entries.iter().find(|entry| entry.is_withheld).unwrap();
+    let withheld = listed
+        .entries
+        .iter()
+        .find(|entry| entry.is_withheld)
+        .unwrap();
     assert_eq!(withheld.value_bytes, 0);
     assert!(!format!("{withheld:?}").contains("eu-only"));
 }
@@ -228,17 +326,36 @@ async fn many_are_put_back_in_order_and_each_refusal_is_told() {
     let world = World::new(1).await;
     for offset in 0..30 {
         let key = format!("{}", offset % 7);
-        let record = if offset % 10 == 9 { json_record(&key, &[1.0]) } else { good(&key) };
-        world.refuse(0, offset, &record, Reason::WrongPartition).await;
+        let record = if offset % 10 == 9 {
+            json_record(&key, &[1.0])
+        } else {
+            good(&key)
+        };
+        world
+            .refuse(0, offset, &record, Reason::WrongPartition)
+            .await;
     }
     let cluster = world.log.cluster();
-    let retried = retry_all(&cluster, Filter::default(), &world.publisher, &world.schemas).await;
+    let retried = retry_all(
+        &cluster,
+        Filter::default(),
+        &world.publisher,
+        &world.schemas,
+    )
+    .await;
     assert!(retried.broke_off.is_none());
     assert_eq!((retried.done.len(), retried.refused.len()), (27, 3));
-    let offsets: Vec<u64> = retried.done.iter().map(|(_, token)| token.offset.0).collect();
+    let offsets: Vec<u64> = retried
+        .done
+        .iter()
+        .map(|(_, token)| token.offset.0)
+        .collect();
     assert_eq!(offsets, (0..27).collect::<Vec<u64>>());
 
-    let filter = Filter { limit: 4, ..Filter::default() };
+    let filter = Filter {
+        limit: 4,
+        ..Filter::default()
+    };
     let bounded = retry_all(&cluster, filter, &world.publisher, &world.schemas).await;
     assert_eq!((bounded.done.len(), bounded.broke_off.is_none()), (4, true));
 }

@@ -16,10 +16,7 @@ use shoal_schemas::{
 use shoal_topic::{AdminError, Cluster, Deps, TopicPartition, WriteError, control::ControlHandle};
 
 use super::Config;
-use crate::{
-    PublishConfig, PublishError, Publisher,
-    publisher::Prepared,
-};
+use crate::{PublishConfig, PublishError, Publisher, publisher::Prepared};
 
 /// Points or ids in a call at most.
 pub(super) const MAX_POINTS: usize = 1000;
@@ -105,7 +102,9 @@ pub enum CallError {
         limit_bytes: usize,
     },
     /// The sender's queue is full.
-    #[error("the queue to Kafka is full after {sent} of {of} records; repeat the call a little later")]
+    #[error(
+        "the queue to Kafka is full after {sent} of {of} records; repeat the call a little later"
+    )]
     QueueFull {
         /// Sent before.
         sent: usize,
@@ -113,14 +112,18 @@ pub enum CallError {
         of: usize,
     },
     /// Kafka does not answer.
-    #[error("Kafka does not answer; records of this call may still be written once it does: repeat the call, the same point twice is the same point")]
+    #[error(
+        "Kafka does not answer; records of this call may still be written once it does: repeat the call, the same point twice is the same point"
+    )]
     Away {
         /// Why.
         #[source]
         source: WriteError,
     },
     /// Kafka answers, but has not acknowledged all records in time.
-    #[error("{acknowledged} of {of} records were acknowledged within {deadline:?}; the others may still be written: repeat the call, the same point twice is the same point")]
+    #[error(
+        "{acknowledged} of {of} records were acknowledged within {deadline:?}; the others may still be written: repeat the call, the same point twice is the same point"
+    )]
     Deadline {
         /// Acknowledged.
         acknowledged: usize,
@@ -135,7 +138,9 @@ pub enum CallError {
 }
 
 fn quoted(id: Option<&str>) -> String {
-    id.map_or(String::new(), |id| format!(" (id `{}`)", id.chars().take(80).collect::<String>()))
+    id.map_or(String::new(), |id| {
+        format!(" (id `{}`)", id.chars().take(80).collect::<String>())
+    })
 }
 
 /// Something that may be a point.
@@ -272,7 +277,9 @@ impl Calls {
     }
 
     fn publishers(&self) -> std::sync::MutexGuard<'_, BTreeMap<CollectionName, Publisher>> {
-        self.publishers.lock().expect("nothing panics while it holds this lock")
+        self.publishers
+            .lock()
+            .expect("nothing panics while it holds this lock")
     }
 
     async fn write(
@@ -330,17 +337,22 @@ impl Calls {
     }
 }
 
-fn prepare<C: Candidate>(publisher: &Publisher, points: Vec<C>) -> Result<Vec<Prepared>, CallError> {
+fn prepare<C: Candidate>(
+    publisher: &Publisher,
+    points: Vec<C>,
+) -> Result<Vec<Prepared>, CallError> {
     let points = points.into_iter().enumerate();
     points
         .map(|(index, candidate)| {
             let named = candidate.id();
             let (id, point) =
-                candidate.decode(publisher.collection()).map_err(|source| CallError::Point {
-                    index,
-                    id: named,
-                    source,
-                })?;
+                candidate
+                    .decode(publisher.collection())
+                    .map_err(|source| CallError::Point {
+                        index,
+                        id: named,
+                        source,
+                    })?;
             publisher
                 .prepare(&id, &point)
                 .map_err(|source| CallError::Unpublishable { index, source })

@@ -104,8 +104,15 @@ mod tests {
             ..Config::default()
         };
         let found = faults(&bad);
-        for key in ["gateway.deadline", "gateway.max_body", "gateway.grpc_listen"] {
-            assert!(found.iter().any(|fault| fault.starts_with(key)), "{key}: {found:?}");
+        for key in [
+            "gateway.deadline",
+            "gateway.max_body",
+            "gateway.grpc_listen",
+        ] {
+            assert!(
+                found.iter().any(|fault| fault.starts_with(key)),
+                "{key}: {found:?}"
+            );
         }
         assert_eq!(found.len(), 3, "{found:?}");
     }
@@ -114,7 +121,10 @@ mod tests {
     fn it_reads_sizes_and_times_with_units() {
         let text = r#"{"deadline": "2s", "max_body": "1 MiB", "http_listen": "127.0.0.1:0"}"#;
         let config: Config = serde_json::from_str(text).unwrap();
-        assert_eq!((config.deadline, config.max_body), (Duration::from_secs(2), ByteSize::mib(1)));
+        assert_eq!(
+            (config.deadline, config.max_body),
+            (Duration::from_secs(2), ByteSize::mib(1))
+        );
         assert!(serde_json::from_str::<Config>(r#"{"dedline": "2s"}"#).is_err());
     }
 }

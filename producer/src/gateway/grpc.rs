@@ -5,9 +5,7 @@ use std::sync::Arc;
 use shoal_schemas::{
     Token,
     headers::{TRACEPARENT, TraceParent},
-    v1::{
-        DeleteRequest, DeleteResponse, UpsertRequest, UpsertResponse, publish_server::Publish,
-    },
+    v1::{DeleteRequest, DeleteResponse, UpsertRequest, UpsertResponse, publish_server::Publish},
 };
 use tonic::{Request, Response, Status};
 
@@ -33,7 +31,9 @@ impl Publish for Service {
         let parent = traceparent(&request);
         let UpsertRequest { collection, points } = request.into_inner();
         let call = trace::scope(parent, self.calls.upsert(&collection, points));
-        let tokens = measured("upsert", call).await.map_err(|error| status(&error))?;
+        let tokens = measured("upsert", call)
+            .await
+            .map_err(|error| status(&error))?;
         let tokens = tokens.iter().map(Token::to_proto).collect();
         Ok(Response::new(UpsertResponse { tokens }))
     }
@@ -45,7 +45,9 @@ impl Publish for Service {
         let parent = traceparent(&request);
         let DeleteRequest { collection, ids } = request.into_inner();
         let call = trace::scope(parent, self.calls.delete(&collection, &ids));
-        let tokens = measured("delete", call).await.map_err(|error| status(&error))?;
+        let tokens = measured("delete", call)
+            .await
+            .map_err(|error| status(&error))?;
         let tokens = tokens.iter().map(Token::to_proto).collect();
         Ok(Response::new(DeleteResponse { tokens }))
     }
@@ -53,5 +55,11 @@ impl Publish for Service {
 
 /// The caller's trace; one that does not read is no reason to refuse a write.
 fn traceparent<T>(request: &Request<T>) -> Option<TraceParent> {
-    request.metadata().get(TRACEPARENT)?.to_str().ok()?.parse().ok()
+    request
+        .metadata()
+        .get(TRACEPARENT)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }

@@ -45,12 +45,21 @@ pub(super) fn router(calls: Arc<Calls>, config: &Config) -> Router {
     Router::new()
         .route("/v1/collections/{collection}/points", put(put_points))
         // An id may hold slashes, and one may be called `delete`.
-        .route("/v1/collections/{collection}/points/{*id}", delete(delete_point))
+        .route(
+            "/v1/collections/{collection}/points/{*id}",
+            delete(delete_point),
+        )
         .route(
             "/v1/collections/{collection}/points/delete",
             post(delete_points).delete(delete_called_delete),
         )
-        .fallback(async || refusal(StatusCode::NOT_FOUND, Code::NotFound, "there is no such path"))
+        .fallback(async || {
+            refusal(
+                StatusCode::NOT_FOUND,
+                Code::NotFound,
+                "there is no such path",
+            )
+        })
         .method_not_allowed_fallback(async || {
             let text = "this path does not take that method";
             refusal(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, text)

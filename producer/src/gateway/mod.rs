@@ -74,7 +74,8 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         http: http.local_addr().map_err(StartError::Listen)?,
     };
     let (control, clock) = (deps.control.clone(), Arc::clone(&deps.clock));
-    deps.readiness.set("gateway", move || ready(&control, &*clock));
+    deps.readiness
+        .set("gateway", move || ready(&control, &*clock));
     let calls = Arc::new(calls::Calls::new(config, deps));
 
     let reflection = tonic_reflection::server::Builder::configure()
@@ -102,10 +103,15 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         Ok::<_, std::convert::Infallible>(())
     });
 
-    let router = http::router(calls, config)
-        .merge(shoal_runtime::http::ops_router(deps.readiness.clone(), deps.metrics.clone()));
+    let router = http::router(calls, config).merge(shoal_runtime::http::ops_router(
+        deps.readiness.clone(),
+        deps.metrics.clone(),
+    ));
     let cancel = deps.tasks.cancel().clone();
-    deps.tasks.spawn("gateway-http", shoal_runtime::http::serve(http, router, cancel));
+    deps.tasks.spawn(
+        "gateway-http",
+        shoal_runtime::http::serve(http, router, cancel),
+    );
     info!(grpc = %addresses.grpc, http = %addresses.http, "gateway listens");
     Ok(addresses)
 }
@@ -118,7 +124,10 @@ fn ready(control: &ControlHandle, clock: &dyn Clock) -> Result<(), String> {
     if silence < SILENCE {
         Ok(())
     } else {
-        Err(format!("Kafka has not answered for {} s", silence.as_secs()))
+        Err(format!(
+            "Kafka has not answered for {} s",
+            silence.as_secs()
+        ))
     }
 }
 

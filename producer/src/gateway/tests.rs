@@ -44,7 +44,9 @@ impl World {
         let clock = System::shared();
         let control = ControlLog::spawn(&log.cluster(), &tasks, clock.clone()).unwrap();
         let docs = collection(2);
-        collections::create(&log.cluster(), &control, docs.clone()).await.unwrap();
+        collections::create(&log.cluster(), &control, docs.clone())
+            .await
+            .unwrap();
         let deps = Deps {
             cluster: log.cluster(),
             control: control.clone(),
@@ -67,7 +69,9 @@ impl World {
     }
 
     async fn grpc(&self) -> PublishClient<Channel> {
-        PublishClient::connect(format!("http://{}", self.at.grpc)).await.unwrap()
+        PublishClient::connect(format!("http://{}", self.at.grpc))
+            .await
+            .unwrap()
     }
 
     async fn http(&self, method: &str, path: &str, body: impl Into<String>) -> (u16, Json) {
@@ -79,7 +83,10 @@ impl World {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap();
-        (status, serde_json::from_str(&text).unwrap_or(Json::String(text)))
+        (
+            status,
+            serde_json::from_str(&text).unwrap_or(Json::String(text)),
+        )
     }
 
     fn found(&self) -> Vec<shoal_schemas::Record> {
@@ -97,7 +104,10 @@ impl Drop for World {
 fn upsert(collection: &str, points: &[(&str, &Point)]) -> UpsertRequest {
     UpsertRequest {
         collection: collection.into(),
-        points: points.iter().map(|(name, point)| point.to_proto(&id(name))).collect(),
+        points: points
+            .iter()
+            .map(|(name, point)| point.to_proto(&id(name)))
+            .collect(),
     }
 }
 
@@ -105,11 +115,14 @@ fn upsert(collection: &str, points: &[(&str, &Point)]) -> UpsertRequest {
 async fn grpc_upserts_and_deletes_and_answers_tokens_in_order() {
     let world = World::start(Config::default()).await;
     let mut client = world.grpc().await;
-    let points: Vec<(String, Point)> =
-        (0..50_u8).map(|n| (format!("id-{n}"), point(n.into()))).collect();
+    let points: Vec<(String, Point)> = (0..50_u8)
+        .map(|n| (format!("id-{n}"), point(n.into())))
+        .collect();
     let named: Vec<(&str, &Point)> = points.iter().map(|(id, p)| (id.as_str(), p)).collect();
     let mut request = Request::new(upsert("docs", &named));
-    request.metadata_mut().insert("traceparent", TRACE.parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("traceparent", TRACE.parse().unwrap());
     let tokens = client.upsert(request).await.unwrap().into_inner().tokens;
     let keys: Vec<&str> = tokens.iter().map(|token| token.key.as_str()).collect();
     assert_eq!(keys, named.iter().map(|(id, _)| *id).collect::<Vec<_>>());
@@ -117,7 +130,10 @@ async fn grpc_upserts_and_deletes_and_answers_tokens_in_order() {
     let found = world.found();
     assert_eq!(found.len(), 50);
     for record in &found {
-        assert_eq!(Meta::decode(record).unwrap().trace.unwrap().to_string(), TRACE);
+        assert_eq!(
+            Meta::decode(record).unwrap().trace.unwrap().to_string(),
+            TRACE
+        );
         let id = PointId::from_key(record.key.as_deref()).unwrap();
         let value = record.value.as_ref().unwrap();
         let read = event::decode_value(&id, value, &world.docs, &NoRegistry).unwrap();
@@ -130,7 +146,10 @@ async fn grpc_upserts_and_deletes_and_answers_tokens_in_order() {
     };
     let tokens = client.delete(request).await.unwrap().into_inner().tokens;
     assert_eq!(tokens.len(), 2);
-    let deletes = world.found().into_iter().filter(|record| record.value.is_none());
+    let deletes = world
+        .found()
+        .into_iter()
+        .filter(|record| record.value.is_none());
     assert_eq!(deletes.count(), 2);
 }
 
@@ -145,19 +164,35 @@ async fn one_bad_point_fails_the_call_before_anything_is_published() {
         change(&mut request.points[1]);
         calls.push((request, told));
     };
-    with("point 1 (id `b`) is refused, nothing was published: wrong_dimension", &|p| {
-        p.vector.pop();
-    });
-    with("point 1 (id `b`) is refused, nothing was published: not_finite", &|p| {
-        p.vector[2] = f32::NAN;
-    });
-    with("point 1 (id `b`) is refused, nothing was published: zero_vector", &|p| p.vector.fill(0.0));
-    with("point 1 (id ``) is refused, nothing was published: bad_key", &|p| p.id.clear());
+    with(
+        "point 1 (id `b`) is refused, nothing was published: wrong_dimension",
+        &|p| {
+            p.vector.pop();
+        },
+    );
+    with(
+        "point 1 (id `b`) is refused, nothing was published: not_finite",
+        &|p| {
+            p.vector[2] = f32::NAN;
+        },
+    );
+    with(
+        "point 1 (id `b`) is refused, nothing was published: zero_vector",
+        &|p| p.vector.fill(0.0),
+    );
+    with(
+        "point 1 (id ``) is refused, nothing was published: bad_key",
+        &|p| p.id.clear(),
+    );
     with("record of `b` has", &|p| p.model = "m".repeat(2 << 20));
     for (request, told) in calls {
         let refused = client.upsert(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
-        assert!(refused.message().contains(told), "{told}: {}", refused.message());
+        assert!(
+            refused.message().contains(told),
+            "{told}: {}",
+            refused.message()
+        );
     }
     let request = DeleteRequest {
         collection: "docs".into(),
@@ -176,14 +211,34 @@ async fn a_call_of_no_or_too_many_points_or_an_unknown_collection_is_refused() {
     let good = point(1.0);
     let many = vec![("a", &good); 1001];
     for (request, code, told) in [
-        (upsert("docs", &[]), Code::InvalidArgument, "allowed are 1 to 1000"),
-        (upsert("docs", &many), Code::InvalidArgument, "call has 1001 points"),
-        (upsert("dosc", &[("a", &good)]), Code::NotFound, "`dosc` does not exist; there are: docs"),
-        (upsert("Docs", &[("a", &good)]), Code::InvalidArgument, "collection name is refused"),
+        (
+            upsert("docs", &[]),
+            Code::InvalidArgument,
+            "allowed are 1 to 1000",
+        ),
+        (
+            upsert("docs", &many),
+            Code::InvalidArgument,
+            "call has 1001 points",
+        ),
+        (
+            upsert("dosc", &[("a", &good)]),
+            Code::NotFound,
+            "`dosc` does not exist; there are: docs",
+        ),
+        (
+            upsert("Docs", &[("a", &good)]),
+            Code::InvalidArgument,
+            "collection name is refused",
+        ),
     ] {
         let refused = client.upsert(request).await.unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
-        assert!(refused.message().contains(told), "{told}: {}", refused.message());
+        assert!(
+            refused.message().contains(told),
+            "{told}: {}",
+            refused.message()
+        );
     }
 }
 
@@ -194,7 +249,9 @@ async fn json_over_http_does_the_same() {
         { "id": "a", "vector": [1, 2, 3, 4], "payload": { "title": "x" } },
         { "id": "b/c", "vector": [0.1, 0, 0, 0], "expires_at": "2030-01-01T00:00:00Z" },
     ]});
-    let (status, answer) = world.http("PUT", "/v1/collections/docs/points", body.to_string()).await;
+    let (status, answer) = world
+        .http("PUT", "/v1/collections/docs/points", body.to_string())
+        .await;
     assert_eq!(status, 200, "{answer}");
     let tokens = answer["tokens"].as_array().unwrap();
     let keys: Vec<PointId> = tokens
@@ -202,14 +259,29 @@ async fn json_over_http_does_the_same() {
         .map(|token| token.as_str().unwrap().parse::<Token>().unwrap().key)
         .collect();
     assert_eq!(keys, [id("a"), id("b/c")]);
-    assert_eq!(Meta::decode(&world.found()[0]).unwrap().trace.unwrap().to_string(), TRACE);
+    assert_eq!(
+        Meta::decode(&world.found()[0])
+            .unwrap()
+            .trace
+            .unwrap()
+            .to_string(),
+        TRACE
+    );
 
     for (method, path, body) in [
         ("DELETE", "/v1/collections/docs/points/a", String::new()),
         ("DELETE", "/v1/collections/docs/points/b/c", String::new()),
         ("DELETE", "/v1/collections/docs/points/b%2Fc", String::new()),
-        ("DELETE", "/v1/collections/docs/points/delete", String::new()),
-        ("POST", "/v1/collections/docs/points/delete", json!({ "ids": ["a"] }).to_string()),
+        (
+            "DELETE",
+            "/v1/collections/docs/points/delete",
+            String::new(),
+        ),
+        (
+            "POST",
+            "/v1/collections/docs/points/delete",
+            json!({ "ids": ["a"] }).to_string(),
+        ),
     ] {
         let (status, answer) = world.http(method, path, body).await;
         assert_eq!(status, 200, "{path} {answer}");
@@ -234,20 +306,73 @@ async fn http_faults_have_a_code_a_status_and_a_reason() {
     let put = "/v1/collections/docs/points";
     let huge = "x".repeat(65 << 10);
     for (method, path, body, status, code, told) in [
-        ("PUT", put, "{\"points\"", 400, "INVALID_ARGUMENT", "body does not read"),
-        ("PUT", put, r#"{"points":[],"x":1}"#, 400, "INVALID_ARGUMENT", "unknown field `x`"),
-        ("PUT", put, r#"{"points":[]}"#, 400, "INVALID_ARGUMENT", "allowed are 1 to 1000"),
-        ("PUT", put, r#"{"points":[{"id":"a","vector":[1]}]}"#, 400, "INVALID_ARGUMENT", "point 0 (id `a`) is refused, nothing was published: wrong_dimension"),
-        ("PUT", put, r#"{"points":[{"vector":[1,2,3,4]}]}"#, 400, "INVALID_ARGUMENT", "line has no `id`"),
-        ("PUT", put, &huge, 413, "INVALID_ARGUMENT", "body is over 65536 bytes"),
-        ("PUT", "/v1/collections/nope/points", r#"{"points":[{"id":"a","vector":[1]}]}"#, 404, "NOT_FOUND", "there are: docs"),
+        (
+            "PUT",
+            put,
+            "{\"points\"",
+            400,
+            "INVALID_ARGUMENT",
+            "body does not read",
+        ),
+        (
+            "PUT",
+            put,
+            r#"{"points":[],"x":1}"#,
+            400,
+            "INVALID_ARGUMENT",
+            "unknown field `x`",
+        ),
+        (
+            "PUT",
+            put,
+            r#"{"points":[]}"#,
+            400,
+            "INVALID_ARGUMENT",
+            "allowed are 1 to 1000",
+        ),
+        (
+            "PUT",
+            put,
+            r#"{"points":[{"id":"a","vector":[1]}]}"#,
+            400,
+            "INVALID_ARGUMENT",
+            "point 0 (id `a`) is refused, nothing was published: wrong_dimension",
+        ),
+        (
+            "PUT",
+            put,
+            r#"{"points":[{"vector":[1,2,3,4]}]}"#,
+            400,
+            "INVALID_ARGUMENT",
+            "line has no `id`",
+        ),
+        (
+            "PUT",
+            put,
+            &huge,
+            413,
+            "INVALID_ARGUMENT",
+            "body is over 65536 bytes",
+        ),
+        (
+            "PUT",
+            "/v1/collections/nope/points",
+            r#"{"points":[{"id":"a","vector":[1]}]}"#,
+            404,
+            "NOT_FOUND",
+            "there are: docs",
+        ),
         ("GET", put, "", 405, "UNIMPLEMENTED", "method"),
         ("GET", "/nowhere", "", 404, "NOT_FOUND", "no such path"),
     ] {
         let (found, answer) = world.http(method, path, body).await;
         let error = &answer["error"];
         let message = error["message"].as_str().unwrap_or_default();
-        assert_eq!((found, error["code"].as_str()), (status, Some(code)), "{path} {answer}");
+        assert_eq!(
+            (found, error["code"].as_str()),
+            (status, Some(code)),
+            "{path} {answer}"
+        );
         assert!(message.contains(told), "{told}: {answer}");
     }
     assert!(world.found().is_empty());
@@ -262,14 +387,23 @@ async fn while_the_broker_is_away_calls_say_so_and_work_again_afterwards() {
     let world = World::start(config).await;
     let mut client = world.grpc().await;
     let good = point(1.0);
-    client.upsert(upsert("docs", &[("first", &good)])).await.unwrap();
+    client
+        .upsert(upsert("docs", &[("first", &good)]))
+        .await
+        .unwrap();
     world.log.set_down(true);
-    let refused = client.upsert(upsert("docs", &[("a", &good)])).await.unwrap_err();
+    let refused = client
+        .upsert(upsert("docs", &[("a", &good)]))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert!(refused.message().contains("repeat the call"), "{refused}");
     let body = json!({ "points": [{ "id": "a", "vector": [1, 2, 3, 4] }] }).to_string();
     let (status, answer) = world.http("PUT", "/v1/collections/docs/points", body).await;
-    assert_eq!((status, &answer["error"]["code"]), (503, &json!("UNAVAILABLE")));
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (503, &json!("UNAVAILABLE"))
+    );
 
     // The log in memory queues 1,024 records, then its queue is full.
     let many = vec![("b", &good); 1000];
@@ -280,7 +414,12 @@ async fn while_the_broker_is_away_calls_say_so_and_work_again_afterwards() {
     assert_eq!(last.code(), Code::ResourceExhausted, "{last}");
 
     world.log.set_down(false);
-    let tokens = client.upsert(upsert("docs", &[("a", &good)])).await.unwrap().into_inner().tokens;
+    let tokens = client
+        .upsert(upsert("docs", &[("a", &good)]))
+        .await
+        .unwrap()
+        .into_inner()
+        .tokens;
     assert_eq!(tokens.len(), 1);
 }
 
@@ -289,18 +428,31 @@ async fn a_collection_made_anew_is_published_as_it_is_defined_now() {
     let world = World::start(Config::default()).await;
     let mut client = world.grpc().await;
     let good = point(1.0);
-    client.upsert(upsert("docs", &[("a", &good)])).await.unwrap();
+    client
+        .upsert(upsert("docs", &[("a", &good)]))
+        .await
+        .unwrap();
     let cluster = world.log.cluster();
-    collections::drop(&cluster, &world.control, &world.docs.name, true).await.unwrap();
-    let refused = client.upsert(upsert("docs", &[("a", &good)])).await.unwrap_err();
+    collections::drop(&cluster, &world.control, &world.docs.name, true)
+        .await
+        .unwrap();
+    let refused = client
+        .upsert(upsert("docs", &[("a", &good)]))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     assert!(refused.message().contains("there is none yet"), "{refused}");
     let mut other = world.docs.clone();
     other.partitions = 7;
-    collections::create(&cluster, &world.control, other).await.unwrap();
+    collections::create(&cluster, &world.control, other)
+        .await
+        .unwrap();
     for n in 0..20 {
         let name = format!("{n}");
-        let tokens = client.upsert(upsert("docs", &[(&name, &good)])).await.unwrap();
+        let tokens = client
+            .upsert(upsert("docs", &[(&name, &good)]))
+            .await
+            .unwrap();
         assert!(tokens.into_inner().tokens[0].partition < 7);
     }
     assert_eq!(records(&world.log, "embeddings.docs", 7).len(), 20);
@@ -320,7 +472,10 @@ async fn health_and_readiness_say_whether_the_definitions_are_known() {
     };
     let answer = health.check(request).await.unwrap().into_inner();
     assert_eq!(answer.status, 1);
-    world.deps.readiness.set("planted", || Err("not yet".into()));
+    world
+        .deps
+        .readiness
+        .set("planted", || Err("not yet".into()));
     assert_eq!(world.http("GET", "/readyz", "").await.0, 503);
 }
 
@@ -330,5 +485,7 @@ async fn it_ends_with_the_tasks() {
     world.deps.tasks.cancel().cancel();
     world.deps.tasks.finish(DEADLINE).await.unwrap();
     let at = world.at.http;
-    eventually(DEADLINE, "the port to be free", || std::net::TcpListener::bind(at).ok());
+    eventually(DEADLINE, "the port to be free", || {
+        std::net::TcpListener::bind(at).ok()
+    });
 }

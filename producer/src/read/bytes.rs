@@ -75,7 +75,9 @@ impl Lines {
     pub(super) fn line(&self) -> &[u8] {
         let line = self.buffer.trim_ascii();
         let first = self.number == 1;
-        line.strip_prefix(BYTE_ORDER_MARK).filter(|_| first).unwrap_or(line)
+        line.strip_prefix(BYTE_ORDER_MARK)
+            .filter(|_| first)
+            .unwrap_or(line)
     }
 
     /// Goes to the next line that is not blank.
@@ -119,7 +121,11 @@ impl Lines {
             return Ok(Found::End);
         }
         self.number += 1;
-        Ok(if too_long { Found::TooLong } else { Found::Line })
+        Ok(if too_long {
+            Found::TooLong
+        } else {
+            Found::Line
+        })
     }
 }
 
@@ -151,7 +157,10 @@ mod tests {
         let text = b"\xef\xbb\xbfa\r\n\n  \nb\nlong line\nc";
         let found = lines(text, 3, 6);
         let line = |text: &str| Some(text.as_bytes().to_vec());
-        assert_eq!(found, [(1, line("a")), (4, line("b")), (5, None), (6, line("c"))]);
+        assert_eq!(
+            found,
+            [(1, line("a")), (4, line("b")), (5, None), (6, line("c"))]
+        );
     }
 
     proptest! {

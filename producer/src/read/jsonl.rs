@@ -86,12 +86,19 @@ mod tests {
     use super::super::{Format, Input, Options, Place, ReadError, Row, open};
 
     fn collection() -> Collection {
-        Collection::new("docs".parse().unwrap(), 2.try_into().unwrap(), Metric::Cosine, 1)
+        Collection::new(
+            "docs".parse().unwrap(),
+            2.try_into().unwrap(),
+            Metric::Cosine,
+            1,
+        )
     }
 
     fn read(path: &Path) -> Vec<Row> {
         let input = Input::File(path.to_owned());
-        open(&input, &collection(), &Options::default()).unwrap().collect()
+        open(&input, &collection(), &Options::default())
+            .unwrap()
+            .collect()
     }
 
     fn point(values: [f32; 2]) -> Point {
@@ -177,13 +184,20 @@ mod tests {
         assert_eq!(found.first().unwrap().as_ref().unwrap().0.as_str(), "a");
         assert_eq!(found.last().unwrap().as_ref().unwrap().0.as_str(), "z");
         let text = found[1].as_ref().unwrap_err().to_string();
-        assert!(text.ends_with("a.jsonl:2: wrong_dimension: vector has 3 components, the collection has 2"), "{text}");
+        assert!(
+            text.ends_with(
+                "a.jsonl:2: wrong_dimension: vector has 3 components, the collection has 2"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_packed_file_that_is_cut_short_is_an_error_and_the_end() {
         let mut packed = GzEncoder::new(Vec::new(), Compression::none());
-        packed.write_all(b"{\"id\": \"a\", \"vector\": [1, 2]}\n").unwrap();
+        packed
+            .write_all(b"{\"id\": \"a\", \"vector\": [1, 2]}\n")
+            .unwrap();
         let mut packed = packed.finish().unwrap();
         packed.truncate(packed.len() - 4);
         let dir = TempDir::new().unwrap();
@@ -210,7 +224,11 @@ mod tests {
         }
         let nowhere = open(&Input::parse("e.csv"), &collection(), &Options::default());
         assert!(matches!(nowhere.unwrap_err(), ReadError::Format { .. }));
-        let missing = open(&Input::parse("no/such.jsonl"), &collection(), &Options::default());
+        let missing = open(
+            &Input::parse("no/such.jsonl"),
+            &collection(),
+            &Options::default(),
+        );
         assert!(matches!(missing.unwrap_err(), ReadError::Io { .. }));
     }
 
@@ -219,9 +237,14 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("ids.txt");
         fs::write(&path, format!("a\n\n b/c \n{}\nlast", "x".repeat(600))).unwrap();
-        let found: Vec<_> = super::super::ids::open(&Input::File(path)).unwrap().collect();
-        let read: Vec<&str> =
-            found.iter().filter_map(|id| id.as_ref().ok()).map(PointId::as_str).collect();
+        let found: Vec<_> = super::super::ids::open(&Input::File(path))
+            .unwrap()
+            .collect();
+        let read: Vec<&str> = found
+            .iter()
+            .filter_map(|id| id.as_ref().ok())
+            .map(PointId::as_str)
+            .collect();
         assert_eq!(read, ["a", "b/c", "last"]);
         let refused = found[2].as_ref().unwrap_err().to_string();
         assert!(refused.contains("ids.txt:4: bad_key"), "{refused}");

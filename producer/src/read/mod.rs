@@ -152,7 +152,9 @@ pub enum ReadError {
         fault: String,
     },
     /// The name does not say what the file is.
-    #[error("{input}: its ending names no known format; known are .jsonl, .jsonl.gz, .npy and .parquet, or say the format")]
+    #[error(
+        "{input}: its ending names no known format; known are .jsonl, .jsonl.gz, .npy and .parquet, or say the format"
+    )]
     Format {
         /// The file.
         input: String,
@@ -218,7 +220,9 @@ impl Rows {
 
 impl fmt::Debug for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rows").field("total", &self.total).finish_non_exhaustive()
+        f.debug_struct("Rows")
+            .field("total", &self.total)
+            .finish_non_exhaustive()
     }
 }
 
@@ -238,17 +242,24 @@ pub fn open(input: &Input, collection: &Collection, options: &Options) -> Result
     let unknown = || ReadError::Format {
         input: input.to_string(),
     };
-    let format = options.format.or_else(|| Format::of(input)).ok_or_else(unknown)?;
+    let format = options
+        .format
+        .or_else(|| Format::of(input))
+        .ok_or_else(unknown)?;
     if options.metadata.is_some() && format != Format::Npy {
-        return Err(ReadError::file(input, "metadata goes with an .npy file only"));
+        return Err(ReadError::file(
+            input,
+            "metadata goes with an .npy file only",
+        ));
     }
     match (format, input) {
         (Format::Jsonl, _) => jsonl::open(input, collection),
         (Format::Npy, Input::File(path)) => npy::open(path, collection, options),
         (Format::Parquet, Input::File(path)) => parquet::open(path, collection, options),
-        (Format::Npy | Format::Parquet, Input::Stdin) => {
-            Err(ReadError::file(input, "only JSONL is read from standard input"))
-        }
+        (Format::Npy | Format::Parquet, Input::Stdin) => Err(ReadError::file(
+            input,
+            "only JSONL is read from standard input",
+        )),
     }
 }
 

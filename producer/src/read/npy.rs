@@ -112,7 +112,10 @@ impl Item {
 }
 
 /// The nearest f32.
-#[expect(clippy::as_conversions, reason = "std has no other rounding conversion")]
+#[expect(
+    clippy::as_conversions,
+    reason = "std has no other rounding conversion"
+)]
 pub(super) fn narrow(value: f64) -> f32 {
     value as f32
 }
@@ -173,12 +176,16 @@ impl Header {
         let unreadable = || format!("header does not read: {}", text.trim_end());
         let entry = |key: &str| {
             let quoted = [format!("'{key}':"), format!("\"{key}\":")];
-            let at = quoted.iter().find_map(|key| Some((text.find(key)?, key.len())));
+            let at = quoted
+                .iter()
+                .find_map(|key| Some((text.find(key)?, key.len())));
             let (at, key_bytes) = at?;
             text.get(at + key_bytes..).map(str::trim_start)
         };
         let descr = entry("descr").ok_or_else(unreadable)?;
-        let descr = descr.strip_prefix(['\'', '"']).and_then(|rest| rest.split(['\'', '"']).next());
+        let descr = descr
+            .strip_prefix(['\'', '"'])
+            .and_then(|rest| rest.split(['\'', '"']).next());
         let item = match descr {
             Some("<f2") => Item::F16,
             Some("<f4") => Item::F32,
@@ -198,7 +205,9 @@ impl Header {
             );
         }
         let shape = entry("shape").ok_or_else(unreadable)?;
-        let shape = shape.strip_prefix('(').and_then(|rest| rest.split(')').next());
+        let shape = shape
+            .strip_prefix('(')
+            .and_then(|rest| rest.split(')').next());
         let lengths: Option<Vec<u64>> = shape
             .ok_or_else(unreadable)?
             .split(',')
@@ -250,7 +259,10 @@ impl Iterator for Points {
         }
         if self.row == self.header.rows {
             self.ended = true;
-            let excess = self.metadata.as_mut().and_then(|m| m.refuse_more(self.header.rows));
+            let excess = self
+                .metadata
+                .as_mut()
+                .and_then(|m| m.refuse_more(self.header.rows));
             return excess.map(Err);
         }
         let row = self.row;
@@ -345,7 +357,10 @@ impl Metadata {
     }
 
     fn next(&mut self, row: u64) -> Result<Described, ReadError> {
-        let found = self.lines.advance().map_err(|source| ReadError::io(&self.input, source))?;
+        let found = self
+            .lines
+            .advance()
+            .map_err(|source| ReadError::io(&self.input, source))?;
         let read = match found {
             Found::Line => self.describe(),
             Found::TooLong => Err(too_long(self.limit_bytes)),
@@ -362,7 +377,10 @@ impl Metadata {
 
     fn describe(&self) -> Result<Described, Rejection> {
         let unreadable = |detail: &dyn std::fmt::Display| {
-            Rejection::new(Reason::Undecodable, format_args!("metadata does not read: {detail}"))
+            Rejection::new(
+                Reason::Undecodable,
+                format_args!("metadata does not read: {detail}"),
+            )
         };
         let mut fields: Map<String, Json> =
             serde_json::from_slice(self.lines.line()).map_err(|error| unreadable(&error))?;
@@ -370,7 +388,10 @@ impl Metadata {
             fields.remove(field);
         }
         let id = fields.remove(&self.id_field).ok_or_else(|| {
-            Rejection::new(Reason::BadKey, format_args!("metadata has no `{}`", self.id_field))
+            Rejection::new(
+                Reason::BadKey,
+                format_args!("metadata has no `{}`", self.id_field),
+            )
         })?;
         let mut document = Map::new();
         document.insert("id".into(), id);

@@ -6,10 +6,10 @@ use std::{fs, io::Write, path::PathBuf};
 use flate2::{Compression, write::GzEncoder};
 use half::f16;
 use proptest::prelude::*;
-use shoal_schemas::{Collection, Metric, Point, PointId, Reason, Value};
+use shoal_schemas::{Collection, Metric, Reason, Value};
 use tempfile::TempDir;
 
-use crate::read::{Input, Options, Place, ReadError, open};
+use crate::read::{Input, Options, Place, ReadError, Row, open};
 
 fn collection(dim: usize) -> Collection {
     let dim = u32::try_from(dim).unwrap().try_into().unwrap();
@@ -18,7 +18,8 @@ fn collection(dim: usize) -> Collection {
 
 /// A file as `numpy.save` writes it.
 fn npy(version: u8, descr: &str, shape: &str, order: &str, data: &[u8]) -> Vec<u8> {
-    let mut header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
+    let mut header =
+        format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
     let prefix = if version == 1 { 10 } else { 12 };
     while (prefix + header.len() + 1) % 64 != 0 {
         header.push(' ');
@@ -37,7 +38,10 @@ fn npy(version: u8, descr: &str, shape: &str, order: &str, data: &[u8]) -> Vec<u
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 struct Files(TempDir);
@@ -53,12 +57,7 @@ impl Files {
         path
     }
 
-    fn read(
-        &self,
-        array: &[u8],
-        dim: usize,
-        options: &Options,
-    ) -> Result<Vec<Result<(PointId, Point), ReadError>>, ReadError> {
+    fn read(&self, array: &[u8], dim: usize, options: &Options) -> Result<Vec<Row>, ReadError> {
         let path = self.write("array.npy", array);
         Ok(open(&Input::File(path), &collection(dim), options)?.collect())
     }
@@ -113,8 +112,11 @@ fn a_line_of_metadata_gives_id_payload_and_times() {
         let mut options = with_metadata(files.write("meta.jsonl", metadata));
         options.ignore = vec!["vec".into()];
         let array = npy(1, "<f4", "(2, 2)", "False", &floats(&[1.0, 2.0, 3.0, 4.0]));
-        let read: Result<Vec<_>, _> =
-            files.read(&array, 2, &options).unwrap().into_iter().collect();
+        let read: Result<Vec<_>, _> = files
+            .read(&array, 2, &options)
+            .unwrap()
+            .into_iter()
+            .collect();
         let [(first_id, first), (second_id, second)] = read.unwrap().try_into().unwrap();
         assert_eq!((first_id.as_str(), second_id.as_str()), ("17", "b"));
         assert_eq!(second.vector.as_slice(), [3.0, 4.0]);
@@ -123,14 +125,23 @@ fn a_line_of_metadata_gives_id_payload_and_times() {
             ("score", Value::Float(1.5)),
             ("text", Value::String("fox".into())),
         ];
-        assert_eq!(first.payload.0, expected.map(|(name, value)| (name.into(), value)).into());
+        assert_eq!(
+            first.payload.0,
+            expected.map(|(name, value)| (name.into(), value)).into()
+        );
         let expected = [
             ("deep", Value::Boolean(true)),
             ("more", Value::Strings(vec!["x".into()])),
         ];
-        assert_eq!(second.payload.0, expected.map(|(name, value)| (name.into(), value)).into());
+        assert_eq!(
+            second.payload.0,
+            expected.map(|(name, value)| (name.into(), value)).into()
+        );
         assert_eq!(second.model.as_deref(), Some("m"));
-        assert_eq!((second.event_time_ms, second.expires_at_ms), (Some(7), Some(1000)));
+        assert_eq!(
+            (second.event_time_ms, second.expires_at_ms),
+            (Some(7), Some(1000))
+        );
     }
 }
 
@@ -176,31 +187,52 @@ fn a_faulty_row_or_line_is_named_and_the_next_one_reads() {
         ]
     );
     let (id, point) = read[4].as_ref().unwrap();
-    assert_eq!((id.as_str(), point.vector.as_slice()), ("e", &[5.0, 6.0][..]));
+    assert_eq!(
+        (id.as_str(), point.vector.as_slice()),
+        ("e", &[5.0, 6.0][..])
+    );
     let text = read[2].as_ref().unwrap_err().to_string();
     assert!(text.contains("meta.jsonl:3: "), "{text}");
 }
 
 #[test]
 fn a_double_out_of_range_is_refused() {
-    let array = npy(1, "<f8", "(1, 2)", "False", &[1e300_f64, 1.0].map(f64::to_le_bytes).concat());
+    let array = npy(
+        1,
+        "<f8",
+        "(1, 2)",
+        "False",
+        &[1e300_f64, 1.0].map(f64::to_le_bytes).concat(),
+    );
     let read = Files::new().read(&array, 2, &Options::default()).unwrap();
     let refused = read[0].as_ref().unwrap_err();
-    assert!(refused.is_record() && refused.to_string().contains("row 0"), "{refused}");
+    assert!(
+        refused.is_record() && refused.to_string().contains("row 0"),
+        "{refused}"
+    );
 }
 
 #[test]
 fn metadata_of_another_length_is_told() {
     let array = npy(1, "<f4", "(2, 2)", "False", &floats(&[1.0; 4]));
     for (lines, told) in [
-        ("{\"id\": 1}\n", "metadata has 1 lines, the array has more rows"),
-        ("{\"id\": 1}\n{\"id\": 2}\n{\"id\": 3}\n", "metadata goes on at line 3 after the array's 2 rows"),
+        (
+            "{\"id\": 1}\n",
+            "metadata has 1 lines, the array has more rows",
+        ),
+        (
+            "{\"id\": 1}\n{\"id\": 2}\n{\"id\": 3}\n",
+            "metadata goes on at line 3 after the array's 2 rows",
+        ),
     ] {
         let files = Files::new();
         let options = with_metadata(files.write("meta.jsonl", lines.as_bytes()));
         let read = files.read(&array, 2, &options).unwrap();
         let last = read.last().unwrap().as_ref().unwrap_err();
-        assert!(!last.is_record() && last.to_string().contains(told), "{last}");
+        assert!(
+            !last.is_record() && last.to_string().contains(told),
+            "{last}"
+        );
     }
 }
 
@@ -216,14 +248,28 @@ fn an_array_of_another_kind_is_refused_before_the_first_row() {
         (npy(1, "<i4", "(1, 2)", "False", &one), "items of type <i4"),
         (npy(1, ">f4", "(1, 2)", "False", &one), "items of type >f4"),
         (npy(1, "<f4", "(1, 2)", "True", &one), "Fortran order"),
-        (npy(1, "<f4", "(2,)", "False", &one), "array has 1 dimensions"),
-        (npy(1, "<f4", "(1, 3)", "False", &one), "array has 3 columns"),
-        (npy(1, "<f4", "(1, -2)", "False", &one), "header does not read"),
-        (b"{\"id\": 1}\n".to_vec(), "does not start as a numpy array does"),
+        (
+            npy(1, "<f4", "(2,)", "False", &one),
+            "array has 1 dimensions",
+        ),
+        (
+            npy(1, "<f4", "(1, 3)", "False", &one),
+            "array has 3 columns",
+        ),
+        (
+            npy(1, "<f4", "(1, -2)", "False", &one),
+            "header does not read",
+        ),
+        (
+            b"{\"id\": 1}\n".to_vec(),
+            "does not start as a numpy array does",
+        ),
         (cut, "ends within its header"),
         (later, "version 4"),
     ] {
-        let refused = Files::new().read(&array, 2, &Options::default()).unwrap_err();
+        let refused = Files::new()
+            .read(&array, 2, &Options::default())
+            .unwrap_err();
         assert!(refused.to_string().contains(told), "{told}: {refused}");
     }
 }
@@ -234,6 +280,9 @@ fn a_file_that_ends_early_names_the_row_and_reading_ends() {
     let read = Files::new().read(&array, 2, &Options::default()).unwrap();
     assert_eq!(read.len(), 2);
     let last = read[1].as_ref().unwrap_err();
-    assert!(last.to_string().contains("file ends within row 1 of 3"), "{last}");
+    assert!(
+        last.to_string().contains("file ends within row 1 of 3"),
+        "{last}"
+    );
     assert!(!last.is_record());
 }

@@ -17,9 +17,7 @@ use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
 };
-use shoal_schemas::{
-    Collection, Dim, Metric, Payload, Point, PointId, Reason, Rejection, Vector,
-};
+use shoal_schemas::{Collection, Dim, Metric, Payload, Point, PointId, Reason, Rejection, Vector};
 
 use super::{Input, Options, Place, ReadError, Row, Rows, file_input, npy::narrow, parquet_cell};
 
@@ -42,8 +40,10 @@ pub fn open(path: &Path, collection: &Collection, options: &Options) -> Result<R
     let total = u64::try_from(builder.metadata().file_metadata().num_rows()).ok();
     let kept = builder.schema().fields().iter().enumerate();
     let kept = kept.filter(|(_, field)| !options.ignore.contains(field.name()));
-    let mask =
-        ProjectionMask::roots(builder.parquet_schema(), kept.map(|(at, _)| at).collect::<Vec<_>>());
+    let mask = ProjectionMask::roots(
+        builder.parquet_schema(),
+        kept.map(|(at, _)| at).collect::<Vec<_>>(),
+    );
     let batches = builder
         .with_projection(mask)
         .with_batch_size(BATCH_ROWS)
@@ -202,7 +202,9 @@ impl Points {
     fn point(&self, batch: &RecordBatch, at: usize) -> Result<(PointId, Point), Rejection> {
         let column = |name: &str| {
             let column = batch.column_by_name(name);
-            column.expect("the reader gives the columns it was asked for").as_ref()
+            column
+                .expect("the reader gives the columns it was asked for")
+                .as_ref()
         };
         let bad = |reason: Reason, name: &str, detail: &dyn std::fmt::Display| {
             Rejection::new(reason, format_args!("column `{name}` {detail}"))

@@ -50,7 +50,12 @@ pub(super) fn id(column: &dyn Array, at: usize) -> Option<String> {
         Ok(Some(Value::String(text))) => Some(text),
         Ok(Some(Value::Integer(number))) => Some(number.to_string()),
         // The one whole number that is no payload value.
-        Err(_) => Some(column.as_primitive_opt::<UInt64Type>()?.value(at).to_string()),
+        Err(_) => Some(
+            column
+                .as_primitive_opt::<UInt64Type>()?
+                .value(at)
+                .to_string(),
+        ),
         _ => None,
     }
 }
@@ -89,7 +94,9 @@ pub(super) fn value(column: &dyn Array, at: usize) -> Result<Option<Value>, Stri
         DataType::UInt64 => {
             let number = cell!(UInt64Type);
             let whole = i64::try_from(number);
-            Value::Integer(whole.map_err(|_| format!("is {number}, allowed are numbers below 2^63"))?)
+            Value::Integer(
+                whole.map_err(|_| format!("is {number}, allowed are numbers below 2^63"))?,
+            )
         }
         DataType::Float16 => Value::Float(cell!(Float16Type).to_f64()),
         DataType::Float32 => Value::Float(cell!(Float32Type).into()),

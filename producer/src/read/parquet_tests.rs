@@ -15,12 +15,17 @@ use proptest::prelude::*;
 use shoal_schemas::{Collection, Metric, Point, PointId, Reason, Value};
 use tempfile::TempDir;
 
-use crate::read::{Input, Options, Place, ReadError, open};
+use crate::read::{Input, Options, Place, ReadError, Row, open};
 
-type Rows = Vec<Result<(PointId, Point), ReadError>>;
+type Rows = Vec<Row>;
 
 fn collection() -> Collection {
-    Collection::new("docs".parse().unwrap(), 2.try_into().unwrap(), Metric::L2, 1)
+    Collection::new(
+        "docs".parse().unwrap(),
+        2.try_into().unwrap(),
+        Metric::L2,
+        1,
+    )
 }
 
 fn write(columns: Vec<(&str, ArrayRef)>, group_rows: usize, codec: Compression) -> TempDir {
@@ -45,6 +50,10 @@ fn read_with(columns: Vec<(&str, ArrayRef)>, options: &Options) -> Result<Rows, 
 
 fn read(columns: Vec<(&str, ArrayRef)>) -> Result<Rows, ReadError> {
     read_with(columns, &Options::default())
+}
+
+fn column(array: impl arrow_array::Array + 'static) -> ArrayRef {
+    Arc::new(array)
 }
 
 fn ids(ids: &[&str]) -> ArrayRef {
@@ -92,17 +101,26 @@ proptest! {
 fn every_scalar_column_is_payload_and_an_empty_cell_is_left_out() {
     let category: DictionaryArray<Int32Type> = ["n", "v"].into_iter().collect();
     let found = read(vec![
-        ("id", Arc::new(UInt64Array::from(vec![u64::MAX, 2])) as ArrayRef),
+        ("id", column(UInt64Array::from(vec![u64::MAX, 2]))),
         ("vector", vectors(&[[1.0, 2.0], [3.0, 4.0]])),
         ("text", Arc::new(StringArray::from(vec![Some("fox"), None]))),
         ("truth", Arc::new(BooleanArray::from(vec![true, false]))),
         ("score", Arc::new(Float32Array::from(vec![Some(0.5), None]))),
         ("day", Arc::new(Date32Array::from(vec![Some(1), None]))),
-        ("at", Arc::new(TimestampMicrosecondArray::from(vec![Some(-1), None]))),
+        (
+            "at",
+            Arc::new(TimestampMicrosecondArray::from(vec![Some(-1), None])),
+        ),
         ("category", Arc::new(category)),
         ("model", Arc::new(StringArray::from(vec![Some("m"), None]))),
-        ("event_time", Arc::new(TimestampMicrosecondArray::from(vec![Some(5000), None]))),
-        ("expires_at", Arc::new(Int64Array::from(vec![None, Some(9)]))),
+        (
+            "event_time",
+            Arc::new(TimestampMicrosecondArray::from(vec![Some(5000), None])),
+        ),
+        (
+            "expires_at",
+            Arc::new(Int64Array::from(vec![None, Some(9)])),
+        ),
     ])
     .unwrap();
     let rows: Vec<(PointId, Point)> = found.into_iter().map(Result::unwrap).collect();
@@ -116,10 +134,19 @@ fn every_scalar_column_is_payload_and_an_empty_cell_is_left_out() {
         ("text", Value::String("fox".into())),
         ("truth", Value::Boolean(true)),
     ];
-    assert_eq!(point.payload.0, expected.map(|(name, value)| (name.into(), value)).into());
-    assert_eq!((point.model.as_deref(), point.event_time_ms), (Some("m"), Some(5)));
+    assert_eq!(
+        point.payload.0,
+        expected.map(|(name, value)| (name.into(), value)).into()
+    );
+    assert_eq!(
+        (point.model.as_deref(), point.event_time_ms),
+        (Some("m"), Some(5))
+    );
     let (_, second) = &rows[1];
-    assert_eq!(second.payload.0.keys().collect::<Vec<_>>(), ["category", "truth"]);
+    assert_eq!(
+        second.payload.0.keys().collect::<Vec<_>>(),
+        ["category", "truth"]
+    );
     assert_eq!((&second.model, second.expires_at_ms), (&None, Some(9)));
 }
 
@@ -153,9 +180,15 @@ fn a_faulty_row_is_named_and_the_next_one_reads() {
     ];
     let vectors = ListArray::from_iter_primitive::<Float32Type, _, _>(rows);
     let names = StringArray::from(vec![
-        Some("a"), Some("b"), Some("c"), Some("d"), None, Some(""), Some("g"),
+        Some("a"),
+        Some("b"),
+        Some("c"),
+        Some("d"),
+        None,
+        Some(""),
+        Some("g"),
     ]);
-    let found = read(vec![("id", Arc::new(names) as ArrayRef), ("vector", Arc::new(vectors))]).unwrap();
+    let found = read(vec![("id", column(names)), ("vector", Arc::new(vectors))]).unwrap();
     let faults: Vec<Reason> = found[..6]
         .iter()
         .zip(0..)
@@ -192,10 +225,22 @@ fn a_table_that_does_not_fit_is_refused_by_column() {
     for (columns, told) in [
         (vec![id()], "there is no column `vector`; there are: id"),
         (vec![vector()], "there is no column `id`"),
-        (vec![id(), ("vector", ids(&["x"]))], "column `vector` is of type Utf8"),
-        (vec![("id", vectors(&[[1.0, 2.0]])), vector()], "column `id` is of type List"),
-        (vec![id(), vector(), ("odd", numbers.clone())], "leave it out with `ignore`"),
-        (vec![id(), vector(), ("model", numbers.clone())], "column `model`"),
+        (
+            vec![id(), ("vector", ids(&["x"]))],
+            "column `vector` is of type Utf8",
+        ),
+        (
+            vec![("id", vectors(&[[1.0, 2.0]])), vector()],
+            "column `id` is of type List",
+        ),
+        (
+            vec![id(), vector(), ("odd", numbers.clone())],
+            "leave it out with `ignore`",
+        ),
+        (
+            vec![id(), vector(), ("model", numbers.clone())],
+            "column `model`",
+        ),
     ] {
         let refused = read(columns).unwrap_err().to_string();
         assert!(refused.contains(told), "{told}: {refused}");
@@ -215,10 +260,17 @@ fn columns_may_have_other_names() {
         vector_field: "embedding".into(),
         ..Options::default()
     };
-    let columns = vec![("embedding", vectors(&[[1.0, 2.0]])), ("key", ids(&["a"])), ("id", ids(&["x"]))];
+    let columns = vec![
+        ("embedding", vectors(&[[1.0, 2.0]])),
+        ("key", ids(&["a"])),
+        ("id", ids(&["x"])),
+    ];
     let found = read_with(columns, &options).unwrap();
     let (id, point) = found[0].as_ref().unwrap();
-    assert_eq!((id.as_str(), &point.payload.0["id"]), ("a", &Value::String("x".into())));
+    assert_eq!(
+        (id.as_str(), &point.payload.0["id"]),
+        ("a", &Value::String("x".into()))
+    );
 }
 
 #[test]

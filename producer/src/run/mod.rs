@@ -244,7 +244,8 @@ impl Run<'_> {
             }
             sent => sent,
         };
-        self.outstanding.push_back(delivery.map_err(Cause::Publish)?);
+        self.outstanding
+            .push_back(delivery.map_err(Cause::Publish)?);
         self.sent += 1;
         if self.sent.is_multiple_of(REAP_EVERY) {
             self.reap()?;
@@ -270,7 +271,8 @@ impl Run<'_> {
     fn ahead(&self) -> Option<Duration> {
         let rate = self.options.rate_limit?;
         let due = Duration::try_from_secs_f64(count(self.sent) / rate).ok()?;
-        due.checked_sub(self.watch.elapsed()).filter(|ahead| !ahead.is_zero())
+        due.checked_sub(self.watch.elapsed())
+            .filter(|ahead| !ahead.is_zero())
     }
 
     /// Waits for `work`, showing progress meanwhile, unless the run is cancelled first.

@@ -92,7 +92,11 @@ impl Progress {
             Form::Lines { last } => {
                 if now.saturating_sub(*last) >= LINE_EVERY {
                     *last = now;
-                    say(&format!("published {} records{}, {text}", HumanCount(summary.records), of(self.total)));
+                    say(&format!(
+                        "published {} records{}, {text}",
+                        HumanCount(summary.records),
+                        of(self.total)
+                    ));
                 }
             }
         }
@@ -101,7 +105,10 @@ impl Progress {
     fn text(&self, summary: &Summary, outstanding: usize, silence: Duration) -> String {
         let mut text = rates(self.rate.0, self.rate.1);
         if summary.skipped > 0 {
-            text += &format!(", {} faulty records passed over", HumanCount(summary.skipped));
+            text += &format!(
+                ", {} faulty records passed over",
+                HumanCount(summary.skipped)
+            );
         }
         if silence >= SILENCE {
             text += &format!(
@@ -124,7 +131,10 @@ impl Progress {
                     HumanCount(summary.records),
                     of(self.total),
                     summary.seconds,
-                    rates(count(summary.records) / seconds, count(summary.bytes) / seconds)
+                    rates(
+                        count(summary.records) / seconds,
+                        count(summary.bytes) / seconds
+                    )
                 ));
             }
         }
@@ -146,7 +156,10 @@ fn bar(total: Option<u64>) -> ProgressBar {
             ProgressBar::new(total),
             "{bar:30} {human_pos}/{human_len} records, {msg}, {eta} left",
         ),
-        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} records, {msg}"),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {human_pos} records, {msg}",
+        ),
     };
     let style = ProgressStyle::with_template(template);
     bar.set_style(style.expect("the template is a constant and parses"));

@@ -27,7 +27,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 async fn publisher(log: &MemoryLog, docs: &Collection) -> Publisher {
     let clock = Manual::at(1_700_000_000_000);
     let config = PublishConfig::default();
-    Publisher::new(&log.cluster(), clock, docs.clone(), config).await.unwrap()
+    Publisher::new(&log.cluster(), clock, docs.clone(), config)
+        .await
+        .unwrap()
 }
 
 fn row(n: u64) -> Row {
@@ -43,7 +45,11 @@ fn faulty(input: &str) -> ReadError {
 }
 
 fn highest(summary: &Summary) -> u64 {
-    summary.tokens.values().map(|token| token.offset.0 + 1).sum()
+    summary
+        .tokens
+        .values()
+        .map(|token| token.offset.0 + 1)
+        .sum()
 }
 
 #[tokio::test]
@@ -53,13 +59,18 @@ async fn every_row_is_published_and_the_last_token_of_each_partition_told() {
     let publisher = publisher(&log, &docs).await;
     let rows = Rows::new(Some(1000), (0..1000).map(row));
     let cancel = CancellationToken::new();
-    let summary = publish_all(&publisher, rows, &Options::default(), &cancel).await.unwrap();
+    let summary = publish_all(&publisher, rows, &Options::default(), &cancel)
+        .await
+        .unwrap();
     let found = records(&log, "embeddings.docs", 3);
     assert_eq!((summary.records, found.len()), (1000, 1000));
     assert_eq!((summary.tokens.len(), highest(&summary)), (3, 1000));
     let bytes: usize = found.iter().map(|(_, _, record)| record.size_bytes()).sum();
     assert_eq!(usize::try_from(summary.bytes).unwrap(), bytes);
-    assert!(!summary.interrupted && summary.unacknowledged == 0, "{summary:?}");
+    assert!(
+        !summary.interrupted && summary.unacknowledged == 0,
+        "{summary:?}"
+    );
 }
 
 #[tokio::test]
@@ -69,7 +80,9 @@ async fn ids_are_deleted() {
     let publisher = publisher(&log, &docs).await;
     let ids = (0..5).map(|n| PointId::new(&format!("{n}")).map_err(|_| faulty("ids")));
     let cancel = CancellationToken::new();
-    let summary = delete_all(&publisher, ids, &Options::default(), &cancel).await.unwrap();
+    let summary = delete_all(&publisher, ids, &Options::default(), &cancel)
+        .await
+        .unwrap();
     let found = records(&log, "embeddings.docs", 1);
     assert_eq!((summary.records, found.len()), (5, 5));
     assert!(found.iter().all(|(_, _, record)| record.value.is_none()));
@@ -79,16 +92,29 @@ async fn ids_are_deleted() {
 async fn a_faulty_record_stops_the_run_or_is_counted() {
     let docs = collection(1);
     let rows = || {
-        Rows::new(None, (0..100).map(|n| if n % 10 == 3 { Err(faulty("in.jsonl")) } else { row(n) }))
+        Rows::new(
+            None,
+            (0..100).map(|n| {
+                if n % 10 == 3 {
+                    Err(faulty("in.jsonl"))
+                } else {
+                    row(n)
+                }
+            }),
+        )
     };
     let cancel = CancellationToken::new();
 
     let log = log_for(&docs);
     let publisher_one = publisher(&log, &docs).await;
-    let stopped =
-        publish_all(&publisher_one, rows(), &Options::default(), &cancel).await.unwrap_err();
+    let stopped = publish_all(&publisher_one, rows(), &Options::default(), &cancel)
+        .await
+        .unwrap_err();
     assert_eq!(stopped.summary.records, 3);
-    assert_eq!(stopped.cause.to_string(), "in.jsonl:7: not_finite: component 0 is NaN");
+    assert_eq!(
+        stopped.cause.to_string(),
+        "in.jsonl:7: not_finite: component 0 is NaN"
+    );
     assert_eq!(records(&log, "embeddings.docs", 1).len(), 3);
 
     let log = log_for(&docs);
@@ -97,7 +123,9 @@ async fn a_faulty_record_stops_the_run_or_is_counted() {
         on_fault: OnFault::Skip,
         ..Options::default()
     };
-    let summary = publish_all(&publisher_two, rows(), &options, &cancel).await.unwrap();
+    let summary = publish_all(&publisher_two, rows(), &options, &cancel)
+        .await
+        .unwrap();
     assert_eq!((summary.records, summary.skipped), (90, 10));
     assert_eq!(records(&log, "embeddings.docs", 1).len(), 90);
 }
@@ -117,8 +145,13 @@ async fn a_faulty_file_stops_the_run_even_where_records_are_skipped() {
         ..Options::default()
     };
     let cancel = CancellationToken::new();
-    let stopped = publish_all(&publisher, rows, &options, &cancel).await.unwrap_err();
-    assert!(matches!(stopped.cause, Cause::Read(ReadError::File { .. })), "{stopped}");
+    let stopped = publish_all(&publisher, rows, &options, &cancel)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(stopped.cause, Cause::Read(ReadError::File { .. })),
+        "{stopped}"
+    );
     assert_eq!(stopped.summary.records, 2);
 }
 
@@ -137,7 +170,9 @@ async fn an_interrupted_run_publishes_what_it_took_and_says_so() {
         row(n)
     });
     let options = Options::default();
-    let summary = publish_all(&publisher, Rows::new(None, endless), &options, &cancel).await.unwrap();
+    let summary = publish_all(&publisher, Rows::new(None, endless), &options, &cancel)
+        .await
+        .unwrap();
     assert!(summary.interrupted);
     assert_eq!(summary.unacknowledged, 0);
     let found = records(&log, "embeddings.docs", 1).len();
@@ -163,7 +198,9 @@ async fn a_reader_that_blocks_does_not_hold_an_interrupted_run() {
         interrupt.cancel();
     });
     let options = Options::default();
-    let summary = publish_all(&publisher, rows, &options, &cancel).await.unwrap();
+    let summary = publish_all(&publisher, rows, &options, &cancel)
+        .await
+        .unwrap();
     assert!(summary.interrupted && summary.records == 1, "{summary:?}");
     interrupter.join().unwrap();
     drop(keep);
@@ -194,7 +231,9 @@ async fn the_run_waits_while_the_broker_is_away_and_goes_on() {
         away.set_down(false);
     });
     let cancel = CancellationToken::new();
-    let summary = publish_all(&publisher, rows, &Options::default(), &cancel).await.unwrap();
+    let summary = publish_all(&publisher, rows, &Options::default(), &cancel)
+        .await
+        .unwrap();
     back.join().unwrap();
     assert_eq!(summary.records, 5000);
     assert_eq!(records(&log, "embeddings.docs", 1).len(), 5000);
@@ -211,7 +250,9 @@ async fn a_rate_limit_holds() {
     };
     let rows = Rows::new(None, (0..101).map(row));
     let cancel = CancellationToken::new();
-    let summary = publish_all(&publisher, rows, &options, &cancel).await.unwrap();
+    let summary = publish_all(&publisher, rows, &options, &cancel)
+        .await
+        .unwrap();
     assert_eq!(summary.records, 101);
     assert!(summary.seconds >= 0.25, "{}", summary.seconds);
 }
@@ -229,6 +270,8 @@ async fn a_reader_that_panics_is_told() {
         }),
     );
     let cancel = CancellationToken::new();
-    let stopped = publish_all(&publisher, rows, &Options::default(), &cancel).await.unwrap_err();
+    let stopped = publish_all(&publisher, rows, &Options::default(), &cancel)
+        .await
+        .unwrap_err();
     assert!(matches!(stopped.cause, Cause::Reader), "{stopped}");
 }

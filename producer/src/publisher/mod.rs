@@ -7,20 +7,17 @@
 //! Memory is bounded by the writer's queue. When it is full, [`Publisher::publish`] waits for the
 //! oldest delivery and [`Publisher::try_send`] refuses.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
-    task::{Context, Poll, ready},
-};
+mod config;
+mod delivery;
+mod room;
+
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use futures::FutureExt;
 use metrics::Counter;
 use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
 use shoal_schemas::{
-    ClusterId, Collection, Metric, Partition, Point, PointId, Record, RegionName, Token, Version,
-    avro::{self, Framing},
+    ClusterId, Collection, Metric, Partition, Point, PointId, Record, Version, avro,
     headers::{ORIGIN, TRACEPARENT, TraceParent, VERSION},
     route,
     vector::VectorError,
@@ -33,36 +30,20 @@ use crate::{
         QUEUE_FULL_TOTAL, RECORDS_ACKNOWLEDGED_TOTAL, RECORDS_FAILED_TOTAL, RECORDS_SENT_TOTAL,
         SENT_BYTES_TOTAL,
     },
-    room::{Outcome, Room},
     trace,
 };
+use room::Room;
 
-/// How records are written.
-#[derive(Clone, Debug)]
-pub struct PublishConfig {
-    /// Region named in `shoal-origin`; `None` leaves the header out, and the topic's region counts.
-    pub origin: Option<RegionName>,
-    /// How the Avro value is framed: by fingerprint, or by a registry's schema id.
-    pub framing: Framing,
-    /// Whether `shoal-version` is written; without it the record's timestamp is its version.
-    pub versions: bool,
-}
-
-impl Default for PublishConfig {
-    fn default() -> Self {
-        Self {
-            origin: None,
-            framing: Framing::SingleObject,
-            versions: true,
-        }
-    }
-}
+pub use config::PublishConfig;
+pub use delivery::Delivery;
 
 /// Why a point was not published.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PublishError {
     /// Over the collection's limit.
-    #[error("record of `{id}` has {record_bytes} bytes, collection `{collection}` takes {limit_bytes}")]
+    #[error(
+        "record of `{id}` has {record_bytes} bytes, collection `{collection}` takes {limit_bytes}"
+    )]
     TooLarge {
         /// The point.
         id: PointId,
@@ -145,6 +126,8 @@ struct Shared {
     retries: Counter,
     bytes: Counter,
     queue_full: Counter,
+    acknowledged: Counter,
+    failed: Counter,
 }
 
 /// What one record after the other goes through.
@@ -174,7 +157,10 @@ impl Publisher {
             topic: topic.clone(),
             partition: Partition(partition),
         });
-        let origin = config.origin.as_ref().map(|region| region.to_string().into());
+        let origin = config
+            .origin
+            .as_ref()
+            .map(|region| region.to_string().into());
         let sent = |kind| metrics::counter!(RECORDS_SENT_TOTAL, "kind" => kind);
         Ok(Self {
             shared: Arc::new(Shared {
@@ -196,6 +182,8 @@ impl Publisher {
                 retries: sent("retry"),
                 bytes: metrics::counter!(SENT_BYTES_TOTAL),
                 queue_full: metrics::counter!(QUEUE_FULL_TOTAL),
+                acknowledged: metrics::counter!(RECORDS_ACKNOWLEDGED_TOTAL),
+                failed: metrics::counter!(RECORDS_FAILED_TOTAL),
             }),
         })
     }
@@ -247,7 +235,13 @@ impl Publisher {
             return Err(error);
         }
         let value = Bytes::from(buffer);
-        let sent = self.queue(&mut lane, id, Some(value.clone()), &[], &self.shared.upserts);
+        let sent = self.queue(
+            &mut lane,
+            id,
+            Some(value.clone()),
+            &[],
+            &self.shared.upserts,
+        );
         // The real log has copied it by now; one in memory keeps it, and a new buffer is made.
         if value.is_unique() {
             lane.buffer = value.into();
@@ -304,7 +298,13 @@ impl Publisher {
             None => &self.shared.deletes,
         };
         let mut lane = self.lane();
-        self.queue(&mut lane, &prepared.id, prepared.value.clone(), &[], counter)
+        self.queue(
+            &mut lane,
+            &prepared.id,
+            prepared.value.clone(),
+            &[],
+            counter,
+        )
     }
 
     /// Sends a value that is encoded already, with further headers, as a new record of `id`.
@@ -396,19 +396,22 @@ impl Publisher {
             timestamp_ms,
         };
         let partition = route::partition_of(&shared.collection, id);
-        let to = usize::try_from(partition.0).ok().and_then(|at| shared.partitions.get(at));
+        let to = usize::try_from(partition.0)
+            .ok()
+            .and_then(|at| shared.partitions.get(at));
         let to = to.expect("routing stays below the collection's partition count");
         let size_bytes = record.size_bytes();
         match shared.writer.send(to, &record) {
             Ok(delivery) => {
                 counter.increment(1);
-                shared.bytes.increment(u64::try_from(size_bytes).unwrap_or(u64::MAX));
+                shared
+                    .bytes
+                    .increment(u64::try_from(size_bytes).unwrap_or(u64::MAX));
                 Ok(Delivery {
                     outcome: shared.room.note(delivery),
                     id: id.clone(),
                     version,
-                    cluster: shared.cluster.clone(),
-                    topic: shared.topic.clone(),
+                    publisher: Arc::clone(&self.shared),
                     size_bytes,
                 })
             }
@@ -447,66 +450,12 @@ impl Publisher {
     }
 
     fn lane(&self) -> MutexGuard<'_, Lane> {
-        self.shared.lane.lock().expect("nothing panics while it holds this lock")
-    }
-}
-
-/// A record on its way; resolves to its token once the log has it.
-///
-/// Dropping it does not take the record back.
-#[must_use = "the record is in the log only once this has resolved"]
-pub struct Delivery {
-    outcome: Outcome,
-    id: PointId,
-    version: Version,
-    cluster: ClusterId,
-    topic: Arc<str>,
-    size_bytes: usize,
-}
-
-impl Delivery {
-    /// The point.
-    pub fn id(&self) -> &PointId {
-        &self.id
-    }
-
-    /// Key and value, bytes.
-    pub fn size_bytes(&self) -> usize {
-        self.size_bytes
-    }
-}
-
-impl Future for Delivery {
-    type Output = Result<Token, PublishError>;
-
-    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = match &mut self.outcome {
-            Outcome::Own(delivery) => ready!(delivery.as_mut().poll(task)),
-            Outcome::Marked(delivery) => ready!(delivery.poll_unpin(task)),
-        };
-        Poll::Ready(match outcome {
-            Ok(place) => {
-                metrics::counter!(RECORDS_ACKNOWLEDGED_TOTAL).increment(1);
-                Ok(Token {
-                    cluster: self.cluster.clone(),
-                    topic: self.topic.clone(),
-                    partition: place.partition,
-                    offset: place.offset,
-                    key: self.id.clone(),
-                    version: self.version,
-                })
-            }
-            Err(source) => {
-                metrics::counter!(RECORDS_FAILED_TOTAL).increment(1);
-                Err(PublishError::Write {
-                    id: self.id.clone(),
-                    source,
-                })
-            }
-        })
+        self.shared
+            .lane
+            .lock()
+            .expect("nothing panics while it holds this lock")
     }
 }
 
 #[cfg(test)]
-#[path = "publisher_tests.rs"]
 pub(crate) mod tests;

@@ -28,7 +28,12 @@ pub(crate) fn collection(partitions: u32) -> Collection {
 pub(crate) fn point(first: f32) -> Point {
     let title = ("title".to_owned(), Value::String("x".to_owned()));
     Point {
-        vector: Vector::new(&[first, 0.5, 0.0, -1.0], 4.try_into().unwrap(), Metric::Cosine).unwrap(),
+        vector: Vector::new(
+            &[first, 0.5, 0.0, -1.0],
+            4.try_into().unwrap(),
+            Metric::Cosine,
+        )
+        .unwrap(),
         payload: Payload([title].into()),
         model: None,
         event_time_ms: Some(5),
@@ -68,12 +73,20 @@ pub(crate) fn records(log: &MemoryLog, topic: &str, partitions: u32) -> Vec<(u32
             topic: topic.into(),
             partition: shoal_schemas::Partition(partition),
         };
-        let mut reader = cluster.connect.open_reader(&[(at, Start::Beginning)]).unwrap();
+        let mut reader = cluster
+            .connect
+            .open_reader(&[(at, Start::Beginning)])
+            .unwrap();
         let mut ended = false;
         while !ended {
             let fetched = reader.poll(100, Duration::from_secs(1)).unwrap();
             ended = !fetched.ends.is_empty();
-            all.extend(fetched.records.into_iter().map(|f| (partition, f.offset, f.record)));
+            all.extend(
+                fetched
+                    .records
+                    .into_iter()
+                    .map(|f| (partition, f.offset, f.record)),
+            );
         }
     }
     all
@@ -81,7 +94,9 @@ pub(crate) fn records(log: &MemoryLog, topic: &str, partitions: u32) -> Vec<(u32
 
 async fn publisher(log: &MemoryLog, collection: &Collection, config: PublishConfig) -> Publisher {
     let clock = Manual::at(NOW_MS);
-    Publisher::new(&log.cluster(), clock, collection.clone(), config).await.unwrap()
+    Publisher::new(&log.cluster(), clock, collection.clone(), config)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -99,7 +114,12 @@ async fn a_point_reads_back_from_the_partition_its_key_says() {
             let publisher = publisher(&log, &docs, config).await;
             for n in 0..20_u8 {
                 let id = id(&format!("id-{n}"));
-                let token = publisher.publish(&id, &point(n.into())).await.unwrap().await.unwrap();
+                let token = publisher
+                    .publish(&id, &point(n.into()))
+                    .await
+                    .unwrap()
+                    .await
+                    .unwrap();
                 assert_eq!(token.partition, route::partition_of(&docs, &id));
                 assert_eq!((&*token.topic, &token.key), ("embeddings.docs", &id));
                 assert_eq!(&*token.cluster.0, "memory");
@@ -129,7 +149,12 @@ async fn a_delete_is_a_tombstone_with_a_version() {
     let docs = collection(1);
     let log = log_for(&docs);
     let publisher = publisher(&log, &docs, PublishConfig::default()).await;
-    let upsert = publisher.publish(&id("a"), &point(1.0)).await.unwrap().await.unwrap();
+    let upsert = publisher
+        .publish(&id("a"), &point(1.0))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let delete = publisher.delete(&id("a")).await.unwrap().await.unwrap();
     assert!(delete.version > upsert.version);
     let found = records(&log, "embeddings.docs", 1);
@@ -146,7 +171,12 @@ async fn without_versions_the_timestamp_is_the_version() {
         ..PublishConfig::default()
     };
     let publisher = publisher(&log, &docs, config).await;
-    let token = publisher.publish(&id("a"), &point(1.0)).await.unwrap().await.unwrap();
+    let token = publisher
+        .publish(&id("a"), &point(1.0))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let (_, _, record) = &records(&log, "embeddings.docs", 1)[0];
     assert!(record.headers.is_empty(), "{record:?}");
     assert_eq!(Meta::decode(record).unwrap().version, token.version);
@@ -160,7 +190,9 @@ async fn a_record_over_the_limit_is_refused_by_name_and_not_sent() {
     let log = log_for(&docs);
     let publisher = publisher(&log, &docs, PublishConfig::default()).await;
     let mut big = point(1.0);
-    big.payload.0.insert("text".into(), Value::String("x".repeat(300)));
+    big.payload
+        .0
+        .insert("text".into(), Value::String("x".repeat(300)));
     let Err(refused) = publisher.publish(&id("big"), &big).await else {
         panic!("it was taken");
     };
@@ -173,10 +205,18 @@ async fn a_record_over_the_limit_is_refused_by_name_and_not_sent() {
     else {
         panic!("{refused}");
     };
-    assert!(refused.to_string().contains("`big`") && record_bytes > 300, "{refused}");
+    assert!(
+        refused.to_string().contains("`big`") && record_bytes > 300,
+        "{refused}"
+    );
     let long = id(&"k".repeat(257));
     assert!(publisher.prepare(&long, &point(1.0)).is_err());
-    let _token = publisher.publish(&id("fits"), &point(1.0)).await.unwrap().await.unwrap();
+    let _token = publisher
+        .publish(&id("fits"), &point(1.0))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     assert_eq!(records(&log, "embeddings.docs", 1).len(), 1);
 }
 
@@ -186,11 +226,18 @@ async fn a_vector_checked_for_another_collection_is_refused() {
     let log = log_for(&docs);
     let publisher = publisher(&log, &docs, PublishConfig::default()).await;
     let vector = |values: &[f32], metric| Point {
-        vector: Vector::new(values, u32::try_from(values.len()).unwrap().try_into().unwrap(), metric)
-            .unwrap(),
+        vector: Vector::new(
+            values,
+            u32::try_from(values.len()).unwrap().try_into().unwrap(),
+            metric,
+        )
+        .unwrap(),
         ..point(1.0)
     };
-    for odd in [vector(&[1.0, 2.0], Metric::Cosine), vector(&[0.0; 4], Metric::L2)] {
+    for odd in [
+        vector(&[1.0, 2.0], Metric::Cosine),
+        vector(&[0.0; 4], Metric::L2),
+    ] {
         let refused = publisher.try_publish(&id("a"), &odd).err().unwrap();
         assert!(matches!(refused, PublishError::Vector { .. }), "{refused}");
     }
@@ -209,7 +256,10 @@ async fn a_full_queue_makes_publish_wait_and_loses_nothing() {
             Err(error) => break error,
         }
     };
-    assert!(full.is_queue_full() && full.kind() == ErrorKind::Retry, "{full}");
+    assert!(
+        full.is_queue_full() && full.kind() == ErrorKind::Retry,
+        "{full}"
+    );
     let last = id("last");
     let last_point = point(2.0);
     let mut waiting = Box::pin(publisher.publish(&last, &last_point));
@@ -233,15 +283,19 @@ async fn versions_rise_in_the_order_of_the_log_however_many_publish() {
             let publisher = publisher.clone();
             scope.spawn(move || {
                 for _ in 0..200 {
-                    let _delivery = publisher.try_publish(&id("same"), &point(n.into())).unwrap();
+                    let _delivery = publisher
+                        .try_publish(&id("same"), &point(n.into()))
+                        .unwrap();
                 }
             });
         }
     });
     let found = records(&log, "embeddings.docs", 1);
     assert_eq!(found.len(), 800);
-    let versions: Vec<Version> =
-        found.iter().map(|(_, _, record)| Meta::decode(record).unwrap().version).collect();
+    let versions: Vec<Version> = found
+        .iter()
+        .map(|(_, _, record)| Meta::decode(record).unwrap().version)
+        .collect();
     assert!(versions.windows(2).all(|pair| pair[0] < pair[1]));
 }
 
@@ -250,8 +304,9 @@ async fn the_current_trace_goes_into_the_record() {
     let docs = collection(1);
     let log = log_for(&docs);
     let publisher = publisher(&log, &docs, PublishConfig::default()).await;
-    let parent: TraceParent =
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+    let parent: TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        .parse()
+        .unwrap();
     let _traced = trace::scope(Some(parent), async {
         publisher.publish(&id("a"), &point(1.0)).await
     })
@@ -269,7 +324,12 @@ async fn a_topic_that_is_gone_is_a_failed_delivery_that_names_the_point() {
     let log = log_for(&docs);
     let publisher = publisher(&log, &docs, PublishConfig::default()).await;
     log.cluster().admin.delete_topic("embeddings.docs").unwrap();
-    let failed = publisher.publish(&id("a"), &point(1.0)).await.unwrap().await.unwrap_err();
+    let failed = publisher
+        .publish(&id("a"), &point(1.0))
+        .await
+        .unwrap()
+        .await
+        .unwrap_err();
     assert!(failed.to_string().contains("`a`"), "{failed}");
     let PublishError::Write { source, .. } = &failed else {
         panic!("{failed}");

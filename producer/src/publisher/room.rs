@@ -19,16 +19,16 @@ const MARKS: usize = 1 << 17;
 /// How long to wait where the queue is full of records that others sent through the same writer.
 const PAUSE: Duration = Duration::from_millis(2);
 
-pub(crate) type SharedDelivery = Shared<BoxFuture<'static, Result<Delivery, WriteError>>>;
+pub(super) type SharedDelivery = Shared<BoxFuture<'static, Result<Delivery, WriteError>>>;
 
 /// A delivery that one or two wait for.
-pub(crate) enum Outcome {
+pub(super) enum Outcome {
     Own(DeliveryFuture),
     Marked(SharedDelivery),
 }
 
 #[derive(Default)]
-pub(crate) struct Room {
+pub(super) struct Room {
     marks: Mutex<Marks>,
 }
 
@@ -40,7 +40,7 @@ struct Marks {
 
 impl Room {
     /// Takes note of a delivery.
-    pub(crate) fn note(&self, delivery: DeliveryFuture) -> Outcome {
+    pub(super) fn note(&self, delivery: DeliveryFuture) -> Outcome {
         let mut marks = self.lock();
         marks.since_last += 1;
         if marks.since_last < SAMPLE {
@@ -63,7 +63,7 @@ impl Room {
     ///
     /// # Cancel safety
     /// Safe: a mark not waited for to its end is only forgotten.
-    pub(crate) async fn wait(&self) {
+    pub(super) async fn wait(&self) {
         let oldest = self.lock().oldest_first.pop_front();
         match oldest {
             Some(oldest) => {
@@ -75,6 +75,8 @@ impl Room {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Marks> {
-        self.marks.lock().expect("nothing panics while it holds this lock")
+        self.marks
+            .lock()
+            .expect("nothing panics while it holds this lock")
     }
 }
