@@ -45,6 +45,8 @@ pub(super) struct KafkaReader {
     sources: Vec<Source>,
     wake: Arc<Wake>,
     consumer: Arc<BaseConsumer<Context>>,
+    /// What the first poll assigns.
+    unassigned: Option<TopicPartitionList>,
     /// The source to begin with, so that a busy one starves none.
     turn: usize,
     /// Set from "all brokers down" until something comes again.
@@ -113,18 +115,37 @@ impl KafkaReader {
                 failure: None,
             });
         }
-        consumer
-            .assign(&assignment)
-            .map_err(|error| refused(&error))?;
         Ok(Self {
             sources,
             wake,
             consumer,
+            unassigned: Some(assignment),
             turn: 0,
             down: false,
             pending: VecDeque::new(),
             request_timeout: config.request_timeout,
         })
+    }
+
+    /// Assigns at the first poll, once the leaders are known: librdkafka looks for the beginning
+    /// of a partition at once or half a second later.
+    fn assign(&mut self, patience: Duration) -> Result<(), ReadError> {
+        let Some(assignment) = self.unassigned.take() else {
+            return Ok(());
+        };
+        let watch = Stopwatch::start();
+        let mut asked: Vec<&str> = Vec::new();
+        for source in self.sources.iter().filter(|s| s.position.is_none()) {
+            let left = patience.saturating_sub(watch.elapsed());
+            if !asked.contains(&&*source.at.topic) && !left.is_zero() {
+                asked.push(&source.at.topic);
+                // Whatever comes of it, assigning finds out by itself.
+                let _known = self.consumer.fetch_metadata(Some(&source.at.topic), left);
+            }
+        }
+        self.consumer
+            .assign(&assignment)
+            .map_err(|error| refused(&error))
     }
 
     /// The client's own events: logs, lost connections, refused log-ins.
@@ -269,6 +290,7 @@ impl Reader for KafkaReader {
     fn poll(&mut self, max_records: usize, timeout: Duration) -> Result<Fetched, ReadError> {
         let watch = Stopwatch::start();
         let mut fetched = Fetched::default();
+        self.assign(timeout)?;
         loop {
             if let Some(error) = self.pending.pop_front() {
                 return Err(error);
