@@ -65,7 +65,7 @@ pub struct Deadline {
 }
 
 /// Largest part of the time kept back for the answer's own way.
-const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
 impl Deadline {
     /// This long from now.
@@ -81,7 +81,7 @@ impl Deadline {
         self.budget.saturating_sub(self.since.elapsed())
     }
 
-    /// The deadline the shards get: a tenth earlier, at most 50 ms, so that a partial answer
+    /// The deadline the shards get: a tenth earlier, at most 100 ms, so that a partial answer
     /// still reaches a caller whose shard hangs.
     #[must_use]
     pub fn for_shards(&self) -> Self {

@@ -21,7 +21,7 @@ use crate::{
 
 /// How long the control topic may take to tell where a shard went, once its node has said that
 /// it is gone.
-const MOVE_PATIENCE: Duration = Duration::from_millis(100);
+const MOVE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// One shard's answer: its coverage, a code, and what was asked for.
 pub(crate) struct Reply<B> {
@@ -97,20 +97,20 @@ impl Scatter<'_> {
             return gathered;
         }
         let name = self.shards.collection.name.as_str();
+        // Only a node that answers knows that a shard has moved; a dead one's shards move in
+        // seconds, when its seat in the group is given away, so there is nothing to wait for.
+        let is_told = |miss: &&Miss| miss.outcome == Outcome::Moved;
+        let patience = match astray.iter().any(|miss| is_told(&miss)) {
+            true => MOVE_PATIENCE.min(self.call.deadline.remaining() / 2),
+            false => Duration::ZERO,
+        };
         let has_moved = |map: &ShardMap| {
             let Some(fresh) = map.find(name) else {
                 return true;
             };
-            let mut shards = astray.iter().map(|miss| miss.shard);
             // A node that let go claims its shard anew as not ready: that is no move yet.
-            shards.all(|shard| is_elsewhere(fresh, shard, &ask.address))
-        };
-        // Only a node that answers knows that the shard has moved; a dead one's shards move in
-        // seconds, when its lease is over, so there is nothing to wait for.
-        let knows = astray.iter().any(|miss| miss.outcome == Outcome::Moved);
-        let patience = match knows {
-            true => MOVE_PATIENCE.min(self.call.deadline.remaining() / 2),
-            false => Duration::ZERO,
+            let mut told = astray.iter().filter(is_told);
+            told.all(|miss| is_elsewhere(fresh, miss.shard, &ask.address))
         };
         let map = self.maps.wait_for(patience, has_moved).await;
         let Some(fresh) = map.find(name) else {

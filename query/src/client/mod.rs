@@ -2,7 +2,7 @@
 //!
 //! An address is asked for several shards at once. What a whole call fails with is a
 //! [`CallError`]; what a single shard answers instead of hits is a code in its answer. Both are
-//! sorted into the same few [`Outcome`]s, which is all the rest of the crate looks at.
+//! sorted into the same few outcomes, which is all the rest of the crate looks at.
 
 mod grpc;
 pub mod memory;

@@ -7,7 +7,7 @@ use tonic::Code;
 
 use crate::{
     indexer::Behaviour,
-    world::{World, collection, fill, ids, near_origin, put_claim, wait},
+    world::{PATIENCE, World, collection, fill, ids, near_origin, put_claim, wait},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,4 +138,19 @@ async fn a_node_is_ready_once_the_control_topic_is_read() {
     assert_eq!(ids(&answer.hits), ["p0"]);
     let told = health.check(question).await.unwrap().into_inner();
     assert_eq!(told.status(), tonic_health::ServingStatus::Serving.into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_stops_while_callers_stay_connected() {
+    let world = World::start().await;
+    let docs = collection("docs", 1);
+    let indexers = world.spread(&docs).await;
+    fill(&indexers, &docs, 2);
+    let mut client = world.search();
+    client.search(near_origin(&docs, 1)).await.unwrap();
+    world.http.get(world.url("/healthz")).send().await.unwrap();
+    world.tasks.cancel().cancel();
+    world.tasks.finish(PATIENCE).await.unwrap();
+    let gone = client.search(near_origin(&docs, 1)).await.unwrap_err();
+    assert_eq!(gone.code(), Code::Unavailable, "{gone}");
 }

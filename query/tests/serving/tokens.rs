@@ -10,7 +10,7 @@ use crate::{
     world::{World, collection, fill, near_origin, read, within},
 };
 
-const SHORT: Duration = Duration::from_millis(400);
+const SHORT: Duration = Duration::from_secs(1);
 
 fn with(collection: &shoal_schemas::Collection, tokens: &[Token]) -> v1::SearchRequest {
     v1::SearchRequest {
