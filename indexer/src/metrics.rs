@@ -37,7 +37,7 @@ pub const INDEX_BUILD_SECONDS: &str = "index_build_duration_seconds";
 /// Processor time a shard's own threads take, in processors. Labels: `shard`, `thread`
 /// (`writer`, `builder`).
 pub const SHARD_CPU: &str = "shard_cpu_utilization";
-/// Time a shard takes for one request, waiting for tokens left out. Labels: `verb`.
+/// Time for one request of a query node, waiting for tokens included. Labels: `verb`.
 pub const SHARD_REQUEST_SECONDS: &str = "indexer_request_seconds";
 /// Searches answered, one a shard and query. Labels: `shard`.
 pub const SEARCHES_TOTAL: &str = "indexer_searches_total";

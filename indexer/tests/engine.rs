@@ -23,7 +23,7 @@ use futures::executor::block_on;
 use shoal_indexer::{
     config::EngineConfig,
     shard::{
-        Progress, Shared, SourceSpec, Spec,
+        Progress, Shared, Spec,
         run::{self, Context},
         search::Ask,
     },
@@ -35,7 +35,7 @@ use shoal_runtime::{
 };
 use shoal_schemas::{
     ClusterId, Collection, IndexParameters, Metric, Offset, Partition, Payload, Point, PointId,
-    Quantization, Record, Source, Token, Vector, Version,
+    Quantization, Record, Token, Vector, Version,
     avro::{self, Framing, NoRegistry},
     headers,
 };
@@ -111,21 +111,14 @@ impl World {
     }
 
     fn spec(&self, folder: &Path) -> Spec {
-        Spec {
-            collection: Arc::new(self.collection.clone()),
-            shard: Partition(0),
-            sources: vec![SourceSpec {
-                source: Source {
-                    cluster: ClusterId::from("test-cluster"),
-                    topic: TOPIC.into(),
-                    partition: Partition(0),
-                },
-                region: "local".parse().unwrap(),
-            }],
-            region: "local".parse().unwrap(),
-            folder: folder.to_owned(),
-            engine: self.engine.clone(),
-        }
+        Spec::of_home(
+            Arc::new(self.collection.clone()),
+            Partition(0),
+            ClusterId::from("test-cluster"),
+            "local".parse().unwrap(),
+            folder.to_owned(),
+            self.engine.clone(),
+        )
     }
 
     fn open(&self) -> Live {

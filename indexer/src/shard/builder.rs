@@ -18,7 +18,9 @@ use crate::{
     shard::{
         Shared,
         checkpoint::{Done, Storer},
-        compact, lock,
+        compact,
+        cpu::CpuMeter,
+        lock,
     },
     view::View,
 };
@@ -48,7 +50,7 @@ pub fn run(
     cancel: &CancellationToken,
 ) -> Result<(), IndexError> {
     let mut rested: Option<Stopwatch> = None;
-    let mut cpu = super::run::CpuMeter::start(shared.spec.label(), "builder");
+    let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
     loop {
         cpu.tick();
         if fold(shared)? {

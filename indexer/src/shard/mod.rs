@@ -8,10 +8,14 @@
 pub mod builder;
 pub mod checkpoint;
 pub mod compact;
+mod cpu;
 pub mod lag;
 pub mod recover;
+mod restore;
 pub mod run;
 pub mod search;
+mod tend;
+mod turns;
 pub mod writer;
 
 use std::{
@@ -25,7 +29,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use shoal_runtime::clock::Clock;
-use shoal_schemas::{Collection, Offset, Partition, RegionName, Source, digest::Digest};
+use shoal_schemas::{ClusterId, Collection, Offset, Partition, RegionName, Source, digest::Digest};
 use tokio::sync::watch;
 
 use crate::{
@@ -77,6 +81,33 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// A shard fed by its home topic alone, on the cluster of that id.
+    pub fn of_home(
+        collection: Arc<Collection>,
+        shard: Partition,
+        cluster: ClusterId,
+        region: RegionName,
+        folder: PathBuf,
+        engine: EngineConfig,
+    ) -> Self {
+        let source = Source {
+            cluster,
+            topic: collection.name.topic().into(),
+            partition: shard,
+        };
+        Self {
+            collection,
+            shard,
+            sources: vec![SourceSpec {
+                source,
+                region: region.clone(),
+            }],
+            region,
+            folder,
+            engine,
+        }
+    }
+
     /// The shard's name in logs and labels.
     pub fn label(&self) -> String {
         format!("{}/{}", self.collection.name, self.shard)

@@ -4,12 +4,9 @@
 //! what is searchable survives `kill -9`, and a record applied twice, because the turn's progress
 //! was not yet written, is a duplicate the second time.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
 use shoal_runtime::{ErrorKind, crash};
@@ -25,12 +22,7 @@ use crate::{
     index::IndexError,
     rule::{Latest, Outcome, Says, SourceIndex, Verdict, resolve},
     segment::{Chunk, NewRow, Place, Row, Segment, SegmentId, Sequence},
-    shard::{
-        Progress, Shared,
-        checkpoint::{Job, SourceState},
-        compact::{Compacted, Moving},
-        lock,
-    },
+    shard::{Progress, Shared, compact::Moving, lock},
     view::View,
     wal::{self, Position, Wal},
 };
@@ -118,7 +110,7 @@ impl SegmentNumbers {
         SegmentId(self.0.fetch_add(1, Ordering::AcqRel))
     }
 
-    fn peek(&self) -> u32 {
+    pub(super) fn peek(&self) -> u32 {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -442,7 +434,7 @@ impl Writer {
     }
 
     /// Seals the growing segment and begins a new one.
-    fn begin_segment(&self) -> Result<Arc<Segment>, WriteError> {
+    pub(super) fn begin_segment(&self) -> Result<Arc<Segment>, WriteError> {
         let segment = Arc::new(Segment::new(self.numbers.take(), self.shared.new_graph()?));
         self.shared.change_view(|view| View {
             segments: view
@@ -489,101 +481,6 @@ impl Writer {
     pub fn wait_for_room(&self) {
         self.shared.work_changed.notify_all();
         self.shared.wait_for_room();
-    }
-
-    /// Does what the builder handed over: a slice a turn. True while there is more.
-    ///
-    /// # Errors
-    /// [`WriteError`].
-    pub fn tend(&mut self) -> Result<bool, WriteError> {
-        let (done, compacted, seal) = {
-            let mut work = self.shared.work();
-            let seal = std::mem::take(&mut work.seal_wanted);
-            (work.checkpoint_done.take(), work.compacted.take(), seal)
-        };
-        if let Some(done) = done {
-            debug_assert_eq!(done.number, self.checkpoint_number);
-            self.checkpoint_running = false;
-        }
-        if seal && !self.shared.view.load().growing().is_empty() {
-            self.begin_segment()?;
-        }
-        if let Some(compacted) = compacted {
-            self.start_moving(compacted);
-        }
-        if let Some(mut moving) = self.moving.take() {
-            if moving.advance(&self.shared)? {
-                moving.finish(&self.shared);
-            } else {
-                self.moving = Some(moving);
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn start_moving(&mut self, compacted: Compacted) {
-        self.moving = Some(Moving::start(&self.shared, compacted, self.sequence));
-    }
-
-    /// Begins a checkpoint of this moment, if enough was written and none is under way.
-    ///
-    /// # Errors
-    /// [`WriteError::Append`].
-    pub fn maybe_checkpoint(&mut self, grown_bytes: u64) -> Result<bool, WriteError> {
-        let grown = self.wal.end().as_u64() - self.checkpoint_position.as_u64();
-        if grown < grown_bytes || self.checkpoint_running || self.moving.is_some() {
-            return Ok(false);
-        }
-        self.flush()?;
-        let mut work = self.shared.work();
-        if work.compacting || work.compacted.is_some() {
-            return Ok(false);
-        }
-        let view = self.shared.view.load();
-        let segments: Vec<_> = view
-            .segments
-            .iter()
-            .map(|segment| (segment.clone(), segment.len()))
-            .collect();
-        if let Some((growing, rows)) = segments.last() {
-            *lock(&self.shared.fold_limit) = Some((growing.id, *rows));
-        }
-        self.checkpoint_number += 1;
-        self.checkpoint_position = self.wal.end();
-        self.checkpoint_running = true;
-        let sources = self.shared.sources.iter().zip(&self.next);
-        work.checkpoint = Some(Job {
-            number: self.checkpoint_number,
-            position: self.checkpoint_position,
-            sequence: self.sequence,
-            sources: sources
-                .map(|(spec, next)| SourceState {
-                    source: spec.source.clone(),
-                    region: spec.region.clone(),
-                    next: *next,
-                })
-                .collect(),
-            digest: self.digest,
-            contested: self.contested,
-            points: self.points,
-            segments,
-            next_segment: self.numbers.peek(),
-        });
-        self.shared.catalog.freeze();
-        drop(work);
-        self.shared.work_changed.notify_all();
-        Ok(true)
-    }
-
-    /// Whether a checkpoint is being stored.
-    pub fn is_checkpointing(&self) -> bool {
-        self.checkpoint_running
-    }
-
-    /// The folder of the shard, for messages.
-    pub fn folder(&self) -> &Path {
-        &self.shared.spec.folder
     }
 }
 

@@ -1,0 +1,210 @@
+//! A node's shards: which it owns, and everything that keeps them going.
+//!
+//! Four threads beside the shards' own: *owner* follows the group (or the static list) and starts
+//! and stops shards; *syncer* makes their logs durable; *prober* asks the broker for its ends;
+//! *claims* tells the control topic who serves what. The group only decides who owns a partition;
+//! a shard's data offsets are its own.
+
+mod owner;
+mod upkeep;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use shoal_schemas::{CollectionName, Partition};
+use shoal_topic::{Deps, ReadError};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, shard::Shared, wal};
+
+/// A shard's name: its collection and number.
+pub type ShardKey = (CollectionName, Partition);
+
+/// How long a failed step rests.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Why a node stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The consumer group.
+    #[error("cannot take part in consumer group `{group}`")]
+    Group {
+        /// Its name.
+        group: String,
+        /// Why.
+        #[source]
+        source: ReadError,
+    },
+    /// A thread.
+    #[error("no thread for shard `{shard}`")]
+    Thread {
+        /// The shard.
+        shard: String,
+        /// The system's own.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A shard's log.
+    #[error("log of shard `{shard}` cannot be made durable")]
+    Sync {
+        /// The shard.
+        shard: String,
+        /// Why.
+        #[source]
+        source: wal::SyncError,
+    },
+}
+
+/// One shard of this node.
+pub struct Held {
+    opened: Arc<OnceLock<Arc<Shared>>>,
+    cancel: CancellationToken,
+    ended: Arc<AtomicBool>,
+    was_caught_up: AtomicBool,
+}
+
+/// Why a shard does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotServing {
+    /// Another node has it, or nobody.
+    NotOwned,
+    /// It is being recovered.
+    Recovering,
+    /// It has not yet caught up since it was opened; this many records are missing.
+    CatchingUp(u64),
+}
+
+impl Held {
+    /// The shard, if it may answer: it has held everything the broker had at least once.
+    ///
+    /// # Errors
+    /// [`NotServing`].
+    pub fn serving(&self) -> Result<&Arc<Shared>, NotServing> {
+        let shared = self.opened.get().ok_or(NotServing::Recovering)?;
+        if !self.was_caught_up.load(Ordering::Acquire) {
+            let reading = shared.lag.read();
+            if !reading.was_caught_up {
+                return Err(NotServing::CatchingUp(reading.records));
+            }
+            self.was_caught_up.store(true, Ordering::Release);
+        }
+        Ok(shared)
+    }
+
+    /// The shard, if it is open at all.
+    pub fn opened(&self) -> Option<&Arc<Shared>> {
+        self.opened.get()
+    }
+}
+
+/// The shards of a node. Cloning shares them.
+#[derive(Clone)]
+pub struct Node {
+    config: Arc<Config>,
+    deps: Deps,
+    /// What others dial.
+    address: Arc<str>,
+    shards: Arc<Mutex<BTreeMap<ShardKey, Arc<Held>>>>,
+}
+
+impl Node {
+    /// A node without shards.
+    pub fn new(config: Config, deps: Deps, address: String) -> Self {
+        Self {
+            config: Arc::new(config),
+            deps,
+            address: address.into(),
+            shards: Arc::default(),
+        }
+    }
+
+    /// This node's name.
+    pub fn name(&self) -> &str {
+        &self.config.node
+    }
+
+    /// One shard; `None` if this node does not have it.
+    pub fn shard(&self, key: &ShardKey) -> Option<Arc<Held>> {
+        self.lock().get(key).cloned()
+    }
+
+    /// All shards of a collection that this node has.
+    pub fn shards_of(&self, collection: &CollectionName) -> Vec<(Partition, Arc<Held>)> {
+        let shards = self.lock();
+        let of = shards.iter().filter(|((name, _), _)| name == collection);
+        of.map(|((_, shard), held)| (*shard, held.clone()))
+            .collect()
+    }
+
+    /// Starts the node's threads.
+    ///
+    /// # Errors
+    /// The system's own, when it has no more threads.
+    pub fn start(&self) -> std::io::Result<()> {
+        let tasks = &self.deps.tasks;
+        let owner = self.clone();
+        tasks.spawn_thread("owner", move || owner.own())?;
+        let syncer = self.clone();
+        tasks.spawn_thread("syncer", move || syncer.sync())?;
+        let prober = self.clone();
+        tasks.spawn_thread("prober", move || {
+            prober.probe();
+            Ok::<_, std::convert::Infallible>(())
+        })?;
+        let claims = self.clone();
+        tasks.spawn_thread("claims", move || {
+            claims.claim();
+            Ok::<_, std::convert::Infallible>(())
+        })?;
+        let node = self.clone();
+        self.deps.readiness.set("indexer", move || node.readiness());
+        Ok(())
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if self.deps.control.snapshot().caught_up_at.is_none() {
+            return Err("control topic not read yet".into());
+        }
+        let shards: Vec<_> = {
+            let shards = self.lock();
+            shards
+                .iter()
+                .map(|(key, held)| (key.clone(), held.clone()))
+                .collect()
+        };
+        for ((collection, shard), held) in shards {
+            let shared = held
+                .serving()
+                .map_err(|why| format!("shard {collection}/{shard}: {}", not_serving_text(&why)))?;
+            let behind = shared.lag.read().behind;
+            if behind > self.config.ready_lag {
+                return Err(format!(
+                    "shard {collection}/{shard} is {behind:.1?} behind, ready_lag is {:?}",
+                    self.config.ready_lag
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ShardKey, Arc<Held>>> {
+        self.shards.lock().expect("nothing panics under this lock")
+    }
+}
+
+/// What a person is told about a shard that does not answer.
+pub fn not_serving_text(why: &NotServing) -> String {
+    match why {
+        NotServing::NotOwned => "this node does not have it; ask for the shard map again".into(),
+        NotServing::Recovering => "it is being recovered from disk".into(),
+        NotServing::CatchingUp(records) => {
+            format!("it is catching up with Kafka, about {records} records are missing")
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What keeps a node's shards going: durable logs, heartbeats of the broker, claims.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use shoal_runtime::{chain, clock::Stopwatch};
+use shoal_schemas::control::{Claim, Entry, Key};
+use shoal_topic::{AdminError, TopicPartition};
+use tracing::{info, warn};
+
+use crate::{
+    dlq::wait,
+    node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
+    shard::Shared,
+};
+
+/// How long the broker may take to tell its ends.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the broker is asked while a shard waits to serve.
+const PROBE_OPENING: Duration = Duration::from_millis(50);
+/// How often claims are looked at.
+const CLAIM_EVERY: Duration = Duration::from_millis(100);
+
+impl Node {
+    fn open_shards(&self) -> Vec<Arc<Held>> {
+        let shards = self.lock();
+        let open = shards.values().filter(|held| held.opened().is_some());
+        open.cloned().collect()
+    }
+
+    pub(super) fn sync(&self) -> Result<(), NodeError> {
+        let cancel = self.deps.tasks.cancel();
+        while !cancel.is_cancelled() {
+            for held in self.open_shards() {
+                let Some(shared) = held.opened() else {
+                    continue;
+                };
+                shared.sync().map_err(|source| NodeError::Sync {
+                    shard: shared.spec.label(),
+                    source,
+                })?;
+            }
+            wait(cancel, self.config.engine.sync_interval);
+        }
+        Ok(())
+    }
+
+    pub(super) fn probe(&self) {
+        let cancel = self.deps.tasks.cancel();
+        while !cancel.is_cancelled() {
+            let watch = Stopwatch::start();
+            let mut waits_to_serve = false;
+            for held in self.open_shards() {
+                let Some(shared) = held.opened() else {
+                    continue;
+                };
+                self.probe_shard(shared);
+                waits_to_serve |= held.serving().is_err();
+            }
+            // A shard that opens is looked at often: it serves as soon as it has caught up.
+            let interval = if waits_to_serve {
+                PROBE_OPENING
+            } else {
+                self.config.probe_interval
+            };
+            wait(cancel, interval.saturating_sub(watch.elapsed()));
+        }
+    }
+
+    fn probe_shard(&self, shared: &Shared) {
+        for (index, spec) in shared.sources.iter().enumerate() {
+            let partition = TopicPartition {
+                topic: spec.source.topic.clone(),
+                partition: spec.source.partition,
+            };
+            let asked_at = shared.lag.now();
+            let answer = self
+                .deps
+                .cluster
+                .admin
+                .watermarks(&partition, PROBE_TIMEOUT);
+            match answer {
+                Ok(ends) => shared.lag.heard(index, asked_at, ends.high),
+                // Silence is what makes lag grow; it says the rest.
+                Err(AdminError::Unreachable { .. }) => {}
+                Err(error) => {
+                    warn!(%partition, error = %chain(&error), "cannot ask for the partition's end");
+                }
+            }
+        }
+    }
+
+    pub(super) fn claim(&self) {
+        let cancel = self.deps.tasks.cancel();
+        let mut claimed: BTreeMap<ShardKey, bool> = BTreeMap::new();
+        while !cancel.is_cancelled() {
+            let shards: Vec<_> = {
+                let shards = self.lock();
+                shards
+                    .iter()
+                    .map(|(key, held)| (key.clone(), held.clone()))
+                    .collect()
+            };
+            claimed.retain(|key, _| shards.iter().any(|(held, _)| held == key));
+            for (key, held) in shards {
+                if held.opened().is_none() {
+                    continue;
+                }
+                let ready = held.serving().is_ok();
+                if claimed.get(&key) == Some(&ready) {
+                    continue;
+                }
+                let claim = Claim {
+                    node: self.config.node.clone(),
+                    address: self.address.to_string(),
+                    ready,
+                };
+                let control_key = Key::Shard(key.0.clone(), key.1);
+                match self
+                    .deps
+                    .control
+                    .put_blocking(&control_key, &Entry::Shard(claim))
+                {
+                    Ok(epoch) => {
+                        info!(
+                            shard = %format!("{}/{}", key.0, key.1),
+                            epoch = epoch.0,
+                            ready,
+                            "shard claimed"
+                        );
+                        claimed.insert(key, ready);
+                    }
+                    Err(error) => {
+                        warn!(error = %chain(&error), "claim not written, it is tried again");
+                        wait(cancel, RETRY_AFTER);
+                    }
+                }
+            }
+            wait(cancel, CLAIM_EVERY);
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! The shard's turns: poll, admit, append, apply, publish, over and over.
+//!
+//! Back-pressure is not polling: while the memtable is full, or the own log's disk is, nothing is
+//! asked of Kafka. A broker that is away is waited for; searches go on meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{counter, gauge, histogram};
+use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
+use shoal_schemas::{Offset, Record, Version, avro::WriterSchemas, headers::TraceParent};
+use shoal_topic::{Cluster, Fetched, Reader, Start, TopicPartition};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    admit::{Admitted, Gate, admit},
+    dlq::{self, Refused},
+    entry::{Draft, Stamp},
+    metrics as names,
+    rule::SourceIndex,
+    shard::{
+        Shared,
+        cpu::CpuMeter,
+        run::ShardError,
+        writer::{Appended, Applied, WriteError, Writer},
+    },
+};
+
+/// How long an idle poll waits.
+const IDLE: Duration = Duration::from_millis(100);
+/// How long a failed step rests before it is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long a closing shard waits for its last checkpoint.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(15);
+/// Growth of the own log worth a checkpoint when the shard closes.
+const CLOSING_GROWTH_BYTES: u64 = 1 << 20;
+
+/// The sources that are read, as (index, partition).
+fn active_sources(shared: &Shared) -> Vec<(SourceIndex, TopicPartition)> {
+    let wanted = shared.spec.sources.iter().filter_map(|one| {
+        let index = shared
+            .sources
+            .iter()
+            .position(|known| known.source == one.source)?;
+        let partition = TopicPartition {
+            topic: one.source.topic.clone(),
+            partition: one.source.partition,
+        };
+        Some((SourceIndex(u16::try_from(index).ok()?), partition))
+    });
+    wanted.collect()
+}
+
+/// What one turn brought.
+#[derive(Default)]
+struct Turn {
+    drafts: Vec<(Appended, Draft)>,
+    refused: Vec<Refused>,
+    timestamps_ms: Vec<i64>,
+    traces: Vec<(u64, TraceParent)>,
+}
+
+/// A shard that is open and takes turns.
+pub(super) struct Turns {
+    active: Vec<(SourceIndex, TopicPartition)>,
+    writer: Writer,
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    schemas: Arc<dyn WriterSchemas>,
+    cancel: CancellationToken,
+    was_silent: bool,
+    /// A turn was cancelled between append and apply: what is in memory is of no moment.
+    is_torn: bool,
+}
+
+impl Turns {
+    /// Starts from where the writer is.
+    pub(super) fn new(
+        writer: Writer,
+        cluster: Cluster,
+        schemas: Arc<dyn WriterSchemas>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let shared = writer.shared.clone();
+        Self {
+            active: active_sources(&shared),
+            writer,
+            shared,
+            cluster,
+            schemas,
+            cancel,
+            was_silent: false,
+            is_torn: false,
+        }
+    }
+
+    /// Takes turns until cancelled.
+    ///
+    /// # Errors
+    /// [`ShardError`], when the shard cannot go on.
+    pub(super) fn run(&mut self) -> Result<(), ShardError> {
+        let mut reader = self.open_reader()?;
+        let label = self.shared.spec.label();
+        let mut cpu = CpuMeter::start(label, "writer");
+        let batch = self.shared.spec.engine.batch_records.get();
+        let checkpoint_bytes = self.shared.spec.engine.checkpoint_bytes.as_u64();
+        while !self.cancel.is_cancelled() {
+            if cpu.tick() {
+                self.report();
+            }
+            let more = self
+                .writer
+                .tend()
+                .map_err(|error| self.write_error(error))?;
+            let begun = self.writer.maybe_checkpoint(checkpoint_bytes);
+            self.retry_when_full(begun)?;
+            if self.writer.is_full() {
+                self.writer.wait_for_room();
+                continue;
+            }
+            let timeout = if more { Duration::ZERO } else { IDLE };
+            match reader.poll(batch, timeout) {
+                Ok(fetched) => {
+                    if self.was_silent {
+                        self.was_silent = false;
+                        info!(shard = %self.shared.spec.label(), "broker answers again");
+                    }
+                    self.take(fetched)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Retry => {
+                    if !self.was_silent {
+                        self.was_silent = true;
+                        warn!(
+                            shard = %self.shared.spec.label(),
+                            error = %chain(&error),
+                            "broker is away, the shard waits and goes on serving"
+                        );
+                    }
+                    dlq::wait(&self.cancel, RETRY_AFTER);
+                }
+                Err(source) => {
+                    return Err(ShardError::Read {
+                        shard: self.shared.spec.label(),
+                        folder: self.shared.spec.folder.display().to_string(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_reader(&self) -> Result<Box<dyn Reader>, ShardError> {
+        let starts: Vec<_> = self
+            .active
+            .iter()
+            .map(|(index, partition)| {
+                let next = self.writer.next_offset(*index);
+                // Nothing taken yet: the oldest there is, which need not be offset 0.
+                let start = if next.0 == 0 {
+                    Start::Beginning
+                } else {
+                    Start::At(next)
+                };
+                (partition.clone(), start)
+            })
+            .collect();
+        let opened = self.cluster.connect.open_reader(&starts);
+        opened.map_err(|source| ShardError::Read {
+            shard: self.shared.spec.label(),
+            folder: self.shared.spec.folder.display().to_string(),
+            source,
+        })
+    }
+
+    fn take(&mut self, fetched: Fetched) -> Result<(), ShardError> {
+        if fetched.records.is_empty() && fetched.ends.is_empty() {
+            return Ok(());
+        }
+        let before = self.writer.reordered;
+        let fetched_records = fetched.records.len();
+        let mut next: Vec<_> = self
+            .active
+            .iter()
+            .map(|(index, _)| self.writer.next_offset(*index))
+            .collect();
+        let mut turn = Turn::default();
+        for one in fetched.records {
+            let (Some((index, _)), Some(next)) =
+                (self.active.get(one.source), next.get_mut(one.source))
+            else {
+                continue;
+            };
+            if one.offset < *next {
+                continue;
+            }
+            *next = one.offset.next();
+            let stamp = Stamp {
+                source: *index,
+                offset: one.offset,
+                version: Version::default(),
+            };
+            if !self.admit(stamp, one.record, &mut turn)? {
+                self.is_torn = true;
+                return Ok(());
+            }
+        }
+        for (source, end) in fetched.ends {
+            if let Some(next) = next.get_mut(source) {
+                *next = end.max(*next);
+            }
+        }
+        let next: Vec<_> = self
+            .active
+            .iter()
+            .map(|(index, _)| *index)
+            .zip(next)
+            .collect();
+        let had_records = fetched_records > 0;
+        self.commit(turn, &next)?;
+        if had_records {
+            let shard = self.shared.spec.label();
+            counter!(names::RECORDS_IN_TOTAL, "shard" => shard.clone())
+                .increment(u64::try_from(fetched_records).unwrap_or(u64::MAX));
+            counter!(names::RECORDS_REORDERED_TOTAL, "shard" => shard)
+                .increment(self.writer.reordered - before);
+        }
+        Ok(())
+    }
+
+    /// Admits one record into the turn; false if the shard was cancelled while it waited.
+    fn admit(&mut self, stamp: Stamp, record: Record, turn: &mut Turn) -> Result<bool, ShardError> {
+        let admitted = loop {
+            let gate = Gate {
+                collection: &self.shared.spec.collection,
+                partition: self.shared.spec.shard,
+                region: &self.shared.spec.region,
+                schemas: &*self.schemas,
+            };
+            match admit(&gate, stamp, &record) {
+                Ok(admitted) => break admitted,
+                Err(error) => {
+                    warn!(
+                        shard = %self.shared.spec.label(),
+                        offset = stamp.offset.0,
+                        error = %chain(&error),
+                        "schema registry is away, the shard waits"
+                    );
+                    dlq::wait(&self.cancel, RETRY_AFTER);
+                    if self.cancel.is_cancelled() {
+                        return Ok(false);
+                    }
+                }
+            }
+        };
+        match admitted {
+            Admitted::Change { draft, trace } => {
+                turn.timestamps_ms.push(record.timestamp_ms);
+                turn.traces
+                    .extend(trace.map(|trace| (stamp.offset.0, trace)));
+                self.append(draft, turn)
+            }
+            Admitted::Refused {
+                rejection,
+                contested,
+            } => {
+                let source = self.shared.sources.get(usize::from(stamp.source.0));
+                if let Some(spec) = source {
+                    counter!(
+                        names::RECORDS_REJECTED_TOTAL,
+                        "shard" => self.shared.spec.label(),
+                        "reason" => rejection.reason.code()
+                    )
+                    .increment(1);
+                    debug!(offset = stamp.offset.0, reason = %rejection, "record refused");
+                    turn.refused.push(Refused {
+                        source: spec.source.clone(),
+                        offset: stamp.offset,
+                        record,
+                        rejection,
+                    });
+                }
+                match contested {
+                    Some(draft) => self.append(draft, turn),
+                    None => Ok(true),
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, draft: Draft, turn: &mut Turn) -> Result<bool, ShardError> {
+        loop {
+            let appended = self.writer.append(&draft);
+            if let Some(appended) = self.retry_when_full(appended)? {
+                turn.drafts.push((appended, draft));
+                return Ok(true);
+            }
+            if self.cancel.is_cancelled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Writes, applies and shows a turn, and notes how far it reached.
+    fn commit(&mut self, turn: Turn, next: &[(SourceIndex, Offset)]) -> Result<(), ShardError> {
+        // Until everything appended is applied.
+        self.is_torn = true;
+        if turn.refused.is_empty() && !self.progress(next)? {
+            return Ok(());
+        }
+        if !self.flush()? {
+            return Ok(());
+        }
+        let mut outcomes = [0u64; 4];
+        for (appended, draft) in turn.drafts {
+            let applied = self
+                .writer
+                .apply(appended, draft)
+                .map_err(|error| self.write_error(error))?;
+            let at = match applied {
+                Applied::Upsert => 0,
+                Applied::Delete => 1,
+                Applied::Stale => 2,
+                Applied::Contested => 3,
+            };
+            if let Some(count) = outcomes.get_mut(at) {
+                *count += 1;
+            }
+        }
+        self.writer.publish();
+        self.is_torn = false;
+        if !turn.refused.is_empty() {
+            let done = dlq::put(
+                &self.cluster,
+                &*self.shared.clock,
+                &turn.refused,
+                &self.cancel,
+            );
+            // Not noted as taken: the next start reads these records again, to no harm.
+            if !done || !self.progress(next)? || !self.flush()? {
+                return Ok(());
+            }
+            self.writer.publish();
+        }
+        let shard = self.shared.spec.label();
+        for (count, outcome) in outcomes
+            .into_iter()
+            .zip(["upsert", "delete", "stale", "contested"])
+        {
+            if count > 0 {
+                counter!(names::RECORDS_APPLIED_TOTAL, "shard" => shard.clone(), "outcome" => outcome)
+                    .increment(count);
+            }
+        }
+        let now_ms = i64::try_from(self.shared.clock.now_ms()).unwrap_or(i64::MAX);
+        let visible = histogram!(names::EVENT_TO_SEARCHABLE_SECONDS, "shard" => shard.clone());
+        for written_ms in turn.timestamps_ms {
+            let millis = u64::try_from(now_ms.saturating_sub(written_ms)).unwrap_or(0);
+            visible.record(Duration::from_millis(millis).as_secs_f64());
+        }
+        for (offset, trace) in turn.traces {
+            debug!(shard, offset, traceparent = %trace, "record is searchable");
+        }
+        Ok(())
+    }
+
+    fn progress(&mut self, next: &[(SourceIndex, Offset)]) -> Result<bool, ShardError> {
+        for (index, next) in next {
+            while *next > self.writer.next_offset(*index) {
+                let appended = self.writer.append_progress(*index, *next);
+                if self.retry_when_full(appended)?.is_none() && self.cancel.is_cancelled() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn flush(&mut self) -> Result<bool, ShardError> {
+        loop {
+            let flushed = self.writer.flush();
+            if self.retry_when_full(flushed)?.is_some() {
+                return Ok(true);
+            }
+            if self.cancel.is_cancelled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// `None` after a rest if the disk was full; any other failure ends the shard.
+    fn retry_when_full<T>(&self, outcome: Result<T, WriteError>) -> Result<Option<T>, ShardError> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                warn!(
+                    shard = %self.shared.spec.label(),
+                    error = %chain(&error),
+                    "disk is full: ingest stops, searches go on; make room to resume"
+                );
+                dlq::wait(&self.cancel, RETRY_AFTER);
+                Ok(None)
+            }
+            Err(error) => Err(self.write_error(error)),
+        }
+    }
+
+    fn write_error(&self, source: WriteError) -> ShardError {
+        ShardError::Write {
+            shard: self.shared.spec.label(),
+            source,
+        }
+    }
+
+    fn report(&self) {
+        let shard = self.shared.spec.label();
+        let progress = Arc::clone(&self.shared.progress().borrow());
+        let (view, _) = self.shared.moment();
+        let lag = self.shared.lag.read();
+        let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        gauge!(names::POINTS, "shard" => shard.clone()).set(number(progress.points));
+        gauge!(names::CONTESTED_IDS, "shard" => shard.clone()).set(number(progress.contested));
+        gauge!(names::MEMTABLE_ROWS, "shard" => shard.clone()).set(f64::from(view.memtable_rows()));
+        gauge!(names::SEGMENTS, "shard" => shard.clone()).set(f64::from(
+            u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
+        ));
+        gauge!(names::LAG_RECORDS, "shard" => shard.clone()).set(number(lag.records));
+        gauge!(names::LAG_SECONDS, "shard" => shard.clone()).set(lag.behind.as_secs_f64());
+        gauge!(names::WAL_BYTES, "shard" => shard.clone())
+            .set(bytes_gauge(self.shared.wal_bytes()));
+        gauge!(names::INDEX_BYTES, "shard" => shard).set(bytes_gauge(view.graph_bytes()));
+    }
+
+    /// Stores a last checkpoint if it is worth it, and makes the own log durable.
+    pub(super) fn close(&mut self) -> Result<(), ShardError> {
+        let watch = Stopwatch::start();
+        let grown = self
+            .shared
+            .spec
+            .engine
+            .checkpoint_bytes
+            .as_u64()
+            .min(CLOSING_GROWTH_BYTES);
+        let mut begun = false;
+        while !self.is_torn && watch.elapsed() < LAST_CHECKPOINT {
+            // A compaction under way is not waited for: the checkpoint takes the segments there are.
+            self.writer
+                .tend()
+                .map_err(|error| self.write_error(error))?;
+            if self.writer.is_checkpointing() {
+                self.writer.wait_for_room();
+                continue;
+            }
+            if begun {
+                break;
+            }
+            match self.writer.maybe_checkpoint(grown) {
+                Ok(true) => begun = true,
+                Ok(false) => break,
+                Err(error) if error.kind() == ErrorKind::Retry => break,
+                Err(error) => return Err(self.write_error(error)),
+            }
+        }
+        if let Err(error) = self.shared.sync() {
+            warn!(
+                shard = %self.shared.spec.label(),
+                error = %chain(&error),
+                "the log could not be made durable while closing; Kafka still holds its records"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; nobody reads single bytes off a terabyte"
+)]
+fn bytes_gauge(bytes: u64) -> f64 {
+    bytes as f64
+}
