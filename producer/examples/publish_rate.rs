@@ -109,42 +109,54 @@ async fn main() -> anyhow::Result<()> {
         .collect();
     let value_bytes = value.len();
 
-    let mut legs: [(&str, Vec<f64>); 4] =
+    let bare = bare(&arguments.bootstrap)?;
+    let mut legs =
         ["librdkafka", "writer", "publisher", "publish_all"].map(|name| (name, Vec::new()));
     for repeat in 0..arguments.repeats {
-        for (name, rates) in &mut legs {
+        // Each leg is first in its turn, so that none always has the quietest moment.
+        legs.rotate_left(usize::from(repeat > 0));
+        for (name, runs) in &mut legs {
             collection.name = format!("rate-{}-{name}-{repeat}", std::process::id()).parse()?;
             let topic = collection.name.topic();
             make(&cluster, &topic, arguments.partitions)?;
+            // Both clients learn of the topic and connect before the clock starts.
+            run_bare(&bare, &topic, &encoded, 100)?;
+            run_writer(&cluster, &collection, &encoded, 100).await?;
+            let cpu = cpu_seconds();
             let watch = Stopwatch::start();
             let records = arguments.records;
             match *name {
-                "librdkafka" => bare(&arguments.bootstrap, &topic, &encoded, records)?,
-                "writer" => writer(&cluster, &collection, &encoded, records).await?,
-                "publisher" => publisher(&cluster, &collection, &points, records).await?,
-                _ => all(&cluster, &collection, &points, records).await?,
+                "librdkafka" => run_bare(&bare, &topic, &encoded, records)?,
+                "writer" => run_writer(&cluster, &collection, &encoded, records).await?,
+                "publisher" => run_publisher(&cluster, &collection, &points, records).await?,
+                _ => run_all(&cluster, &collection, &points, records).await?,
             }
             let rate = number(records) / watch.seconds();
-            writeln!(
-                std::io::stderr(),
-                "repeat {repeat} {name:12} {rate:9.0} records/s"
-            )?;
-            rates.push(rate);
+            let cpu_us = (cpu_seconds() - cpu) * 1e6 / number(records);
+            let line =
+                format!("repeat {repeat} {name:12} {rate:9.0} records/s {cpu_us:5.1} us CPU");
+            writeln!(std::io::stderr(), "{line}")?;
+            runs.push((rate, cpu_us));
             cluster.admin.delete_topic(&topic)?;
         }
     }
-    let [reference, writer, publisher, ours] = legs.map(|(_, rates)| summary(rates));
-    let ratio = |of: &(f64, f64, f64)| of.0 / reference.0;
-    let figure = |of: &(f64, f64, f64)| json!({ "records_per_second": of.0.round(), "lowest": of.1.round(), "highest": of.2.round() });
+    let of = |name: &str| {
+        legs.iter()
+            .find(|(leg, _)| *leg == name)
+            .map(|(_, runs)| summary(runs))
+    };
+    let figures = |name: &str| of(name).unwrap_or_default();
+    let reference = figures("librdkafka");
+    let ratio = |name: &str| figures(name).rate / reference.rate;
     let line = json!({
         "name": "producer",
-        "ours": figure(&ours),
-        "reference": figure(&reference),
-        "ratio": ratio(&ours),
-        "library": figure(&publisher),
-        "library_ratio": ratio(&publisher),
-        "writer": figure(&writer),
-        "writer_ratio": ratio(&writer),
+        "ours": figures("publish_all").json(),
+        "reference": reference.json(),
+        "ratio": ratio("publish_all"),
+        "library": figures("publisher").json(),
+        "library_ratio": ratio("publisher"),
+        "writer": figures("writer").json(),
+        "writer_ratio": ratio("writer"),
         "settings": {
             "records": arguments.records, "value_bytes": value_bytes, "dim": collection.dim,
             "partitions": arguments.partitions,
@@ -196,13 +208,8 @@ fn make(cluster: &Cluster, topic: &str, partitions: u32) -> anyhow::Result<()> {
 }
 
 /// librdkafka alone: idempotent, acknowledged by all, the same batches and queue as ours.
-fn bare(
-    bootstrap: &str,
-    topic: &str,
-    encoded: &[(PointId, Bytes)],
-    records: usize,
-) -> anyhow::Result<()> {
-    let producer: BaseProducer = ClientConfig::new()
+fn bare(bootstrap: &str) -> anyhow::Result<BaseProducer> {
+    Ok(ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("enable.idempotence", "true")
         .set("acks", "all")
@@ -212,7 +219,15 @@ fn bare(
         .set("queue.buffering.max.messages", QUEUE_RECORDS)
         .set("queue.buffering.max.kbytes", (256 << 10).to_string())
         .set("partitioner", "murmur2_random")
-        .create()?;
+        .create()?)
+}
+
+fn run_bare(
+    producer: &BaseProducer,
+    topic: &str,
+    encoded: &[(PointId, Bytes)],
+    records: usize,
+) -> anyhow::Result<()> {
     for (id, value) in encoded.iter().cycle().take(records) {
         let mut record = BaseRecord::to(topic).key(id.as_str()).payload(&value[..]);
         while let Err((error, back)) = producer.send(record) {
@@ -226,7 +241,7 @@ fn bare(
     Ok(producer.flush(Duration::from_secs(60))?)
 }
 
-async fn writer(
+async fn run_writer(
     cluster: &Cluster,
     collection: &Collection,
     encoded: &[(PointId, Bytes)],
@@ -260,7 +275,7 @@ async fn writer(
     Ok(())
 }
 
-async fn publisher(
+async fn run_publisher(
     cluster: &Cluster,
     collection: &Collection,
     points: &[(PointId, Point)],
@@ -278,7 +293,7 @@ async fn publisher(
     Ok(())
 }
 
-async fn all(
+async fn run_all(
     cluster: &Cluster,
     collection: &Collection,
     points: &[(PointId, Point)],
@@ -299,15 +314,46 @@ async fn all(
     Ok(())
 }
 
-/// Median, lowest, highest.
-fn summary(mut rates: Vec<f64>) -> (f64, f64, f64) {
+/// Medians over the repeats, and the spread of the rate.
+#[derive(Clone, Copy, Default)]
+struct Figures {
+    rate: f64,
+    lowest: f64,
+    highest: f64,
+    cpu_us: f64,
+}
+
+impl Figures {
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "records_per_second": self.rate.round(), "lowest": self.lowest.round(),
+            "highest": self.highest.round(), "cpu_us_per_record": self.cpu_us,
+        })
+    }
+}
+
+fn summary(runs: &[(f64, f64)]) -> Figures {
+    let (mut rates, mut cpu): (Vec<f64>, Vec<f64>) = runs.iter().copied().unzip();
     rates.sort_by(f64::total_cmp);
-    let at = |index: usize| rates.get(index).copied().unwrap_or_default();
-    (
-        at(rates.len() / 2),
-        at(0),
-        at(rates.len().saturating_sub(1)),
-    )
+    cpu.sort_by(f64::total_cmp);
+    let at = |sorted: &[f64], index: usize| sorted.get(index).copied().unwrap_or_default();
+    Figures {
+        rate: at(&rates, rates.len() / 2),
+        lowest: at(&rates, 0),
+        highest: at(&rates, rates.len().saturating_sub(1)),
+        cpu_us: at(&cpu, cpu.len() / 2),
+    }
+}
+
+/// What all threads of this process have used; Linux counts it in hundredths.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 fn number(records: usize) -> f64 {
