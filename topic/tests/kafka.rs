@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
     time::Duration,
@@ -39,14 +39,27 @@ const POLL: Duration = Duration::from_millis(100);
 
 struct Shared {
     broker: LocalBroker,
-    _folder: tempfile::TempDir,
+}
+
+/// A folder of this process under the target folder. Nobody is left to drop what a static holds,
+/// so the folders of test runs that have ended are removed by the next one.
+fn folder() -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("topic-kafka");
+    fs::create_dir_all(&all).unwrap();
+    for run in fs::read_dir(&all).unwrap().flatten() {
+        let pid = run.file_name();
+        if !Path::new("/proc").join(&pid).exists() {
+            // Another run may be removing it too.
+            let _gone = fs::remove_dir_all(run.path());
+        }
+    }
+    all.join(std::process::id().to_string())
 }
 
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let mut options = BrokerOptions::new(folder.path());
+        let mut options = BrokerOptions::new(folder());
         // Compaction within a test's patience.
         for (key, value) in [
             ("log.cleaner.backoff.ms", "100"),
@@ -55,10 +68,7 @@ fn shared() -> &'static Shared {
             options.settings.insert(key.into(), value.into());
         }
         let broker = LocalBroker::start(&options).unwrap_or_else(|error| panic!("{error}"));
-        Shared {
-            broker,
-            _folder: folder,
-        }
+        Shared { broker }
     })
 }
 
