@@ -3,9 +3,12 @@
 //! An offset is not taken as done before the refusals below it are acknowledged here, so a crash
 //! can write an entry twice but never lose one; readers count an origin once.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-use futures::{executor::block_on, future::join_all};
+use futures::{
+    executor::block_on,
+    future::{Either, join_all, select},
+};
 use shoal_runtime::{
     chain,
     clock::{Clock, Stopwatch},
@@ -62,12 +65,18 @@ pub fn put(
             .iter()
             .map(|(to, entry)| cluster.writer.send(to, entry))
             .collect();
-        let outcomes = block_on(join_all(sent.into_iter().map(|one| async move {
+        let all = join_all(sent.into_iter().map(|one| async move {
             match one {
                 Ok(delivery) => delivery.await.map(|_| ()),
                 Err(error) => Err(error),
             }
-        })));
+        }));
+        // A broker that is away is not waited for once the shard is to close.
+        let cancelled = pin!(cancel.cancelled());
+        let outcomes = match block_on(select(cancelled, all)) {
+            Either::Left(_) => return false,
+            Either::Right((outcomes, _)) => outcomes,
+        };
         let mut failed = None;
         let mut outcomes = outcomes.into_iter();
         left.retain(|_| match outcomes.next() {

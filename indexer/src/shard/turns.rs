@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use metrics::{counter, gauge, histogram};
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
 use shoal_schemas::{Offset, Record, Version, avro::WriterSchemas, headers::TraceParent};
-use shoal_topic::{Cluster, Fetched, Reader, Start, TopicPartition};
+use shoal_topic::{Cluster, Fetched, ReadError, Reader, Start, TopicPartition};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -49,6 +49,12 @@ fn active_sources(shared: &Shared) -> Vec<(SourceIndex, TopicPartition)> {
         Some((SourceIndex(u16::try_from(index).ok()?), partition))
     });
     wanted.collect()
+}
+
+/// A broker that is away comes back; a topic that is gone was dropped, and the owner lets go of
+/// the shard as soon as it reads so.
+fn is_waited_for(error: &ReadError) -> bool {
+    error.kind() == ErrorKind::Retry || matches!(error, ReadError::Missing { .. })
 }
 
 /// What one turn brought.
@@ -127,13 +133,13 @@ impl Turns {
                     }
                     self.take(fetched)?;
                 }
-                Err(error) if error.kind() == ErrorKind::Retry => {
+                Err(error) if is_waited_for(&error) => {
                     if !self.was_silent {
                         self.was_silent = true;
                         warn!(
                             shard = %self.shared.spec.label(),
                             error = %chain(&error),
-                            "broker is away, the shard waits and goes on serving"
+                            "nothing comes from the broker, the shard waits and goes on serving"
                         );
                     }
                     dlq::wait(&self.cancel, RETRY_AFTER);
