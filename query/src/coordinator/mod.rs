@@ -6,13 +6,11 @@
 mod check;
 mod question;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch};
 use shoal_schemas::{ClusterId, Partition, point::IdError, route, v1, vector::VectorError};
+use tokio::sync::SetOnce;
 use tracing::{Instrument as _, debug};
 
 pub use check::Limits;
@@ -30,7 +28,7 @@ use crate::{
 };
 
 /// The id of the cluster whose tokens name their shard; empty until a broker has told it.
-pub type HomeCluster = Arc<OnceLock<ClusterId>>;
+pub type HomeCluster = Arc<SetOnce<ClusterId>>;
 
 /// Answers searches, gets and counts. Share it in an `Arc`.
 pub struct Coordinator {
@@ -248,7 +246,7 @@ impl Coordinator {
         let since = Stopwatch::start();
         let shards = self.shards(&collection)?;
         self.limits.check_queries(&shards.collection, &queries)?;
-        let (tokens, require_all) = self.tokens(&shards, read)?;
+        let (tokens, require_all) = self.tokens(&shards, read, &call).await?;
         let question = SearchOf {
             collection,
             queries,
@@ -278,7 +276,7 @@ impl Coordinator {
     ) -> Result<v1::GetResponse, QueryError> {
         let shards = self.shards(&request.collection)?;
         let ids = self.limits.check_ids(&request.ids)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read)?;
+        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
         let mut question = PointsOf::new(request.collection, request.with_vector);
         for id in ids {
             let shard = route::partition_of(&shards.collection, &id);
@@ -304,7 +302,7 @@ impl Coordinator {
         call: Call,
     ) -> Result<v1::CountResponse, QueryError> {
         let shards = self.shards(&request.collection)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read)?;
+        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
         let question = CountOf {
             collection: request.collection,
         };
@@ -366,16 +364,20 @@ impl Coordinator {
         }
     }
 
-    fn tokens(
+    async fn tokens(
         &self,
         shards: &Shards,
         read: Option<v1::ReadOptions>,
+        call: &Call,
     ) -> Result<(TokensByShard, bool), QueryError> {
         let read = read.unwrap_or_default();
         if read.at_least.is_empty() {
             return Ok((TokensByShard::new(), read.require_all));
         }
-        let home = self.home.get().ok_or(QueryError::HomeUnknown)?;
+        // Known a moment after the start: worth a wait, but no longer than the caller has.
+        let patience = call.deadline.for_shards().remaining();
+        let home = tokio::time::timeout(patience, self.home.wait()).await;
+        let home = home.map_err(|_| QueryError::HomeUnknown)?;
         let tokens = by_shard(&shards.collection, home, read.at_least)?;
         Ok((tokens, read.require_all))
     }

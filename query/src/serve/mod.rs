@@ -199,7 +199,8 @@ fn learn_home(deps: &Deps, home: HomeCluster) {
             let admin = admin.clone();
             match blocking(move || admin.cluster_id()).await {
                 Ok(id) => {
-                    home.get_or_init(|| id);
+                    // Nobody else sets it.
+                    drop(home.set(id));
                     break;
                 }
                 Err(error) => debug!(error = %error, "cluster id is not known yet"),

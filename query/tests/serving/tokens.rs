@@ -1,13 +1,20 @@
 //! Read your writes: tokens reach the shard that has to honour them, and never get lost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use shoal_schemas::{Offset, Partition, Token, route, v1};
+use shoal_query::{
+    Coordinator, QueryError,
+    call::Call,
+    client::memory::{Node, Nodes},
+    coordinator::{HomeCluster, Limits},
+    shard_map::{Maps, ShardMap},
+};
+use shoal_schemas::{Offset, Partition, Token, Version, control::Claim, route, v1};
 use tonic::Code;
 
 use crate::{
     indexer::Behaviour,
-    world::{World, collection, fill, near_origin, read, within},
+    world::{CLUSTER, PATIENCE, World, collection, fill, near_origin, read, within},
 };
 
 const SHORT: Duration = Duration::from_secs(1);
@@ -156,4 +163,43 @@ async fn a_get_waits_for_a_token_of_a_shard_it_would_not_ask() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_not_passed_over_while_the_cluster_is_unknown() {
+    let docs = collection("docs", 1);
+    let node = Node::new("a");
+    node.host(&docs, Partition(0));
+    let claim = Claim {
+        node: "a".into(),
+        address: "a:1".into(),
+        ready: true,
+    };
+    let claims = [(docs.name.clone(), Partition(0), claim, Offset(0))];
+    let (_keep, maps) = Maps::channel(ShardMap::new([docs.clone()], claims, true));
+    let home = HomeCluster::default();
+    let client = Arc::new(Nodes::default().with("a:1", node.clone()));
+    let coordinator = Coordinator::new(Limits::default(), maps, client, home.clone());
+    let (id, point) = (crate::world::id("p"), crate::world::point(&docs, 1.0));
+    let (partition, offset) = node.upsert(&docs, &id, &point).unwrap();
+    let token = Token {
+        cluster: CLUSTER.into(),
+        topic: docs.name.topic().into(),
+        partition,
+        offset,
+        key: id,
+        version: Version::default(),
+    };
+    let tokens = [token];
+    let hasty = Call::within(Duration::from_millis(20));
+    let refused = coordinator.search(with(&docs, &tokens), hasty).await;
+    assert!(
+        matches!(refused, Err(QueryError::HomeUnknown)),
+        "{refused:?}"
+    );
+    let patient = Call::within(PATIENCE);
+    let search = coordinator.search(with(&docs, &tokens), patient);
+    let tell = async { home.set(CLUSTER.into()).unwrap() };
+    let (answer, ()) = tokio::join!(search, tell);
+    assert_eq!(answer.unwrap().hits.len(), 1);
 }
