@@ -19,7 +19,7 @@ pub struct Config {
     /// Too short and a slow shard is missing from answers; too long and a dead one is waited for.
     #[serde(with = "humantime_serde")]
     pub default_deadline: Duration,
-    /// Largest `k` of one query, 1 to 100,000. Default 10,000.
+    /// Largest `k` of one query, 1 to 10,000, which is also what a shard takes. Default 10,000.
     ///
     /// Every shard sends up to `k` hits, so it bounds the memory of one call.
     pub max_k: u32,
@@ -54,7 +54,7 @@ impl Default for Config {
 impl Validate for Config {
     fn validate(&self, faults: &mut Vec<String>) {
         let numbers = [
-            ("max_k", self.max_k, 1, 100_000),
+            ("max_k", self.max_k, 1, 10_000),
             ("max_batch_queries", self.max_batch_queries, 1, 100_000),
             ("max_get_ids", self.max_get_ids, 1, 1_000_000),
             (
