@@ -1,0 +1,84 @@
+//! Tests of the command line.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use clap::{CommandFactory, Parser};
+
+use super::{Cli, Verb};
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verb_reads() {
+    let lines = [
+        "up",
+        "up --kafka 127.0.0.1:9092 --data-dir /tmp/x --any-port --check",
+        "gateway --config x.toml --check",
+        "indexer --kafka a:1,b:2",
+        "query",
+        "collection create docs --dim 384 --metric inner-product --partitions 4 --partitioner crc32 \
+         --route-by-key-prefix --m 8 --ef-construction 64 --ef-search 32 --quantization i8 \
+         --replication-factor 3 --delete-retention 2days --max-record-bytes 2MiB --kafka a:1",
+        "collection list --json",
+        "collection describe docs",
+        "collection drop docs --delete-topics",
+        "publish docs - --format jsonl --rate 10.5 --on-fault skip --quiet",
+        "publish docs v.npy --meta m.jsonl.gz --id-field key --ignore a --ignore b",
+        "publish docs x.jsonl --framing confluent --registry http://r:1/x --origin eu",
+        "delete docs --id a --id b",
+        "delete docs --ids-file -",
+        "search docs --vector [1,2] -k 3 --ef 50 --exact --require-all --at-least t --at-least u",
+        "search docs --id a --json --with-vector --query a:1",
+        "get docs a b --with-vector",
+        "count docs --json",
+        "dlq list docs --reason wrong_dimension --partition 3 --limit 5",
+        "dlq show docs 3/17 --value-to x",
+        "dlq retry docs 3/17 --value x.json",
+        "dlq retry docs --all --reason not_finite",
+        "verify docs --against b:1",
+        "config --env-names",
+        "demo --data d --stay --json-only",
+        "child-exec -- java -Xmx512m --version",
+    ];
+    for line in lines {
+        let words = std::iter::once("shoal").chain(line.split_whitespace());
+        if let Err(error) = Cli::try_parse_from(words) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let lines = [
+        "",
+        "collection create docs --dim 1 --metric cosine --partitions 4",
+        "collection create do.cs --dim 2 --metric cosine --partitions 4",
+        "publish docs",
+        "publish docs - --rate 0",
+        "delete docs",
+        "delete docs --id a --ids-file b",
+        "search docs",
+        "search docs --id a --vector [1]",
+        "dlq retry docs",
+        "dlq retry docs --all --delete",
+        "dlq list docs --reason nonsense",
+        "dlq show docs here",
+        "config --check --print",
+    ];
+    for line in lines {
+        let words = std::iter::once("shoal").chain(line.split_whitespace());
+        assert!(Cli::try_parse_from(words).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn a_child_s_own_flags_are_left_alone() {
+    let words = ["shoal", "child-exec", "--", "java", "-cp", "x", "--help"];
+    let Verb::ChildExec { command } = Cli::try_parse_from(words).unwrap().verb else {
+        panic!("another verb");
+    };
+    assert_eq!(command, ["java", "-cp", "x", "--help"]);
+}

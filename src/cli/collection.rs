@@ -1,0 +1,346 @@
+//! `shoal collection`: definitions, straight from and into the control topic.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use shoal_schemas::{
+    Collection, CollectionName, IndexParameters, Metric, Partition, Partitioner, Quantization,
+    collection::{default_delete_retention_ms, default_max_record_bytes},
+    vector::Dim,
+};
+use shoal_topic::{collections, control::ControlState};
+
+use super::{
+    Context, Usage,
+    addresses::KafkaFlag,
+    kafka_link::{Fresh, KafkaLink, collection_name},
+    table::Table,
+};
+
+/// What to do with collections.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Make a collection, its topic and its dead-letter topic
+    Create(Create),
+    /// List all collections
+    List(List),
+    /// Show one collection and who serves its shards
+    Describe(Describe),
+    /// Forget a collection; its topics stay unless told otherwise
+    Drop(Drop),
+}
+
+/// A new collection.
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Its name: a-z, 0-9, `_` and `-`
+    #[arg(value_parser = collection_name)]
+    name: CollectionName,
+    /// Components of every vector, 2 to 4096
+    #[arg(long, value_parser = dim)]
+    dim: Dim,
+    /// How distance is measured
+    #[arg(long, value_enum)]
+    metric: MetricArg,
+    /// Shards, 1 to 4096; fixed once made
+    #[arg(long)]
+    partitions: u32,
+    /// How a key picks its partition: crc32 is what librdkafka does by default
+    #[arg(long, value_enum, default_value = "murmur2")]
+    partitioner: PartitionerArg,
+    /// Route by the part of the key before the first `/`
+    #[arg(long)]
+    route_by_key_prefix: bool,
+    /// Edges of a node of the graph
+    #[arg(long)]
+    m: Option<u16>,
+    /// Beam width while the graph is built
+    #[arg(long)]
+    ef_construction: Option<u16>,
+    /// Beam width of a search that names none
+    #[arg(long)]
+    ef_search: Option<u16>,
+    /// How the graph keeps its copy of a vector
+    #[arg(long, value_enum)]
+    quantization: Option<QuantizationArg>,
+    /// Replicas of the topics [default: the broker's own]
+    #[arg(long)]
+    replication_factor: Option<u16>,
+    /// How long a delete outlives compaction, such as 7days; longer than any shard is away
+    #[arg(long, value_parser = duration)]
+    delete_retention: Option<Duration>,
+    /// Largest record, key and value, such as 1MiB
+    #[arg(long)]
+    max_record_bytes: Option<ByteSize>,
+    #[command(flatten)]
+    kafka: KafkaFlag,
+}
+
+/// All collections.
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    kafka: KafkaFlag,
+}
+
+/// One collection.
+#[derive(Debug, Args)]
+pub(super) struct Describe {
+    /// Its name
+    #[arg(value_parser = collection_name)]
+    name: CollectionName,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    kafka: KafkaFlag,
+}
+
+/// A collection to forget.
+#[derive(Debug, Args)]
+pub(super) struct Drop {
+    /// Its name
+    #[arg(value_parser = collection_name)]
+    name: CollectionName,
+    /// Delete its topics too: every point is lost
+    #[arg(long)]
+    delete_topics: bool,
+    #[command(flatten)]
+    kafka: KafkaFlag,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MetricArg {
+    Cosine,
+    #[value(alias = "inner_product")]
+    InnerProduct,
+    L2,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PartitionerArg {
+    Murmur2,
+    Crc32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizationArg {
+    F32,
+    F16,
+    Bf16,
+    I8,
+}
+
+fn dim(text: &str) -> Result<Dim, Usage> {
+    let number: u32 = text
+        .parse()
+        .map_err(|_| Usage(format!("`{text}` is no number")))?;
+    Dim::try_from(number).map_err(|error| Usage(error.to_string()))
+}
+
+fn duration(text: &str) -> Result<Duration, Usage> {
+    humantime_serde::re::humantime::parse_duration(text)
+        .map_err(|error| Usage(format!("{error}; write it as 7days or 12h")))
+}
+
+impl Verb {
+    pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Create(verb) => verb.run(context).await?,
+            Self::List(verb) => verb.run(context).await?,
+            Self::Describe(verb) => verb.run(context).await?,
+            Self::Drop(verb) => verb.run(context).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Create {
+    fn definition(&self) -> Result<Collection, Usage> {
+        let defaults = IndexParameters::default();
+        let max_record_bytes = match self.max_record_bytes {
+            None => default_max_record_bytes(),
+            Some(size) => u32::try_from(size.as_u64())
+                .map_err(|_| Usage(format!("max-record-bytes is {size}, allowed are 64 MiB")))?,
+        };
+        let delete_retention_ms = match self.delete_retention {
+            None => default_delete_retention_ms(),
+            Some(time) => u64::try_from(time.as_millis())
+                .map_err(|_| Usage("delete-retention is too long".into()))?,
+        };
+        let collection = Collection {
+            name: self.name.clone(),
+            dim: self.dim,
+            metric: match self.metric {
+                MetricArg::Cosine => Metric::Cosine,
+                MetricArg::InnerProduct => Metric::InnerProduct,
+                MetricArg::L2 => Metric::L2,
+            },
+            partitions: self.partitions,
+            partitioner: match self.partitioner {
+                PartitionerArg::Murmur2 => Partitioner::Murmur2,
+                PartitionerArg::Crc32 => Partitioner::Crc32,
+            },
+            route_by_key_prefix: self.route_by_key_prefix,
+            index: IndexParameters {
+                m: self.m.unwrap_or(defaults.m),
+                ef_construction: self.ef_construction.unwrap_or(defaults.ef_construction),
+                ef_search: self.ef_search.unwrap_or(defaults.ef_search),
+                quantization: match self.quantization {
+                    None => defaults.quantization,
+                    Some(QuantizationArg::F32) => Quantization::F32,
+                    Some(QuantizationArg::F16) => Quantization::F16,
+                    Some(QuantizationArg::Bf16) => Quantization::Bf16,
+                    Some(QuantizationArg::I8) => Quantization::I8,
+                },
+            },
+            replication_factor: self.replication_factor,
+            delete_retention_ms,
+            max_record_bytes,
+        };
+        collection.check().map_err(|error| Usage(error.to_string()))?;
+        Ok(collection)
+    }
+
+    async fn run(&self, context: &Context) -> anyhow::Result<()> {
+        let wanted = self.definition()?;
+        context.quiet_logs()?;
+        let link = KafkaLink::open(context, &self.kafka, Fresh::Make).await?;
+        let made = collections::create(&link.cluster, &link.control, wanted).await;
+        link.close().await;
+        let made = made?;
+        let what = if made.created {
+            "created"
+        } else {
+            "was there already, with the same definition"
+        };
+        writeln!(
+            io::stdout(),
+            "collection `{}` {what}: topic {} with {} partitions",
+            made.collection.name,
+            made.collection.name.topic(),
+            made.collection.partitions
+        )?;
+        Ok(())
+    }
+}
+
+impl List {
+    async fn run(&self, context: &Context) -> anyhow::Result<()> {
+        context.quiet_logs()?;
+        let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
+        let state = link.state.clone();
+        link.close().await;
+        let mut out = io::stdout().lock();
+        if self.json {
+            let all: Vec<&Collection> = state.collections.values().collect();
+            serde_json::to_writer_pretty(&mut out, &all)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        let headings = ["NAME", "DIM", "METRIC", "PARTITIONS", "PARTITIONER", "SERVED"];
+        let mut table = Table::new(headings);
+        for collection in state.collections.values() {
+            let served = (0..collection.partitions).filter(|shard| {
+                let owner = state.owner(&collection.name, Partition(*shard));
+                owner.is_some_and(|(claim, _)| claim.ready)
+            });
+            table.row([
+                collection.name.to_string(),
+                collection.dim.to_string(),
+                word(&collection.metric),
+                collection.partitions.to_string(),
+                word(&collection.partitioner),
+                format!("{}/{}", served.count(), collection.partitions),
+            ]);
+        }
+        table.write(&mut out)?;
+        Ok(())
+    }
+}
+
+impl Describe {
+    async fn run(&self, context: &Context) -> anyhow::Result<()> {
+        context.quiet_logs()?;
+        let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
+        let (found, state) = (link.collection(&self.name), link.state.clone());
+        link.close().await;
+        let collection = found?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            let shards: Vec<serde_json::Value> = owners(&state, &collection)
+                .map(|(shard, [node, address, epoch, ready])| {
+                    json!({"shard": shard.0, "node": node, "address": address,
+                           "epoch": epoch, "ready": ready})
+                })
+                .collect();
+            let all = json!({"collection": collection, "shards": shards});
+            serde_json::to_writer_pretty(&mut out, &all)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        write!(out, "{}", toml::to_string_pretty(&collection)?)?;
+        writeln!(out)?;
+        let mut table = Table::new(["SHARD", "NODE", "ADDRESS", "EPOCH", "READY"]);
+        for (shard, [node, address, epoch, ready]) in owners(&state, &collection) {
+            table.row([shard.to_string(), node, address, epoch, ready]);
+        }
+        table.write(&mut out)?;
+        Ok(())
+    }
+}
+
+/// Node, address, epoch and readiness of every shard's owner.
+fn owners<'a>(
+    state: &'a ControlState,
+    collection: &'a Collection,
+) -> impl Iterator<Item = (Partition, [String; 4])> + 'a {
+    (0..collection.partitions).map(Partition).map(|shard| {
+        let owner = match state.owner(&collection.name, shard) {
+            Some((claim, epoch)) => [
+                claim.node.clone(),
+                claim.address.clone(),
+                epoch.to_string(),
+                claim.ready.to_string(),
+            ],
+            None => ["nobody", "", "", "false"].map(str::to_owned),
+        };
+        (shard, owner)
+    })
+}
+
+impl Drop {
+    async fn run(&self, context: &Context) -> anyhow::Result<()> {
+        context.quiet_logs()?;
+        let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
+        let dropped =
+            collections::drop(&link.cluster, &link.control, &self.name, self.delete_topics).await;
+        link.close().await;
+        dropped?;
+        let topics = if self.delete_topics {
+            "its topics are deleted"
+        } else {
+            "its topics stay; creating it again takes them up"
+        };
+        writeln!(io::stdout(), "collection `{}` dropped, {topics}", self.name)?;
+        Ok(())
+    }
+}
+
+/// An enumeration's value as the definition spells it.
+pub(super) fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,199 @@
+//! `shoal search`: the nearest points, asked of a query node.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args};
+use serde_json::{Value as Json, json};
+use shoal_schemas::{Payload, v1};
+
+use super::{
+    Context, Usage,
+    addresses::QueryFlag,
+    query_link::{missing, read_options, request, searches, told},
+    table::Table,
+};
+
+/// A search.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("query_vector").required(true))]
+pub(super) struct Search {
+    /// The collection
+    collection: String,
+    /// The vector, as a JSON array
+    #[arg(long, group = "query_vector", value_name = "JSON")]
+    vector: Option<String>,
+    /// A file with the vector as a JSON array, or an object with a `vector`; `-` is standard input
+    #[arg(long, group = "query_vector", value_name = "FILE")]
+    vector_file: Option<PathBuf>,
+    /// Search with the vector of this stored point
+    #[arg(long, group = "query_vector")]
+    id: Option<String>,
+    /// How many
+    #[arg(short, long, default_value_t = 10)]
+    k: u32,
+    /// Beam width in the graph [default: the collection's]
+    #[arg(long)]
+    ef: Option<u32>,
+    /// Scan every point instead of walking the graph
+    #[arg(long)]
+    exact: bool,
+    /// Fail instead of answering without some shards
+    #[arg(long)]
+    require_all: bool,
+    /// A token whose write has to be seen; may be given several times
+    #[arg(long, value_name = "TOKEN")]
+    at_least: Vec<String>,
+    /// Print JSON, vectors too if --with-vector is given
+    #[arg(long)]
+    json: bool,
+    /// Answer vectors too (with --json)
+    #[arg(long, requires = "json")]
+    with_vector: bool,
+    /// Longest time for the answer, milliseconds
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    timeout_ms: u64,
+    #[command(flatten)]
+    query: QueryFlag,
+}
+
+impl Search {
+    pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
+        context.quiet_logs()?;
+        let timeout = Duration::from_millis(self.timeout_ms);
+        let given = self.given()?;
+        let mut client = searches(&self.query.address(context)).await?;
+        let vector = match (given, &self.id) {
+            (Some(vector), _) => vector,
+            (None, Some(id)) => {
+                let wanted = v1::GetRequest {
+                    collection: self.collection.clone(),
+                    ids: vec![id.clone()],
+                    with_vector: true,
+                    read: read_options(&self.at_least, false)?,
+                };
+                let found = client.get(request(wanted, timeout)).await;
+                let found = found.map_err(|status| told(&status))?.into_inner();
+                let point = found.points.into_iter().next().and_then(|stored| stored.point);
+                match point {
+                    Some(point) => point.vector,
+                    None => bail!("there is no point `{id}` in `{}`", self.collection),
+                }
+            }
+            (None, None) => bail!(Usage("say what to search for".into())),
+        };
+        let wanted = v1::SearchRequest {
+            collection: self.collection.clone(),
+            vector,
+            k: self.k,
+            ef: self.ef.unwrap_or(0),
+            with_vector: self.with_vector,
+            with_payload: true,
+            read: read_options(&self.at_least, self.require_all)?,
+            exact: self.exact,
+        };
+        let answer = client.search(request(wanted, timeout)).await;
+        let answer = answer.map_err(|status| told(&status))?.into_inner();
+        self.tell(&answer)?;
+        if let Some(note) = missing(answer.coverage.as_ref()) {
+            writeln!(io::stderr(), "{note}")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The vector on the command line or in a file.
+    fn given(&self) -> anyhow::Result<Option<Vec<f32>>> {
+        let text = match (&self.vector, &self.vector_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) if path.as_os_str() == "-" => {
+                let mut text = String::new();
+                io::stdin().read_to_string(&mut text)?;
+                text
+            }
+            (None, Some(path)) => fs::read_to_string(path)
+                .with_context(|| format!("cannot read `{}`", path.display()))?,
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(parse_vector(&text)?))
+    }
+
+    fn tell(&self, answer: &v1::SearchResponse) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        if self.json {
+            let hits: Vec<Json> = answer.hits.iter().map(|hit| self.hit(hit)).collect();
+            let coverage = answer.coverage.clone().unwrap_or_default();
+            let all = json!({
+                "hits": hits,
+                "shards_asked": coverage.shards_asked,
+                "shards_answered": coverage.shards_answered,
+            });
+            writeln!(out, "{all}")?;
+            return Ok(());
+        }
+        let mut table = Table::new(["DISTANCE", "ID", "PAYLOAD"]);
+        for hit in &answer.hits {
+            table.row([
+                format!("{:.6}", hit.distance),
+                hit.id.clone(),
+                payload(&hit.payload).to_string(),
+            ]);
+        }
+        table.write(&mut out)?;
+        Ok(())
+    }
+
+    fn hit(&self, hit: &v1::Hit) -> Json {
+        let mut all = json!({
+            "id": hit.id,
+            "distance": hit.distance,
+            "version": hit.version.to_string(),
+            "payload": payload(&hit.payload),
+        });
+        if self.with_vector {
+            all["vector"] = json!(hit.vector);
+        }
+        all
+    }
+}
+
+/// A payload as plain JSON.
+pub(super) fn payload(fields: &std::collections::HashMap<String, v1::Value>) -> Json {
+    match Payload::from_proto(fields.clone()) {
+        Ok(payload) => Json::Object(payload.to_json()),
+        Err(error) => Json::String(error.to_string()),
+    }
+}
+
+/// A JSON array of numbers, or an object that has one as its `vector`.
+fn parse_vector(text: &str) -> Result<Vec<f32>, Usage> {
+    let refused =
+        |error: serde_json::Error| Usage(format!("the vector is no JSON array of numbers: {error}"));
+    let json: Json = serde_json::from_str(text).map_err(refused)?;
+    let array = match json {
+        Json::Object(mut fields) => fields.remove("vector").unwrap_or_default(),
+        other => other,
+    };
+    serde_json::from_value(array).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::parse_vector;
+
+    #[test]
+    fn a_vector_reads_alone_or_in_an_object() {
+        assert_eq!(parse_vector("[1, -0.5]").unwrap(), [1.0, -0.5]);
+        assert_eq!(parse_vector(r#"{"id": "a", "vector": [2]}"#).unwrap(), [2.0]);
+        for text in ["", "1", "[\"a\"]", "{}"] {
+            assert!(parse_vector(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! `shoal verify`: what every shard holds, by its digest, and whether two nodes hold the same.
+//!
+//! Two shards can be compared where they have applied the same sources to the same offsets:
+//! then equal digests mean equal points. Elsewhere the answer is "not yet", never "different".
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use serde_json::{Value as Json, json};
+use shoal_schemas::v1;
+use tonic::transport::Channel;
+
+use super::{
+    Context,
+    addresses::QueryFlag,
+    query_link::{connect, request, told},
+    table::Table,
+};
+
+/// What to verify.
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The collections [default: all]
+    collections: Vec<String>,
+    /// Compare with what another query node's indexers hold, host:port
+    #[arg(long, value_name = "ADDRESS")]
+    against: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Longest time for one answer, milliseconds
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    timeout_ms: u64,
+    #[command(flatten)]
+    query: QueryFlag,
+}
+
+/// What one indexer says of one shard, or why it says nothing.
+#[derive(Clone, Debug, PartialEq)]
+struct Held {
+    node: String,
+    address: String,
+    outcome: Result<Facts, String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Facts {
+    points: u64,
+    contested: u64,
+    digest: String,
+    /// Next offset by source.
+    positions: BTreeMap<String, u64>,
+}
+
+type Shard = (String, u32);
+
+/// How a shard compares with its counterpart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Equal,
+    Different,
+    NotComparable,
+}
+
+impl Verdict {
+    fn of(here: Option<&Held>, there: Option<&Held>) -> Self {
+        let facts = |held: Option<&Held>| held.and_then(|held| held.outcome.clone().ok());
+        match (facts(here), facts(there)) {
+            (Some(here), Some(there)) if here.positions == there.positions => {
+                let same = here.digest == there.digest
+                    && here.points == there.points
+                    && here.contested == there.contested;
+                if same { Self::Equal } else { Self::Different }
+            }
+            _ => Self::NotComparable,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Different => "DIFFERENT",
+            Self::NotComparable => "not comparable: not at the same positions",
+        }
+    }
+}
+
+impl Verify {
+    pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
+        context.quiet_logs()?;
+        let here = self.ask(&self.query.address(context)).await?;
+        let there = match &self.against {
+            Some(address) => Some(self.ask(address).await?),
+            None => None,
+        };
+        let verdicts = there.as_ref().map(|there| {
+            let shards = here.keys().chain(there.keys());
+            let verdict = |shard: &Shard| {
+                let verdict = Verdict::of(here.get(shard), there.get(shard));
+                (shard.clone(), verdict)
+            };
+            shards.map(verdict).collect::<BTreeMap<Shard, Verdict>>()
+        });
+        let mut out = io::stdout().lock();
+        if self.json {
+            let all = json!({
+                "shards": listed(&here),
+                "against": there.as_ref().map(listed),
+                "verdicts": verdicts.as_ref().map(|verdicts| {
+                    let rows = verdicts.iter().map(|((collection, shard), verdict)| {
+                        json!({"collection": collection, "shard": shard, "verdict": verdict.text()})
+                    });
+                    rows.collect::<Vec<Json>>()
+                }),
+            });
+            writeln!(out, "{all}")?;
+        } else {
+            table(&here).write(&mut out)?;
+            if let Some(there) = &there {
+                writeln!(out)?;
+                table(there).write(&mut out)?;
+            }
+            for ((collection, shard), verdict) in verdicts.iter().flatten() {
+                writeln!(out, "{collection}/{shard}: {}", verdict.text())?;
+            }
+        }
+        out.flush()?;
+        let different = verdicts
+            .iter()
+            .flatten()
+            .any(|(_, verdict)| *verdict == Verdict::Different);
+        let silent = here.values().any(|held| held.outcome.is_err());
+        Ok(if different || silent {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+
+    /// Asks every indexer that a query node knows of.
+    async fn ask(&self, address: &str) -> anyhow::Result<BTreeMap<Shard, Held>> {
+        let channel = connect("the query node", address).await?;
+        let mut node = v1::collections_client::CollectionsClient::new(channel);
+        let timeout = Duration::from_millis(self.timeout_ms);
+        let mut names = self.collections.clone();
+        if names.is_empty() {
+            let wanted = request(v1::ListCollectionsRequest {}, timeout);
+            let all = node.list_collections(wanted).await;
+            let all = all.map_err(|status| told(&status))?.into_inner();
+            names = all.collections.into_iter().map(|found| found.name).collect();
+        }
+        let mut indexers = Indexers {
+            timeout,
+            open: BTreeMap::new(),
+        };
+        let mut held = BTreeMap::new();
+        for name in names {
+            let wanted = v1::GetCollectionRequest { name: name.clone() };
+            let found = node.get_collection(request(wanted, timeout)).await;
+            let found = found.map_err(|status| told(&status))?.into_inner();
+            for owner in found.shards {
+                let outcome = indexers.status(&name, &owner).await;
+                let shard = (name.clone(), owner.shard);
+                let (node, address) = (owner.node, owner.address);
+                held.insert(
+                    shard,
+                    Held {
+                        node,
+                        address,
+                        outcome,
+                    },
+                );
+            }
+        }
+        Ok(held)
+    }
+}
+
+/// Connections to indexers.
+struct Indexers {
+    timeout: Duration,
+    open: BTreeMap<String, v1::shard_client::ShardClient<Channel>>,
+}
+
+impl Indexers {
+    async fn status(&mut self, collection: &str, owner: &v1::ShardOwner) -> Result<Facts, String> {
+        if owner.address.is_empty() {
+            return Err("nobody serves it".into());
+        }
+        if !self.open.contains_key(&owner.address) {
+            let channel = connect("the indexer", &owner.address).await;
+            let channel = channel.map_err(|error| format!("{error:#}"))?;
+            let client = v1::shard_client::ShardClient::new(channel);
+            self.open.insert(owner.address.clone(), client);
+        }
+        let client = self.open.get_mut(&owner.address).ok_or("not connected")?;
+        let wanted = v1::ShardStatusRequest {
+            collection: collection.to_owned(),
+            shards: vec![v1::ShardAsk {
+                shard: owner.shard,
+                at_least: Vec::new(),
+            }],
+        };
+        let answer = client.shard_status(request(wanted, self.timeout)).await;
+        let answer = answer.map_err(|status| format!("{:#}", told(&status)))?;
+        let status = answer.into_inner().shards.into_iter().next();
+        facts(status.ok_or("it answers nothing")?)
+    }
+}
+
+fn facts(status: v1::ShardStatus) -> Result<Facts, String> {
+    let coverage = status.coverage.unwrap_or_default();
+    if !coverage.answered {
+        return Err(coverage.error);
+    }
+    let positions = status.positions.iter().map(|position| {
+        let v1::SourcePosition {
+            cluster_id,
+            topic,
+            partition,
+            next_offset,
+            ..
+        } = position;
+        (format!("{cluster_id}/{topic}/{partition}"), *next_offset)
+    });
+    Ok(Facts {
+        points: status.live_points,
+        contested: status.contested,
+        digest: status.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        positions: positions.collect(),
+    })
+}
+
+fn table(held: &BTreeMap<Shard, Held>) -> Table {
+    let headings = ["COLLECTION", "SHARD", "NODE", "POINTS", "CONTESTED", "DIGEST", "POSITIONS"];
+    let mut table = Table::new(headings);
+    for ((collection, shard), held) in held {
+        let (points, contested, digest, positions) = match &held.outcome {
+            Ok(facts) => {
+                let positions = facts.positions.iter();
+                let positions = positions.map(|(source, next)| format!("{source}={next}"));
+                (
+                    facts.points.to_string(),
+                    facts.contested.to_string(),
+                    facts.digest.clone(),
+                    positions.collect::<Vec<_>>().join(" "),
+                )
+            }
+            Err(why) => (String::new(), String::new(), String::new(), why.clone()),
+        };
+        table.row([
+            collection.clone(),
+            shard.to_string(),
+            held.node.clone(),
+            points,
+            contested,
+            digest,
+            positions,
+        ]);
+    }
+    table
+}
+
+fn listed(held: &BTreeMap<Shard, Held>) -> Vec<Json> {
+    let rows = held.iter().map(|((collection, shard), held)| {
+        let mut row = json!({
+            "collection": collection,
+            "shard": shard,
+            "node": held.node,
+            "address": held.address,
+        });
+        match &held.outcome {
+            Ok(facts) => {
+                row["points"] = json!(facts.points);
+                row["contested"] = json!(facts.contested);
+                row["digest"] = json!(facts.digest);
+                row["positions"] = json!(facts.positions);
+            }
+            Err(why) => row["error"] = json!(why),
+        }
+        row
+    });
+    rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Facts, Held, Verdict};
+
+    fn held(digest: &str, next: u64) -> Held {
+        Held {
+            node: "a".into(),
+            address: "x".into(),
+            outcome: Ok(Facts {
+                points: 1,
+                contested: 0,
+                digest: digest.into(),
+                positions: [("c/t/0".to_owned(), next)].into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn digests_count_at_equal_positions_only() {
+        let (a, b, ahead) = (held("1", 5), held("2", 5), held("2", 6));
+        assert_eq!(Verdict::of(Some(&a), Some(&a.clone())), Verdict::Equal);
+        assert_eq!(Verdict::of(Some(&a), Some(&b)), Verdict::Different);
+        assert_eq!(Verdict::of(Some(&a), Some(&ahead)), Verdict::NotComparable);
+        assert_eq!(Verdict::of(Some(&a), None), Verdict::NotComparable);
+        let mut silent = a.clone();
+        silent.outcome = Err("away".into());
+        assert_eq!(Verdict::of(Some(&a), Some(&silent)), Verdict::NotComparable);
+    }
+}

@@ -1,0 +1,130 @@
+//! Tests of the settings.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, time::Duration};
+
+use shoal_indexer::config::Ownership;
+use shoal_runtime::config::{ConfigError, Validate};
+
+use super::{Settings, env_names, load};
+
+fn faults(settings: &Settings) -> Vec<String> {
+    let mut faults = Vec::new();
+    settings.validate(&mut faults);
+    faults
+}
+
+fn read(text: &str) -> Result<Settings, Vec<String>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    match load(Some(file.path())) {
+        Ok(loaded) => Ok(loaded.settings),
+        Err(ConfigError::Faults { faults }) => Err(faults),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn defaults_have_no_fault() {
+    assert_eq!(faults(&Settings::default()), Vec::<String>::new());
+}
+
+#[test]
+fn faults_of_every_section_are_told_at_once() {
+    let text = "
+        [kafka]
+        bootstrap = 'nowhere'
+        [kafka.client]
+        'auto.offset.reset' = 'earliest'
+        [registry]
+        url = 'localhost:8081'
+        [telemetry]
+        filter = 'shoal=nonsense=1'
+        [gateway]
+        deadline = '0s'
+        grpc_lissten = '127.0.0.1:1'
+        [indexer]
+        drain_timeout = '50s'
+        [indexer.engine]
+        memtable_rows = 'many'
+        [query]
+        max_k = 0
+        [local]
+        kafka_port = 0
+    ";
+    let faults = read(text).unwrap_err();
+    let named = [
+        "kafka.bootstrap",
+        "kafka.client.auto.offset.reset",
+        "registry.url",
+        "telemetry.filter",
+        "gateway.deadline",
+        "grpc_lissten",
+        "indexer.drain_timeout is 50s, has to be below Kafka's",
+        "indexer.engine.memtable_rows",
+        "query.max_k",
+        "local.kafka_port",
+    ];
+    for name in named {
+        assert!(faults.iter().any(|fault| fault.contains(name)), "{name}: {faults:#?}");
+    }
+    assert_eq!(faults.len(), named.len(), "{faults:#?}");
+}
+
+#[test]
+fn roles_do_not_share_a_port() {
+    let mut settings = Settings::default();
+    settings.query.http_listen = settings.gateway.grpc_listen;
+    settings.indexer.http_listen = settings.indexer.grpc_listen;
+    let found = faults(&settings);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().any(|fault| fault.starts_with("gateway.grpc_listen and query")));
+    let any = "127.0.0.1:0".parse().unwrap();
+    settings.query.http_listen = any;
+    settings.indexer.http_listen = any;
+    settings.indexer.grpc_listen = any;
+    assert_eq!(faults(&settings), Vec::<String>::new());
+}
+
+#[test]
+fn either_kind_of_ownership_can_be_set() {
+    let settings = read("[indexer.ownership]\nkind = 'static'\nshards = [1, 2]\n").unwrap();
+    let Ownership::Static { shards } = settings.indexer.ownership else {
+        panic!("{:?}", settings.indexer.ownership);
+    };
+    assert_eq!(shards, [1, 2]);
+    let settings = read("[indexer.ownership]\ngroup = 'mine'\n").unwrap();
+    let Ownership::Group { group } = settings.indexer.ownership else {
+        panic!("{:?}", settings.indexer.ownership);
+    };
+    assert_eq!(group, "mine");
+}
+
+#[test]
+fn variables_of_every_section_are_named() {
+    let names = env_names();
+    for name in [
+        "SHOAL_KAFKA__BOOTSTRAP",
+        "SHOAL_REGISTRY__URL",
+        "SHOAL_TELEMETRY__FORMAT",
+        "SHOAL_GATEWAY__ORIGIN",
+        "SHOAL_INDEXER__ENGINE__BATCH_RECORDS",
+        "SHOAL_INDEXER__ADVERTISE",
+        "SHOAL_QUERY__GRPC_LISTEN",
+        "SHOAL_LOCAL__DATA_DIR",
+    ] {
+        assert!(names.contains(name), "{name}: {names:?}");
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back_and_hides_secrets() {
+    let mut settings = Settings::default();
+    settings.kafka.client.insert("sasl.password".into(), "hunter2".into());
+    settings.query.default_deadline = Duration::from_millis(1234);
+    let text = settings.to_toml();
+    assert!(!text.contains("hunter2"), "{text}");
+    let back = read(&text).unwrap();
+    assert_eq!(back.query, settings.query);
+    assert_eq!(back.gateway, settings.gateway);
+}
