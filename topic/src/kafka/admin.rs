@@ -269,6 +269,9 @@ impl Admin for KafkaAdmin {
         group: &str,
         positions: &[(TopicPartition, Offset)],
     ) -> Result<(), AdminError> {
+        if positions.is_empty() {
+            return Ok(());
+        }
         let client = self.group(group)?;
         client
             .commit(&offsets(positions)?, CommitMode::Sync)
