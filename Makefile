@@ -17,12 +17,13 @@ help: ## list the commands
 setup: ## fetch everything the tests need (Kafka, schema registry, Python packages)
 	@setup/all
 
+# --workspace: the features `make test` builds with, so that neither builds the dependencies again for the other.
 build: ## build the `shoal` binary
-	cargo build --locked --bin shoal
+	cargo build --locked --workspace --bin shoal
 
 demo: ## start Shoal on a real Kafka, publish 20,000 embeddings, search them (DEMO_STAY=1 keeps it up)
 	@setup/kafka
-	cargo build --locked --bin shoal
+	@$(MAKE) --no-print-directory build
 	@$(CARGO_TARGET_DIR)/debug/shoal demo --data tests/data/wordnet20k
 
 test: setup ## run every test, against a real Kafka and a real schema registry
@@ -54,4 +55,5 @@ licences: ## check the dependencies' licences and sources against deny.toml
 
 compose-check: ## check docker-compose.yml without a container engine
 	@setup/python
-	@$(SHOAL_PYTHON) tests/compose/check.py docker-compose.yml
+	@$(MAKE) --no-print-directory build
+	@$(SHOAL_PYTHON) tests/compose/check.py --shoal $(CARGO_TARGET_DIR)/debug/shoal docker-compose.yml

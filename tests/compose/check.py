@@ -4,10 +4,13 @@
 What a parser can know is checked: duplicate and unknown keys, services without an image, dependencies that are not
 there, that have no health check or that go in a circle, ports given twice or open to the world, undeclared volumes,
 processes that run as root, addresses of services that do not exist, and SHOAL_ variables that Shoal does not read.
-It does not pull, build or start anything. Before the file, the checker tests itself with planted faults.
+With `--shoal` each of Shoal's services is also asked to check its own settings, as the file gives them.
+It does not pull, build or start any container. Before the file, the checker tests itself with planted faults.
 """
 import argparse
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -219,6 +222,21 @@ def environment_faults(model, known):
     return faults
 
 
+def settings_faults(model, shoal):
+    """What Shoal itself says of the settings of its services: the ones that are built here."""
+    faults = []
+    for name, service in model["services"].items():
+        if not service.get("build"):
+            continue
+        given = {key: interpolate(value) for key, value in environment_of(service).items()}
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
+        command = [str(shoal), *service.get("command", []), "--check"]
+        done = subprocess.run(command, env=clean | given, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            faults += [f"{name}: {line}" for line in done.stderr.strip().splitlines() or ["its check fails"]]
+    return faults
+
+
 def dockerfile_faults(text, where):
     """Faults of a Dockerfile: unpinned images, unknown stages, a last stage that runs as root."""
     faults, stages, user = [], [], None
@@ -321,7 +339,7 @@ volumes: {data: {}}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--env-names", type=Path, help="file with every variable that Shoal reads, one a line")
+    parser.add_argument("--shoal", type=Path, help="the program, to ask which variables it reads and what it says of them")
     options = parser.parse_args()
     check_itself()
     try:
@@ -336,8 +354,10 @@ def main():
                 faults += dockerfile_faults(dockerfile.read_text(), dockerfile)
             else:
                 faults.append(f"{dockerfile}: is not there")
-        if options.env_names:
-            faults += environment_faults(model, set(options.env_names.read_text().split()))
+        if options.shoal:
+            names = subprocess.run([options.shoal, "config", "--env-names"], capture_output=True, text=True, check=True)
+            faults += environment_faults(model, set(names.stdout.split()))
+            faults += settings_faults(model, options.shoal)
     for fault in faults:
         print(f"{options.file}: {fault}", file=sys.stderr)
     if not faults:
