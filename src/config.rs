@@ -185,6 +185,20 @@ impl Settings {
         }
     }
 
+    /// Puts every listener on a free port.
+    pub fn any_port(&mut self) {
+        for address in [
+            &mut self.gateway.grpc_listen,
+            &mut self.gateway.http_listen,
+            &mut self.indexer.grpc_listen,
+            &mut self.indexer.http_listen,
+            &mut self.query.grpc_listen,
+            &mut self.query.http_listen,
+        ] {
+            address.set_port(0);
+        }
+    }
+
     /// The settings as TOML, secrets starred out.
     pub fn to_toml(&self) -> String {
         let mut all = serde_json::to_value(self).unwrap_or_default();

@@ -22,14 +22,14 @@ pub(super) struct Demo {
 }
 
 impl Demo {
-    pub(super) async fn run(&self, context: Context) -> anyhow::Result<ExitCode> {
-        context.quiet_logs()?;
+    pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
+        let metrics = context.quiet_logs()?;
         let plan = Plan {
             data: self.data.clone(),
             stay: self.stay,
             silent: self.json_only,
         };
-        demo::run(context.loaded, &plan).await?;
+        demo::run(&context.loaded, metrics, &plan).await?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -27,6 +27,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_runtime::{config::ConfigError, telemetry};
 use shoal_topic::broker::exec_as_child;
 
@@ -117,13 +118,12 @@ impl Context {
     }
 
     /// Logs of a verb that ends by itself: only what is out of the ordinary, unless asked.
-    fn quiet_logs(&self) -> anyhow::Result<()> {
+    fn quiet_logs(&self) -> anyhow::Result<PrometheusHandle> {
         let mut telemetry = self.loaded.settings.telemetry.clone();
         if !self.loaded.sets("telemetry.filter") {
             "warn".clone_into(&mut telemetry.filter);
         }
-        telemetry::init(&telemetry)?;
-        Ok(())
+        Ok(telemetry::init(&telemetry)?)
     }
 }
 
@@ -168,7 +168,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Count(verb) => verb.run(&context?).await,
         Verb::Dlq(verb) => verb.run(&context?).await,
         Verb::Verify(verb) => verb.run(&context?).await,
-        Verb::Demo(verb) => verb.run(context?).await,
+        Verb::Demo(verb) => verb.run(&context?).await,
         Verb::ChildExec { .. } => Ok(ExitCode::SUCCESS),
     }
 }

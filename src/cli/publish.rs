@@ -4,7 +4,7 @@
 //! of them (`--at-least`) sees everything that was published.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
 };
@@ -168,6 +168,11 @@ impl Pace {
         }
         out.flush()?;
         let mut err = io::stderr().lock();
+        // Progress without a terminal has ended in such a line.
+        let told = !self.quiet && !err.is_terminal();
+        if told && summary.skipped == 0 && summary.unacknowledged == 0 {
+            return Ok(());
+        }
         write!(err, "{what} {} records in {:.2} s", summary.records, summary.seconds)?;
         if summary.skipped > 0 {
             write!(err, ", {} faulty ones passed over", summary.skipped)?;

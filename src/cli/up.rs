@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Context, in_order};
 use crate::{
-    config::Settings,
     roles::stop_on_signals,
     up::{self, Broker},
 };
@@ -41,7 +40,7 @@ impl Up {
             settings.kafka.bootstrap.clone_from(bootstrap);
         }
         if self.any_port {
-            any_port(&mut settings);
+            settings.any_port();
         }
         super::role::check(&settings)?;
         if self.check {
@@ -56,20 +55,6 @@ impl Up {
         }
         up.finish().await?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Every listener on a free port.
-pub(super) fn any_port(settings: &mut Settings) {
-    for address in [
-        &mut settings.gateway.grpc_listen,
-        &mut settings.gateway.http_listen,
-        &mut settings.indexer.grpc_listen,
-        &mut settings.indexer.http_listen,
-        &mut settings.query.grpc_listen,
-        &mut settings.query.http_listen,
-    ] {
-        address.set_port(0);
     }
 }
 
