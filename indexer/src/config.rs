@@ -43,7 +43,7 @@ pub struct Config {
 
 /// How shards find their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+#[serde(from = "OwnershipSettings", into = "OwnershipSettings")]
 pub enum Ownership {
     /// Indexers of one group share all shards of all collections; Kafka decides.
     Group {
@@ -55,6 +55,64 @@ pub enum Ownership {
         /// The numbers; empty means all.
         shards: Vec<u32>,
     },
+}
+
+/// Ownership as it is written: a kind, and the fields of every kind.
+///
+/// Settings come in layers, and one that names another kind leaves the fields of the layer below
+/// where they are; they do not count then.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OwnershipSettings {
+    kind: OwnershipKind,
+    group: String,
+    shards: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OwnershipKind {
+    Group,
+    Static,
+}
+
+impl Default for OwnershipSettings {
+    fn default() -> Self {
+        Self {
+            kind: OwnershipKind::Group,
+            group: "shoal-indexers".into(),
+            shards: Vec::new(),
+        }
+    }
+}
+
+impl From<OwnershipSettings> for Ownership {
+    fn from(settings: OwnershipSettings) -> Self {
+        match settings.kind {
+            OwnershipKind::Group => Self::Group {
+                group: settings.group,
+            },
+            OwnershipKind::Static => Self::Static {
+                shards: settings.shards,
+            },
+        }
+    }
+}
+
+impl From<Ownership> for OwnershipSettings {
+    fn from(ownership: Ownership) -> Self {
+        match ownership {
+            Ownership::Group { group } => Self {
+                group,
+                ..Self::default()
+            },
+            Ownership::Static { shards } => Self {
+                kind: OwnershipKind::Static,
+                shards,
+                ..Self::default()
+            },
+        }
+    }
 }
 
 /// Tuning of a shard's engine.
@@ -119,9 +177,7 @@ impl Default for Config {
             grpc_listen: ([127, 0, 0, 1], 7720).into(),
             http_listen: ([127, 0, 0, 1], 7721).into(),
             advertise: None,
-            ownership: Ownership::Group {
-                group: "shoal-indexers".into(),
-            },
+            ownership: OwnershipSettings::default().into(),
             engine: EngineConfig::default(),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
@@ -188,5 +244,26 @@ impl Validate for EngineConfig {
                 ));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::Ownership;
+
+    #[test]
+    fn a_layer_that_names_another_kind_may_leave_the_lower_layer_s_fields_behind() {
+        let mut layers = serde_json::to_value(super::Config::default()).unwrap()["ownership"].take();
+        assert_eq!(layers["kind"], "group");
+        layers["kind"] = json!("static");
+        layers["shards"] = json!([1, 3]);
+        let read: Ownership = serde_json::from_value(layers).unwrap();
+        assert_eq!(read, Ownership::Static { shards: vec![1, 3] });
+        let misspelt = json!({"kind": "group", "grup": "x"});
+        assert!(serde_json::from_value::<Ownership>(misspelt).is_err());
     }
 }

@@ -170,6 +170,9 @@ impl Node {
                 if let Err(error) = advice {
                     warn!(error = %chain(&error), "offsets not committed; only lag tools read them");
                 }
+                if !positions.is_empty() {
+                    shoal_runtime::crash::point("committed");
+                }
             }
             wait(cancel, GROUP_POLL);
         }
