@@ -13,7 +13,7 @@ use shoal_runtime::{clock::Stopwatch, tasks::blocking};
 use shoal_schemas::{CollectionName, Partition, Token, v1};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, debug, info_span};
 
 use crate::{
     metrics as names,
@@ -286,7 +286,10 @@ impl v1::shard_server::Shard for Service {
 async fn timed<T>(verb: &'static str, work: impl Future<Output = T>) -> T {
     let watch = Stopwatch::start();
     let outcome = work.await;
-    histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb).record(watch.seconds());
+    let seconds = watch.seconds();
+    histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb).record(seconds);
+    // Inside the request's span, which names the caller's trace.
+    debug!(seconds, "shard request answered");
     outcome
 }
 
