@@ -1,6 +1,6 @@
 //! Points from a Parquet file: a column of ids, one of vectors, every other one is payload.
 //!
-//! Row groups are streamed, [`BATCH_ROWS`] rows at a time. Types are those of Parquet itself: the
+//! Row groups are streamed, a few hundred rows at a time. Types are those of Parquet itself: the
 //! Arrow schema that some writers leave in the file is passed over, so a category is the text it
 //! stands for and a list of fixed size is a list. The columns `model`, `event_time` and
 //! `expires_at` are the point's own, as in JSON. An empty cell leaves its field out.
