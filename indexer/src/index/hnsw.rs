@@ -2,14 +2,18 @@
 //!
 //! usearch declares its index `Sync` and takes `&self` everywhere; that is a claim. What was
 //! measured to hold: one thread adds while others search. `reserve`, `load` and `save` are kept
-//! exclusive here by a lock; search and add share it.
+//! exclusive here by a lock; search and add share it. Its statistics are not asked while a thread
+//! may add: `memory_usage` walks all nodes and runs into the one that is being made.
 //!
 //! The beam of a search is `max(expansion, count)`, and the expansion belongs to the index, so a
 //! beam a query is had by a low expansion and asking for `beam` results.
 
 use std::{
     path::Path,
-    sync::{RwLock, RwLockReadGuard},
+    sync::{
+        RwLock, RwLockReadGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
@@ -38,6 +42,8 @@ pub struct Hnsw {
     index: RwLock<Index>,
     dim: usize,
     threads: usize,
+    /// Memory it holds, as its allocators say after each add.
+    bytes: AtomicUsize,
 }
 
 impl Hnsw {
@@ -51,6 +57,7 @@ impl Hnsw {
             .reserve_capacity_and_threads(FIRST_CAPACITY, options.threads)
             .map_err(|error| backend("reserve", &error))?;
         Ok(Self {
+            bytes: AtomicUsize::new(allocated(&index)),
             index: RwLock::new(index),
             dim: options.dim.len(),
             threads: options.threads,
@@ -82,6 +89,7 @@ impl Hnsw {
             .reserve_capacity_and_threads(capacity, options.threads)
             .map_err(|error| backend("reserve", &error))?;
         Ok(Self {
+            bytes: AtomicUsize::new(allocated(&index)),
             index: RwLock::new(index),
             dim: options.dim.len(),
             threads: options.threads,
@@ -112,9 +120,13 @@ impl VectorIndex for Hnsw {
                 .reserve_capacity_and_threads(wanted, self.threads)
                 .map_err(|error| backend("reserve", &error))?;
         }
-        self.shared()
+        let index = self.shared();
+        index
             .add(u64::from(row), vector)
-            .map_err(|error| backend("add a row", &error))
+            .map_err(|error| backend("add a row", &error))?;
+        // By the one thread that adds, so that nothing is allocated meanwhile.
+        self.bytes.store(allocated(&index), Ordering::Relaxed);
+        Ok(())
     }
 
     fn search(
@@ -161,7 +173,7 @@ impl VectorIndex for Hnsw {
     }
 
     fn bytes(&self) -> usize {
-        self.shared().memory_usage()
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn save(&self, path: &Path) -> Result<(), IndexError> {
@@ -194,9 +206,58 @@ fn open(options: &Options) -> Result<Index, IndexError> {
     Index::new(&options).map_err(|error| backend("open", &error))
 }
 
+/// Bytes that the graph's and the vectors' allocators hold.
+fn allocated(index: &Index) -> usize {
+    let stats = index.memory_stats();
+    stats.graph_allocated.saturating_add(stats.vectors_allocated)
+}
+
 fn backend(action: &'static str, error: &dyn std::fmt::Display) -> IndexError {
     IndexError::Backend {
         action,
         detail: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use shoal_schemas::{Dim, IndexParameters, Metric};
+
+    use super::{Hnsw, Options};
+    use crate::index::VectorIndex;
+
+    #[test]
+    fn its_size_may_be_asked_while_rows_are_added() {
+        let graph = Hnsw::new(&Options {
+            dim: Dim::try_from(2).unwrap(),
+            metric: Metric::L2,
+            parameters: IndexParameters::default(),
+            threads: 2,
+        })
+        .unwrap();
+        let done = AtomicBool::new(false);
+        let empty = graph.bytes();
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let mut last = (0, 0);
+                while !done.load(Ordering::Acquire) {
+                    let now = (graph.rows(), graph.bytes());
+                    assert!(now.0 >= last.0 && now.1 >= last.1, "{last:?} {now:?}");
+                    last = now;
+                }
+            });
+            for row in 0..10_000u16 {
+                let vector = [f32::from(row % 100), f32::from(row / 100)];
+                graph.add(row.into(), &vector).unwrap();
+            }
+            done.store(true, Ordering::Release);
+            asking.join().unwrap();
+        });
+        assert_eq!(graph.rows(), 10_000);
+        assert!(graph.bytes() > empty);
     }
 }
