@@ -1,0 +1,156 @@
+//! What a client sees: an indexer's shard service and a query node, over gRPC.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+use shoal_schemas::{Collection, v1};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{embeddings::K, role::Role};
+
+/// How often a state is asked for that is waited for.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+async fn channel(address: SocketAddr) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    Ok(endpoint.connect().await?)
+}
+
+/// An indexer's own service, for shard 0 of a collection.
+#[derive(Clone)]
+pub(crate) struct Shard {
+    stub: v1::shard_client::ShardClient<Channel>,
+    collection: String,
+}
+
+impl Shard {
+    pub(crate) async fn connect(grpc: SocketAddr, collection: &Collection) -> anyhow::Result<Self> {
+        Ok(Self {
+            stub: v1::shard_client::ShardClient::new(channel(grpc).await?),
+            collection: collection.name.to_string(),
+        })
+    }
+
+    pub(crate) async fn search(&mut self, vector: &[f32]) -> anyhow::Result<Vec<v1::Hit>> {
+        let request = v1::SearchShardsRequest {
+            collection: self.collection.clone(),
+            shards: vec![v1::ShardAsk::default()],
+            queries: vec![v1::Query {
+                vector: vector.to_vec(),
+                k: K as u32,
+                ..v1::Query::default()
+            }],
+        };
+        let answer = self.stub.search_shards(request).await?.into_inner();
+        let shard = answer
+            .shards
+            .into_iter()
+            .next()
+            .context("no shard answered")?;
+        anyhow::ensure!(
+            shard.code == 0,
+            "the shard answered with code {}",
+            shard.code
+        );
+        let hits = shard.results.into_iter().next();
+        Ok(hits.context("the shard gave no hits")?.hits)
+    }
+
+    async fn status(&mut self) -> anyhow::Result<v1::ShardStatus> {
+        let request = v1::ShardStatusRequest {
+            collection: self.collection.clone(),
+            shards: vec![v1::ShardAsk::default()],
+        };
+        let answer = self.stub.shard_status(request).await?.into_inner();
+        answer
+            .shards
+            .into_iter()
+            .next()
+            .context("no shard answered")
+    }
+
+    /// Waits until the shard serves `rows` points and `is_done` with its state.
+    pub(crate) async fn wait(
+        &mut self,
+        indexer: &mut Role,
+        rows: usize,
+        is_done: impl Fn(&v1::ShardStatus) -> bool,
+    ) -> anyhow::Result<v1::ShardStatus> {
+        let mut ticks = tokio::time::interval(ASK_EVERY);
+        let search = async {
+            loop {
+                ticks.tick().await;
+                indexer.lives()?;
+                // Not serving yet is an answer with a code, not an error.
+                let status = self.status().await;
+                let status = status.with_context(|| {
+                    format!("no state of the shard; the indexer: {}", indexer.state())
+                })?;
+                if status.code == 0 && status.live_points as usize == rows && is_done(&status) {
+                    return Ok(status);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, search)
+            .await
+            .with_context(|| format!("{rows} rows were not served within {PATIENCE:?}"))?
+    }
+}
+
+/// Whether every row is in the graph.
+pub(crate) fn is_folded(status: &v1::ShardStatus) -> bool {
+    status.memtable_rows == 0 && status.graph_rows >= status.live_points
+}
+
+/// A query node.
+#[derive(Clone)]
+pub(crate) struct Node {
+    stub: v1::search_client::SearchClient<Channel>,
+    collection: String,
+}
+
+impl Node {
+    pub(crate) async fn connect(grpc: SocketAddr, collection: &Collection) -> anyhow::Result<Self> {
+        Ok(Self {
+            stub: v1::search_client::SearchClient::new(channel(grpc).await?),
+            collection: collection.name.to_string(),
+        })
+    }
+
+    /// The nearest points, from every shard or not at all.
+    pub(crate) async fn search(
+        &mut self,
+        vector: &[f32],
+        at_least: Option<v1::Token>,
+    ) -> anyhow::Result<Vec<v1::Hit>> {
+        let request = v1::SearchRequest {
+            collection: self.collection.clone(),
+            vector: vector.to_vec(),
+            k: K as u32,
+            read: Some(v1::ReadOptions {
+                at_least: at_least.into_iter().collect(),
+                require_all: true,
+            }),
+            ..v1::SearchRequest::default()
+        };
+        Ok(self.stub.search(request).await?.into_inner().hits)
+    }
+
+    /// Waits until the node knows the shard's owner and gets answers from it.
+    pub(crate) async fn wait(&mut self, query: &mut Role, vector: &[f32]) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(ASK_EVERY);
+        let answered = async {
+            loop {
+                ticks.tick().await;
+                query.lives()?;
+                if self.search(vector, None).await.is_ok() {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, answered)
+            .await
+            .with_context(|| format!("the query node answered nothing within {PATIENCE:?}"))?
+    }
+}

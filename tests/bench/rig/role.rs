@@ -1,0 +1,160 @@
+//! One role of Shoal as a process of its own, with its default settings.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use shoal_runtime::clock::Stopwatch;
+use shoal_schemas::Collection;
+
+use crate::{arguments::Arguments, place::Place};
+
+const STOP: Duration = Duration::from_secs(60);
+/// Linux tells processor time in hundredths of a second, on every architecture.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running role. Dropping it kills it.
+pub(crate) struct Role {
+    process: Child,
+    pub(crate) grpc: SocketAddr,
+    log: PathBuf,
+}
+
+impl Role {
+    /// An indexer that serves every shard, keeping its files in `data`.
+    pub(crate) fn indexer(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+    ) -> anyhow::Result<Self> {
+        let data = data.display().to_string();
+        let own = [
+            ("SHOAL_INDEXER__GRPC_LISTEN", "127.0.0.1:0"),
+            ("SHOAL_INDEXER__HTTP_LISTEN", "127.0.0.1:0"),
+            ("SHOAL_INDEXER__DATA_DIR", &data),
+            ("SHOAL_INDEXER__OWNERSHIP__KIND", "static"),
+            ("SHOAL_INDEXER__OWNERSHIP__SHARDS", "[]"),
+        ];
+        Self::start("indexer", arguments, place, &own)
+    }
+
+    pub(crate) fn query(arguments: &Arguments, place: &Place) -> anyhow::Result<Self> {
+        let own = [
+            ("SHOAL_QUERY__GRPC_LISTEN", "127.0.0.1:0"),
+            ("SHOAL_QUERY__HTTP_LISTEN", "127.0.0.1:0"),
+        ];
+        Self::start("query", arguments, place, &own)
+    }
+
+    fn start(
+        role: &str,
+        arguments: &Arguments,
+        place: &Place,
+        own: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let log = place.folder().join(format!("{role}.log"));
+        let shoal = arguments.shoal.as_os_str();
+        // The kernel kills it when we end, however that comes about.
+        let mut process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(shoal)
+            .arg(role)
+            .env("SHOAL_KAFKA__BOOTSTRAP", place.broker.bootstrap())
+            .envs(own.iter().copied())
+            .current_dir(place.folder())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(&log)?)
+            .spawn()
+            .context("cannot run setpriv (package util-linux)")?;
+        let out = process.stdout.take().context("its output is ours")?;
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line)?;
+        let mut words = line.split_whitespace().skip_while(|word| *word != "grpc");
+        let address = words.nth(1).and_then(|word| word.parse().ok());
+        let Some(grpc) = address else {
+            bail!(
+                "`shoal {role}` said `{}` and not where it listens; its log:\n{}",
+                line.trim(),
+                fs::read_to_string(&log)?
+            );
+        };
+        Ok(Self { process, grpc, log })
+    }
+
+    /// Fails if it has ended.
+    pub(crate) fn lives(&mut self) -> anyhow::Result<()> {
+        match self.process.try_wait()? {
+            None => Ok(()),
+            Some(_) => bail!("the role ended: {}", self.state()),
+        }
+    }
+
+    /// Whether it has ended, and the last lines it logged: for errors.
+    pub(crate) fn state(&mut self) -> String {
+        // The kernel may not yet have told of an end that closed a connection.
+        std::thread::park_timeout(Duration::from_millis(100));
+        let ended = match self.process.try_wait() {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "still running".into(),
+            Err(error) => error.to_string(),
+        };
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(20).collect();
+        let lines: Vec<&str> = lines.into_iter().rev().collect();
+        format!("{ended}; its log:\n{}", lines.join("\n"))
+    }
+
+    /// Processor time used so far, seconds.
+    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        cpu_seconds(self.process.id())
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.process), Signal::TERM)?;
+        let watch = Stopwatch::start();
+        while watch.elapsed() < STOP {
+            if let Some(status) = self.process.try_wait()? {
+                if status.success() {
+                    return Ok(());
+                }
+                bail!("the role ended: {}", self.state());
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        bail!("did not stop within {STOP:?}")
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _gone_already = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+/// Processor time a process has used so far, seconds.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is a name that may hold anything but ends at the last parenthesis.
+    let (_, fields) = stat.rsplit_once(')').context("stat names its program")?;
+    let ticks = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / TICKS_PER_SECOND)
+}
+
+/// Where an indexer keeps the only shard of a collection.
+pub(crate) fn shard_folder(data: &Path, collection: &Collection) -> PathBuf {
+    data.join("shards").join(collection.name.as_str()).join("0")
+}
