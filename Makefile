@@ -29,9 +29,9 @@ demo: ## start Shoal on a real Kafka, publish 20,000 embeddings, search them (DE
 test: setup ## run every test, against a real Kafka and a real schema registry
 	cargo test --locked --workspace --no-fail-fast
 
-bench: setup ## measure one figure: make bench NAME=ingest (names: docs/benchmarks.md)
+bench: ## measure one figure: make bench NAME=ingest (names: docs/benchmarks.md)
 	@test -n "$(NAME)" || { echo 'usage: make bench NAME=...   (names: docs/benchmarks.md)' >&2; exit 2; }
-	@setup/python --bench
+	@setup/kafka
 	tests/bench/run $(NAME)
 
 fmt: ## format the Rust code
