@@ -5,8 +5,10 @@
 //! a shard have the same partition number). A wake-up flag stands for "some queue has something".
 //!
 //! librdkafka reports an end without its offset. Where the last record is the one before the
-//! broker's end, that is the offset. Where it is not, what lies between is either new or a gap:
-//! the reader seeks to where it is, and an end that comes before any record proves the gap.
+//! broker's end, that is the offset. Where it is not, what lies between is either new or a gap.
+//! What is new is on its way and comes in a moment. Only when nothing does, the reader seeks to
+//! where it is, and an end that comes before any record proves the gap: a seek throws away what is
+//! on its way and costs the next record a whole `fetch_wait`.
 //!
 //! A start outside the log stops that partition for good (`auto.offset.reset=error`), so the
 //! error is repeated by every idle poll.
@@ -36,6 +38,8 @@ use crate::{Fetched, FetchedRecord, ReadError, Reader, Start, TopicPartition};
 const EVENTS: Duration = Duration::from_millis(500);
 /// Longest that a broker thought down is asked again before the next look at the queues.
 const PROBE: Duration = Duration::from_millis(250);
+/// Longest that a new record is waited for before a gap is looked for, in `fetch_wait`s.
+const GAP_PATIENCE: u32 = 3;
 /// Events served a look: enough to keep up, few enough to stay quick.
 const EVENTS_A_LOOK: usize = 16;
 
@@ -53,6 +57,7 @@ pub(super) struct KafkaReader {
     down: bool,
     pending: VecDeque<ReadError>,
     request_timeout: Duration,
+    gap_patience: Duration,
 }
 
 struct Source {
@@ -64,6 +69,8 @@ struct Source {
     gap_to: Option<Offset>,
     /// An end was reported and its offset is still to be found out.
     ended: bool,
+    /// Since when the broker's end is known to be further on.
+    further_since: Option<Stopwatch>,
     failure: Option<Failure>,
 }
 
@@ -112,6 +119,7 @@ impl KafkaReader {
                 position,
                 gap_to: None,
                 ended: false,
+                further_since: None,
                 failure: None,
             });
         }
@@ -124,6 +132,7 @@ impl KafkaReader {
             down: false,
             pending: VecDeque::new(),
             request_timeout: config.request_timeout,
+            gap_patience: config.fetch_wait * GAP_PATIENCE,
         })
     }
 
@@ -195,6 +204,7 @@ impl KafkaReader {
                         source.position = Some(offset.next());
                         source.gap_to = None;
                         source.ended = false;
+                        source.further_since = None;
                         source.failure = None;
                         self.down = false;
                     }
@@ -243,26 +253,38 @@ impl KafkaReader {
                 into.ends.push((index, end));
                 continue;
             }
+            let further_for = source.further_since.map(|since| since.elapsed());
+            if further_for.is_some_and(|time| time < self.gap_patience) {
+                continue;
+            }
             let partition = source.at.partition.to_broker();
             match self
                 .consumer
                 .fetch_watermarks(&source.at.topic, partition, timeout)
             {
                 Ok((low, high)) => {
-                    source.ended = false;
                     let low = Offset::from_broker(low).unwrap_or_default();
                     let high = Offset::from_broker(high).unwrap_or_default();
                     let position = source.position.unwrap_or(low);
                     source.position = Some(position);
                     if high <= position {
+                        source.ended = false;
+                        source.further_since = None;
                         into.ends.push((index, position));
+                    } else if further_for.is_none() {
+                        source.further_since = Some(Stopwatch::start());
                     } else {
+                        source.ended = false;
+                        source.further_since = None;
                         source.gap_to = Some(high);
                         seek(&self.consumer, &source.at, position, timeout);
                     }
                 }
-                // Still to be found out; the next poll asks again.
-                Err(_) => self.down = true,
+                // Still to be found out; the next poll asks again. A slow answer is no lost broker.
+                Err(error) => {
+                    let code = error.rdkafka_error_code();
+                    self.down |= code != Some(RDKafkaErrorCode::OperationTimedOut);
+                }
             }
         }
     }
