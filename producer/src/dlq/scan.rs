@@ -1,10 +1,10 @@
 //! A dead-letter topic from its beginning to the end it has now.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch};
 use shoal_schemas::{CollectionName, Offset, Partition, dlq::Entry};
-use shoal_topic::{Cluster, ReadError, Start, TopicPartition};
+use shoal_topic::{AdminError, Cluster, ReadError, Start, TopicPartition};
 use tracing::debug;
 
 use super::ScanError;
@@ -13,6 +13,8 @@ use super::ScanError;
 const BATCH: usize = 512;
 /// Wait of a poll.
 const POLL: Duration = Duration::from_millis(500);
+/// Wait before a question is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long the broker may be silent before the reading is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -36,7 +38,7 @@ pub(super) fn scan(
     let missing = || ScanError::Missing {
         topic: topic.clone(),
     };
-    let found = cluster.admin.describe_topic(&topic).map_err(describe)?;
+    let found = patiently(|| cluster.admin.describe_topic(&topic)).map_err(describe)?;
     let partitions = found.ok_or_else(missing)?.partitions;
     let mut starts = Vec::new();
     let mut ends = Vec::new();
@@ -45,7 +47,7 @@ pub(super) fn scan(
             topic: topic.as_str().into(),
             partition,
         };
-        let marks = cluster.admin.watermarks(&at, SILENCE).map_err(describe)?;
+        let marks = patiently(|| cluster.admin.watermarks(&at, SILENCE)).map_err(describe)?;
         if marks.low < marks.high {
             starts.push((at, Start::Beginning));
             ends.push(Some(marks.high));
@@ -92,6 +94,20 @@ pub(super) fn scan(
         }
     }
     Ok(unreadable)
+}
+
+/// Asks again while the broker has only no answer yet, as with a topic that was just made.
+fn patiently<T>(ask: impl Fn() -> Result<T, AdminError>) -> Result<T, AdminError> {
+    let watch = Stopwatch::start();
+    loop {
+        match ask() {
+            Err(error) if error.kind() == ErrorKind::Retry && watch.elapsed() < SILENCE => {
+                debug!(%error, "asked again");
+                thread::park_timeout(PAUSE);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn reached(ends: &mut [Option<Offset>], source: usize, next: Offset) {
