@@ -11,7 +11,7 @@ use shoal_schemas::{
     route,
 };
 
-use crate::entry::{Draft, Stamp};
+use crate::entry::{Draft, Stamp, check_point};
 
 /// What admission needs to know besides the record.
 pub struct Gate<'a> {
@@ -106,9 +106,12 @@ pub fn admit(gate: &Gate<'_>, stamp: Stamp, record: &Record) -> Result<Admitted,
         });
     };
     match decode_value(&id, value, gate.collection, gate.schemas) {
-        Ok(point) => Ok(Admitted::Change {
-            draft: Draft::Upsert(stamp, id, point),
-            trace: meta.trace,
+        Ok(point) => Ok(match check_point(&point) {
+            Ok(()) => Admitted::Change {
+                draft: Draft::Upsert(stamp, id, point),
+                trace: meta.trace,
+            },
+            Err(detail) => refused(Rejection::new(Reason::BadPayload, detail), id),
         }),
         Err(ValueError::Rejected(rejection)) => Ok(refused(rejection, id)),
         Err(ValueError::Unavailable(error)) => Err(error),

@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_layer_that_names_another_kind_may_leave_the_lower_layer_s_fields_behind() {
-        let mut layers = serde_json::to_value(super::Config::default()).unwrap()["ownership"].take();
+        let mut layers =
+            serde_json::to_value(super::Config::default()).unwrap()["ownership"].take();
         assert_eq!(layers["kind"], "group");
         layers["kind"] = json!("static");
         layers["shards"] = json!([1, 3]);

@@ -5,6 +5,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use bytes::Bytes;
 use futures::{
     executor::block_on,
     future::{Either, join_all, select},
@@ -14,7 +15,7 @@ use shoal_runtime::{
     clock::{Clock, Stopwatch},
 };
 use shoal_schemas::{Offset, Record, Rejection, Source, dlq, name::dlq_topic};
-use shoal_topic::{Cluster, TopicPartition};
+use shoal_topic::{Cluster, TopicPartition, WriteError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -79,7 +80,11 @@ pub fn put(
         };
         let mut failed = None;
         let mut outcomes = outcomes.into_iter();
-        left.retain(|_| match outcomes.next() {
+        left.retain_mut(|(_, entry)| match outcomes.next() {
+            Some(Err(WriteError::TooLarge { record_bytes, .. })) if has_content(entry) => {
+                leave_content_out(entry, record_bytes);
+                true
+            }
             Some(Err(error)) => {
                 failed = Some(error);
                 true
@@ -97,6 +102,25 @@ pub fn put(
         }
     }
     true
+}
+
+fn has_content(entry: &Record) -> bool {
+    entry.value.as_ref().is_some_and(|value| !value.is_empty())
+}
+
+/// Empties the value of an entry that its topic does not take. Retrying it is refused again, which
+/// is right: what it said is gone from here and stands in the origin's topic alone.
+fn leave_content_out(entry: &mut Record, record_bytes: usize) {
+    entry.value = Some(Bytes::new());
+    for (name, detail) in &mut entry.headers {
+        if name == dlq::DETAIL {
+            let mut text = String::from_utf8_lossy(detail).into_owned();
+            text.push_str(&format!(
+                "; the value is left out, the record's {record_bytes} bytes do not fit the dead-letter topic"
+            ));
+            *detail = text.into();
+        }
+    }
 }
 
 /// Waits on a thread of ours, at most until cancelled.

@@ -8,7 +8,8 @@
 //!   `i64::MIN` = not said), model (u16, 0xffff = not said), components u16, the components as
 //!   f32, then the canonical payload to the end
 //! - 2 delete, 3 contest: source u16, offset u64, version u64, id (u16)
-//! - 4 progress: source u16, next offset u64, wall time u64 in milliseconds
+//! - 4 progress: source u16, next offset u64, u64: wall time in milliseconds at which the shard
+//!   last held everything the broker had
 
 use shoal_schemas::{
     ClusterId, Offset, Partition, Payload, Point, PointId, RegionName, Source, Version,
@@ -24,6 +25,31 @@ const PROGRESS: u8 = 4;
 
 const NO_TIME: i64 = i64::MIN;
 const NO_MODEL: u16 = u16::MAX;
+
+/// Longest model name, bytes.
+pub const MAX_MODEL_BYTES: usize = 1024;
+
+/// What a point may not hold, because its frame could not give it back.
+///
+/// # Errors
+/// A sentence for the refusal.
+pub fn check_point(point: &Point) -> Result<(), String> {
+    let model_bytes = point.model.as_ref().map_or(0, String::len);
+    if model_bytes > MAX_MODEL_BYTES {
+        return Err(format!(
+            "model has {model_bytes} bytes, allowed are {MAX_MODEL_BYTES}"
+        ));
+    }
+    for (field, time) in [
+        ("event_time", point.event_time_ms),
+        ("expires_at", point.expires_at_ms),
+    ] {
+        if time == Some(NO_TIME) {
+            return Err(format!("{field} is {NO_TIME}, which is no time"));
+        }
+    }
+    Ok(())
+}
 
 /// Place and version every record has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,16 +264,15 @@ impl Body<'_> {
     }
 }
 
+/// # Panics
+/// Above 65,534 bytes. Ids, topics and regions are shorter by their types, models by admission.
 fn put_text(out: &mut Vec<u8>, text: &str) {
     let length = u16::try_from(text.len())
-        .unwrap_or(NO_MODEL - 1)
-        .min(NO_MODEL - 1);
+        .ok()
+        .filter(|length| *length < NO_MODEL)
+        .expect("every text in a frame was checked for its length");
     out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(
-        text.as_bytes()
-            .get(..usize::from(length))
-            .unwrap_or_default(),
-    );
+    out.extend_from_slice(text.as_bytes());
 }
 
 fn put_head(out: &mut Vec<u8>, kind: u8, stamp: Stamp, id: &PointId) {

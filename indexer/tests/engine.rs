@@ -558,17 +558,45 @@ fn a_broker_that_goes_away_is_waited_for_and_searches_go_on() {
 }
 
 #[test]
-fn a_folder_of_another_definition_is_refused_with_what_differs() {
+fn a_folder_of_another_definition_is_set_aside_and_the_shard_rebuilt() {
     let mut world = World::new();
-    world.open().close();
+    let live = world.open();
+    world.upsert("a", 1);
+    world.caught_up(&live);
+    live.close();
     world.collection.metric = Metric::L2;
-    let refused = shoal_indexer::shard::recover::open(
-        world.spec(&world.folder.path().join("live")),
-        world.clock.clone(),
-    );
-    let message = refused.err().unwrap().to_string();
-    assert!(
-        message.contains("L2") && message.contains("Cosine"),
-        "{message}"
-    );
+    let live = world.open();
+    world.caught_up(&live);
+    assert_eq!(live.nearest(1, 1), ["a"]);
+    live.close();
+    let aside = world.folder.path().join("live.aside-0");
+    assert!(aside.join("wal").exists(), "nothing is thrown away");
+}
+
+#[test]
+fn a_topic_cut_below_the_shard_is_noticed_and_its_folder_set_aside() {
+    let world = World::new();
+    let live = world.open();
+    world.upsert("a", 1);
+    world.caught_up(&live);
+    live.close();
+    for seed in 2..6 {
+        world.upsert("b", seed);
+    }
+    let home = TopicPartition {
+        topic: TOPIC.into(),
+        partition: Partition(0),
+    };
+    world.log.trim(&home, Offset(3));
+    let live = world.open();
+    let folder = world.folder.path().join("live.aside-0");
+    eventually(DEADLINE, "the shard gives up its folder", || {
+        folder.exists().then_some(())
+    });
+    live.close();
+    // Its node takes it again, from the beginning.
+    let live = world.open();
+    world.caught_up(&live);
+    assert_eq!(live.nearest(5, 2), ["b"]);
+    live.close();
 }

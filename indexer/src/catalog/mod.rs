@@ -151,6 +151,9 @@ pub enum CatalogError {
         /// Its words.
         detail: String,
     },
+    /// A shard of this process that is closing still has it open.
+    #[error("catalog is still held by a shard that is closing")]
+    Held,
     /// What is stored under an id does not read.
     #[error("catalog entry of `{id}` does not read; remove the catalog folder, it is rebuilt")]
     Entry {
@@ -164,6 +167,7 @@ impl CatalogError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Store { .. } => ErrorKind::Closed,
+            Self::Held => ErrorKind::Retry,
             Self::Entry { .. } => ErrorKind::Corrupt,
         }
     }
@@ -218,8 +222,15 @@ impl Catalog {
     /// Sets aside everything changed since the last freeze, to be stored by another thread.
     pub fn freeze(&self) -> Arc<HashMap<PointId, IdState>> {
         let mut overlay = self.exclusive();
-        debug_assert!(overlay.frozen.is_none(), "one checkpoint at a time");
-        let frozen = Arc::new(std::mem::take(&mut overlay.newest));
+        let newest = std::mem::take(&mut overlay.newest);
+        // A checkpoint that failed leaves its part behind; the next one stores it too.
+        let mut frozen = overlay
+            .frozen
+            .take()
+            .map(Arc::unwrap_or_clone)
+            .unwrap_or_default();
+        frozen.extend(newest);
+        let frozen = Arc::new(frozen);
         overlay.frozen = Some(frozen.clone());
         frozen
     }

@@ -33,7 +33,13 @@ impl Sled {
             .flush_every_ms(None)
             .mode(sled::Mode::HighThroughput)
             .open()
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| match failed(&error) {
+                // sled gives this case no kind of its own.
+                CatalogError::Store { detail } if detail.contains("could not acquire lock") => {
+                    CatalogError::Held
+                }
+                other => other,
+            })?;
         let ids = database.open_tree("ids").map_err(|error| failed(&error))?;
         let marks = database
             .open_tree("marks")

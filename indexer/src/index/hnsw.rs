@@ -209,7 +209,9 @@ fn open(options: &Options) -> Result<Index, IndexError> {
 /// Bytes that the graph's and the vectors' allocators hold.
 fn allocated(index: &Index) -> usize {
     let stats = index.memory_stats();
-    stats.graph_allocated.saturating_add(stats.vectors_allocated)
+    stats
+        .graph_allocated
+        .saturating_add(stats.vectors_allocated)
 }
 
 fn backend(action: &'static str, error: &dyn std::fmt::Display) -> IndexError {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use shoal_schemas::{CollectionName, Partition};
+use shoal_schemas::{CollectionName, Offset, Partition};
 use shoal_topic::{Deps, ReadError};
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +67,8 @@ pub struct Held {
     cancel: CancellationToken,
     ended: Arc<AtomicBool>,
     was_caught_up: AtomicBool,
+    /// See [`crate::shard::Spec::incarnation`].
+    incarnation: Offset,
 }
 
 /// Why a shard does not answer.

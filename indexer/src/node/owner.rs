@@ -4,7 +4,7 @@
 //! durable and its offsets committed before the group hands it on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     config::Ownership,
     dlq::wait,
-    node::{Held, Node, NodeError, RETRY_AFTER},
+    node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
     shard::{
         Spec,
         run::{self, Context},
@@ -30,6 +30,8 @@ use crate::{
 
 /// How often the group is served.
 const GROUP_POLL: Duration = Duration::from_millis(100);
+/// How long the seat is served at a time while shards drain.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// How often offsets are committed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
@@ -43,7 +45,7 @@ impl Node {
             Ownership::Group { group } => self.own_by_group(group, &cluster, &cancel),
             Ownership::Static { shards } => self.own_static(shards, &cluster, &cancel),
         };
-        self.let_go_of_all();
+        self.let_go(&self.all());
         outcome
     }
 
@@ -78,7 +80,9 @@ impl Node {
         let mut membership: Option<Box<dyn Membership>> = None;
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
+        let mut events = VecDeque::new();
         while !cancel.is_cancelled() {
+            self.take_again(cluster)?;
             let state = self.deps.control.snapshot();
             let wanted = topics_of(&state);
             if wanted != topics {
@@ -96,7 +100,11 @@ impl Node {
                 wait(cancel, GROUP_POLL);
                 continue;
             };
-            match seat.poll(GROUP_POLL) {
+            let polled = match events.pop_front() {
+                Some(event) => Ok(Some(event)),
+                None => seat.poll(GROUP_POLL),
+            };
+            match polled {
                 Ok(None) => {}
                 Ok(Some(MembershipEvent::Assigned(partitions))) => {
                     for partition in partitions {
@@ -104,14 +112,17 @@ impl Node {
                     }
                 }
                 Ok(Some(MembershipEvent::Revoked(partitions))) => {
+                    // The seat is kept warm meanwhile; what it says is heard afterwards.
+                    self.stop(&partitions, || {
+                        events.extend(seat.poll(DRAIN_POLL).ok().flatten());
+                    });
                     self.commit(&**seat, &mut committed);
-                    self.let_go(&partitions, Some(&mut **seat));
-                    self.commit(&**seat, &mut committed);
+                    self.forget(&partitions);
                     seat.released();
                 }
                 Ok(Some(MembershipEvent::Lost(partitions))) => {
                     warn!("the group gave this node's shards away; letting go");
-                    self.let_go(&partitions, None);
+                    self.let_go(&partitions);
                 }
                 Err(error) if error.kind() == ErrorKind::Retry => wait(cancel, RETRY_AFTER),
                 Err(error) => return Err(group_error(error)),
@@ -122,7 +133,7 @@ impl Node {
             }
         }
         if let Some(seat) = membership {
-            self.let_go_of_all();
+            self.stop(&self.all(), || std::thread::park_timeout(DRAIN_POLL));
             self.commit(&*seat, &mut committed);
         }
         Ok(())
@@ -138,6 +149,7 @@ impl Node {
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
         while !cancel.is_cancelled() {
+            self.take_again(cluster)?;
             let state = self.deps.control.snapshot();
             for collection in state.collections.values() {
                 for number in 0..collection.partitions {
@@ -156,13 +168,9 @@ impl Node {
                 let gone = shards
                     .keys()
                     .filter(|(name, _)| !state.collections.contains_key(name));
-                gone.map(|(name, shard)| TopicPartition {
-                    topic: name.topic().into(),
-                    partition: *shard,
-                })
-                .collect()
+                gone.map(partition_of).collect()
             };
-            self.let_go(&dropped, None);
+            self.let_go(&dropped);
             if since_commit.elapsed() >= COMMIT_EVERY {
                 since_commit = Stopwatch::start();
                 let positions = self.durable(&mut committed);
@@ -199,7 +207,7 @@ impl Node {
             .join("shards")
             .join(key.0.as_str())
             .join(key.1.to_string());
-        let spec = Spec::of_home(
+        let mut spec = Spec::of_home(
             Arc::new(collection.clone()),
             key.1,
             cluster.clone(),
@@ -207,12 +215,14 @@ impl Node {
             folder,
             self.config.engine.clone(),
         );
+        spec.incarnation = state.defined_at.get(&key.0).copied().unwrap_or_default();
         let label = spec.label();
         let held = Held {
             opened: Arc::default(),
             cancel: self.deps.tasks.cancel().child_token(),
             ended: Arc::default(),
             was_caught_up: AtomicBool::new(false),
+            incarnation: spec.incarnation,
         };
         let context = Context {
             spec,
@@ -238,52 +248,63 @@ impl Node {
         })
     }
 
-    /// Stops the shards of these partitions and waits until they have ended. The seat in the
-    /// group is kept warm meanwhile.
-    fn let_go(&self, partitions: &[TopicPartition], mut seat: Option<&mut dyn Membership>) {
+    /// Takes shards again that ended by themselves, because their folders did not lead on to the
+    /// topic, and those whose collection was dropped and made again.
+    fn take_again(&self, cluster: &ClusterId) -> Result<(), NodeError> {
+        let state = self.deps.control.snapshot();
+        let is_over = |key: &ShardKey, held: &Held| {
+            let ended = held.ended.load(Ordering::Acquire) && !held.cancel.is_cancelled();
+            let now = state.defined_at.get(&key.0);
+            ended || now.is_some_and(|now| *now != held.incarnation)
+        };
+        let over: Vec<_> = {
+            let shards = self.lock();
+            let over = shards.iter().filter(|(key, held)| is_over(key, held));
+            over.map(|(key, _)| partition_of(key)).collect()
+        };
+        for partition in over {
+            self.let_go(std::slice::from_ref(&partition));
+            self.take(&partition, cluster)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the shards of these partitions and waits until they have ended, calling `meanwhile`
+    /// again and again.
+    fn stop(&self, partitions: &[TopicPartition], mut meanwhile: impl FnMut()) {
         let going: Vec<_> = partitions
             .iter()
-            .filter_map(|partition| {
-                let name = CollectionName::from_topic(&partition.topic)?;
-                let key = (name, partition.partition);
-                let held = self.lock().get(&key).cloned()?;
-                Some((key, held))
-            })
+            .filter_map(|partition| self.shard(&key_of(partition)?))
             .collect();
-        for (_, held) in &going {
+        for held in &going {
             held.cancel.cancel();
         }
         let watch = Stopwatch::start();
-        for (key, held) in going {
-            while !held.ended.load(Ordering::Acquire) {
-                if watch.elapsed() > self.config.drain_timeout {
-                    warn!(
-                        shard = %format!("{}/{}", key.0, key.1),
-                        "shard still runs after drain_timeout; it is given up all the same"
-                    );
-                    break;
-                }
-                match &mut seat {
-                    // Nothing is expected here but to be kept in the group.
-                    Some(seat) => drop(seat.poll(Duration::from_millis(10))),
-                    None => std::thread::park_timeout(Duration::from_millis(10)),
-                }
+        while going.iter().any(|held| !held.ended.load(Ordering::Acquire)) {
+            if watch.elapsed() > self.config.drain_timeout {
+                warn!("shards still run after drain_timeout; they are given up all the same");
+                return;
             }
-            info!(shard = %format!("{}/{}", key.0, key.1), "shard let go");
-            self.lock().remove(&key);
+            meanwhile();
         }
     }
 
-    fn let_go_of_all(&self) {
-        let all: Vec<_> = {
-            let shards = self.lock();
-            let all = shards.keys().map(|(name, shard)| TopicPartition {
-                topic: name.topic().into(),
-                partition: *shard,
-            });
-            all.collect()
-        };
-        self.let_go(&all, None);
+    fn forget(&self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            let gone = key_of(partition).and_then(|key| self.lock().remove(&key));
+            if gone.is_some() {
+                info!(%partition, "shard let go");
+            }
+        }
+    }
+
+    fn let_go(&self, partitions: &[TopicPartition]) {
+        self.stop(partitions, || std::thread::park_timeout(DRAIN_POLL));
+        self.forget(partitions);
+    }
+
+    fn all(&self) -> Vec<TopicPartition> {
+        self.lock().keys().map(partition_of).collect()
     }
 
     /// Durable home offsets that changed since they were last asked for.
@@ -321,6 +342,18 @@ impl Node {
             warn!(error = %chain(&error), "offsets not committed; only lag tools read them");
         }
         shoal_runtime::crash::point("committed");
+    }
+}
+
+fn key_of(partition: &TopicPartition) -> Option<ShardKey> {
+    let name = CollectionName::from_topic(&partition.topic)?;
+    Some((name, partition.partition))
+}
+
+fn partition_of(key: &ShardKey) -> TopicPartition {
+    TopicPartition {
+        topic: key.0.topic().into(),
+        partition: key.1,
     }
 }
 

@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shoal_runtime::{chain, clock::Stopwatch};
-use shoal_schemas::control::{Claim, Entry, Key};
+use shoal_schemas::{
+    Offset,
+    control::{Claim, Entry, Key},
+};
 use shoal_topic::{AdminError, TopicPartition};
 use tracing::{info, warn};
 
 use crate::{
+    config::Ownership,
     dlq::wait,
     node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
     shard::Shared,
@@ -91,7 +95,7 @@ impl Node {
 
     pub(super) fn claim(&self) {
         let cancel = self.deps.tasks.cancel();
-        let mut claimed: BTreeMap<ShardKey, bool> = BTreeMap::new();
+        let mut claimed: BTreeMap<ShardKey, Claimed> = BTreeMap::new();
         while !cancel.is_cancelled() {
             let shards: Vec<_> = {
                 let shards = self.lock();
@@ -106,7 +110,12 @@ impl Node {
                     continue;
                 }
                 let ready = held.serving().is_ok();
-                if claimed.get(&key) == Some(&ready) {
+                let is_good = |made: &Claimed| {
+                    made.ready == ready
+                        && Arc::ptr_eq(&made.held, &held)
+                        && !self.is_overtaken(&key, made.epoch)
+                };
+                if claimed.get(&key).is_some_and(is_good) {
                     continue;
                 }
                 let claim = Claim {
@@ -127,7 +136,7 @@ impl Node {
                             ready,
                             "shard claimed"
                         );
-                        claimed.insert(key, ready);
+                        claimed.insert(key, Claimed { held, ready, epoch });
                     }
                     Err(error) => {
                         warn!(error = %chain(&error), "claim not written, it is tried again");
@@ -138,4 +147,23 @@ impl Node {
             wait(cancel, CLAIM_EVERY);
         }
     }
+
+    /// Whether another node's claim came after ours although the group says the shard is ours: one
+    /// that was written long ago and arrived late.
+    fn is_overtaken(&self, key: &ShardKey, epoch: Offset) -> bool {
+        let Ownership::Group { .. } = self.config.ownership else {
+            return false;
+        };
+        let state = self.deps.control.snapshot();
+        let owner = state.owner(&key.0, key.1);
+        let is_ours = owner.is_some_and(|(claim, _)| claim.node == self.config.node);
+        state.next_offset > epoch && !is_ours
+    }
+}
+
+/// A claim as it was made.
+struct Claimed {
+    held: Arc<Held>,
+    ready: bool,
+    epoch: Offset,
 }

@@ -50,7 +50,7 @@ impl Service {
         &self,
         collection: &CollectionName,
         ask: &v1::ShardAsk,
-        deadline: Duration,
+        deadline: Deadline,
     ) -> Result<Arc<Shared>, Refusal> {
         let key = (collection.clone(), Partition(ask.shard));
         let refuse = |why: NotServing| Refusal {
@@ -70,7 +70,7 @@ impl Service {
                 code: Code::InvalidArgument,
                 message: format!("token: {error}"),
             })?;
-            match tokio::time::timeout(deadline, shared.wait_for(&token)).await {
+            match tokio::time::timeout(deadline.left(), shared.wait_for(&token)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(Refusal::from_read(&error)),
                 Err(_) => {
@@ -125,7 +125,7 @@ impl Service {
         collection: CollectionName,
         ask: v1::ShardAsk,
         queries: Arc<[v1::Query]>,
-        deadline: Duration,
+        deadline: Deadline,
     ) -> v1::ShardAnswer {
         let answered = async {
             let shared = self.ready_shard(&collection, &ask, deadline).await?;
@@ -163,7 +163,7 @@ impl Service {
         collection: CollectionName,
         asked: v1::ShardIds,
         with_vector: bool,
-        deadline: Duration,
+        deadline: Deadline,
     ) -> v1::ShardPoints {
         let ask = asked.ask.unwrap_or_default();
         let answered = async {
@@ -190,7 +190,7 @@ impl Service {
         &self,
         collection: CollectionName,
         ask: v1::ShardAsk,
-        deadline: Duration,
+        deadline: Deadline,
     ) -> v1::ShardStatus {
         let answered = async {
             let shared = self.ready_shard(&collection, &ask, deadline).await?;
@@ -300,11 +300,27 @@ fn collection_name(name: &str) -> Result<CollectionName, Status> {
         })
 }
 
-/// What is left until the caller gives up.
-fn deadline<T>(request: &Request<T>) -> Duration {
+/// When a call has to be answered, all its waits together.
+#[derive(Clone, Copy)]
+struct Deadline {
+    since: Stopwatch,
+    time: Duration,
+}
+
+impl Deadline {
+    fn left(&self) -> Duration {
+        self.time.saturating_sub(self.since.elapsed())
+    }
+}
+
+/// What the caller allows, less the way back.
+fn deadline<T>(request: &Request<T>) -> Deadline {
     let told = request.metadata().get("grpc-timeout");
     let told = told.and_then(|value| parse_timeout(value.to_str().ok()?));
-    told.map_or(DEFAULT_WAIT, |left| left.saturating_sub(WAY_BACK))
+    Deadline {
+        since: Stopwatch::start(),
+        time: told.map_or(DEFAULT_WAIT, |left| left.saturating_sub(WAY_BACK)),
+    }
 }
 
 /// Reads gRPC's own form: up to eight digits and a unit.

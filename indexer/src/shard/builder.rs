@@ -4,7 +4,7 @@
 //! ingest. It is the only thread that adds to the growing graph, and it does not while that graph
 //! is being stored.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use metrics::{counter, gauge, histogram};
 use shoal_runtime::{chain, clock::Stopwatch};
@@ -17,7 +17,7 @@ use crate::{
     segment::{Segment, SegmentId},
     shard::{
         Shared,
-        checkpoint::{Done, Storer},
+        checkpoint::{Done, Job, Storer},
         compact,
         cpu::CpuMeter,
         lock,
@@ -25,11 +25,10 @@ use crate::{
     view::View,
 };
 
-/// Rows folded before the builder looks at anything else.
+/// Rows of a segment folded before the builder looks at anything else.
 const FOLD_ROWS: u32 = 64;
-/// How long a checkpoint that failed rests.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
-
+/// Rows folded for each row that a compaction moves: ingest at full speed holds neither up.
+const FOLD_ROWS_COMPACTING: u32 = 2;
 /// Whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Go {
@@ -49,48 +48,23 @@ pub fn run(
     next_segment: impl Fn() -> SegmentId,
     cancel: &CancellationToken,
 ) -> Result<(), IndexError> {
-    let mut rested: Option<Stopwatch> = None;
     let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
     loop {
         cpu.tick();
-        if fold(shared)? {
+        if fold(shared, FOLD_ROWS)? {
             if cancel.is_cancelled() && shared.work().checkpoint.is_none() {
                 return Ok(());
             }
             continue;
         }
-        let may_store = rested.is_none_or(|since| since.elapsed() >= RETRY_AFTER);
-        let job = may_store.then(|| shared.work().checkpoint.take()).flatten();
+        let job = shared.work().checkpoint.take();
         if let Some(job) = job {
-            let watch = Stopwatch::start();
-            match storer.store(shared, &job) {
-                Ok(()) => {
-                    rested = None;
-                    *lock(&shared.fold_limit) = None;
-                    histogram!(names::CHECKPOINT_SECONDS).record(watch.seconds());
-                    info!(
-                        shard = %shared.spec.label(),
-                        checkpoint = job.number,
-                        points = job.points,
-                        seconds = watch.seconds(),
-                        "checkpoint stored"
-                    );
-                    shared.work().checkpoint_done = Some(Done { number: job.number });
-                }
-                Err(error) => {
-                    warn!(
-                        shard = %shared.spec.label(),
-                        checkpoint = job.number,
-                        error = %chain(&error),
-                        "checkpoint failed, it is tried again"
-                    );
-                    rested = Some(Stopwatch::start());
-                    shared.work().checkpoint = Some(job);
-                    if cancel.is_cancelled() {
-                        return Ok(());
-                    }
-                }
-            }
+            let stored = store(shared, &mut storer, &job);
+            *lock(&shared.fold_limit) = None;
+            shared.work().checkpoint_done = Some(Done {
+                position: job.position,
+                stored,
+            });
             continue;
         }
         if cancel.is_cancelled() {
@@ -102,12 +76,39 @@ pub fn run(
     }
 }
 
+/// Stores one checkpoint; false if it failed, which the writer tries again later.
+fn store(shared: &Shared, storer: &mut Storer, job: &Job) -> bool {
+    let watch = Stopwatch::start();
+    match storer.store(shared, job) {
+        Ok(()) => {
+            histogram!(names::CHECKPOINT_SECONDS).record(watch.seconds());
+            info!(
+                shard = %shared.spec.label(),
+                checkpoint = job.number,
+                points = job.points,
+                seconds = watch.seconds(),
+                "checkpoint stored"
+            );
+            true
+        }
+        Err(error) => {
+            warn!(
+                shard = %shared.spec.label(),
+                checkpoint = job.number,
+                error = %chain(&error),
+                "checkpoint failed, it is tried again"
+            );
+            false
+        }
+    }
+}
+
 /// Folds some rows; false if there are none that may be folded now.
-fn fold(shared: &Shared) -> Result<bool, IndexError> {
+fn fold(shared: &Shared, most: u32) -> Result<bool, IndexError> {
     let view = shared.view.load_full();
     let mut folded_any = false;
     for segment in &view.segments {
-        let folded = fold_segment(shared, &view, segment)?;
+        let folded = fold_segment(shared, &view, segment, most)?;
         if folded > 0 {
             folded_any = true;
             counter!(names::ROWS_FOLDED_TOTAL, "shard" => shared.spec.label())
@@ -119,16 +120,20 @@ fn fold(shared: &Shared) -> Result<bool, IndexError> {
     Ok(folded_any)
 }
 
-fn fold_segment(shared: &Shared, view: &View, segment: &Segment) -> Result<u32, IndexError> {
+fn fold_segment(
+    shared: &Shared,
+    view: &View,
+    segment: &Segment,
+    most: u32,
+) -> Result<u32, IndexError> {
     let start = segment.folded();
+    // Read before the limit: a checkpoint that begins in between limits to no fewer rows.
+    let rows = segment.len();
     let limit = match *lock(&shared.fold_limit) {
         Some((limited, limit)) if limited == segment.id => limit,
         _ => u32::MAX,
     };
-    let end = segment
-        .len()
-        .min(limit)
-        .min(start.saturating_add(FOLD_ROWS));
+    let end = rows.min(limit).min(start.saturating_add(most));
     let mut row = start;
     while row < end {
         let vector = view
@@ -184,8 +189,8 @@ fn compact_once(
     }
     {
         let mut work = shared.work();
-        let busy = work.checkpoint.is_some() || work.compacted.is_some();
-        if busy || shared.moving.load().is_some() {
+        // Set until the writer has moved the rows of an earlier one over, or it came to nothing.
+        if work.checkpoint.is_some() || work.compacting {
             return Ok(false);
         }
         work.compacting = true;
@@ -195,17 +200,19 @@ fn compact_once(
         if cancel.is_cancelled() {
             return Ok(Go::Stop);
         }
-        while fold(shared)? {}
+        fold(shared, FOLD_ROWS_COMPACTING)?;
         Ok(Go::On)
     };
     let built = compact::build(shared, next_segment(), &inputs, meanwhile)?;
     let rows = {
         let mut work = shared.work();
-        work.compacting = false;
         work.compacted = built;
         match &work.compacted {
             Some(compacted) => compacted.output.len(),
-            None => return Ok(true),
+            None => {
+                work.compacting = false;
+                return Ok(true);
+            }
         }
     };
     histogram!(names::INDEX_BUILD_SECONDS).record(watch.seconds());

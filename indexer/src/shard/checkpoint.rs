@@ -40,6 +40,8 @@ pub struct Job {
     pub number: u64,
     /// The own log's end; replay starts here.
     pub position: Position,
+    /// Wall time when it was taken, milliseconds since the Unix epoch.
+    pub taken_ms: u64,
     /// Rows that ended after this count as alive.
     pub sequence: Sequence,
     /// Sources in the order of their index, with their next offset.
@@ -56,11 +58,13 @@ pub struct Job {
     pub next_segment: u32,
 }
 
-/// A checkpoint that is on disk.
+/// The end of a [`Job`].
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// Its number.
-    pub number: u64,
+    /// See [`Job::position`].
+    pub position: Position,
+    /// Whether it is on disk.
+    pub stored: bool,
 }
 
 /// One source as a checkpoint keeps it.
@@ -81,6 +85,8 @@ pub struct Manifest {
     /// See [`Job::number`].
     pub number: u64,
     position: u64,
+    /// See [`Job::taken_ms`].
+    pub taken_ms: u64,
     /// See [`Job::sources`].
     pub sources: Vec<SourceState>,
     digest: String,
@@ -330,6 +336,7 @@ impl Storer {
             format: FORMAT,
             number: job.number,
             position: job.position.as_u64(),
+            taken_ms: job.taken_ms,
             sources: job.sources.clone(),
             digest: job.digest.to_string(),
             contested: job.contested,

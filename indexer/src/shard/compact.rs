@@ -46,17 +46,24 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     if !worn && small_ones.clone().count() < 4 {
         return Vec::new();
     }
+    // Worn ones first, so that a small one in front cannot crowd them out for ever.
+    let (worn_ones, others): (Vec<_>, Vec<_>) =
+        sealed.iter().filter(ready).partition(|s| is_worn(s));
+    let small_ones = others.into_iter().filter(|s| s.live() < small);
     let mut chosen: Vec<Arc<Segment>> = Vec::new();
     let mut rows = 0u32;
-    for segment in sealed.iter().filter(ready) {
-        if (is_worn(segment) || segment.live() < small)
-            && rows.saturating_add(segment.live()) <= engine.seal_rows
-        {
-            rows += segment.live();
+    for segment in worn_ones.into_iter().chain(small_ones) {
+        let with_it = rows.saturating_add(segment.live());
+        if chosen.is_empty() || with_it <= engine.seal_rows {
+            rows = with_it;
             chosen.push(segment.clone());
         }
     }
-    chosen
+    // Rebuilding one segment that is not worn would change nothing.
+    match chosen.as_slice() {
+        [only] if !is_worn(only) => Vec::new(),
+        _ => chosen,
+    }
 }
 
 /// Whether so many rows of a segment are dead that it is to be rebuilt.

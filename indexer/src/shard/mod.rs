@@ -9,6 +9,7 @@ pub mod builder;
 pub mod checkpoint;
 pub mod compact;
 mod cpu;
+mod gone;
 pub mod lag;
 pub mod recover;
 mod restore;
@@ -70,6 +71,9 @@ pub struct Spec {
     pub collection: Arc<Collection>,
     /// Its number.
     pub shard: Partition,
+    /// Offset of the collection's definition in the control topic: dropped and made again, it is
+    /// another collection.
+    pub incarnation: Offset,
     /// Its home partition first, then mirrored ones.
     pub sources: Vec<SourceSpec>,
     /// The region this indexer stands in.
@@ -98,6 +102,7 @@ impl Spec {
         Self {
             collection,
             shard,
+            incarnation: Offset::default(),
             sources: vec![SourceSpec {
                 source,
                 region: region.clone(),
@@ -111,6 +116,12 @@ impl Spec {
     /// The shard's name in logs and labels.
     pub fn label(&self) -> String {
         format!("{}/{}", self.collection.name, self.shard)
+    }
+
+    /// The cluster of the home topic; a shard without a source has none.
+    fn home_cluster(&self) -> ClusterId {
+        let home = self.sources.first();
+        home.map_or_else(|| ClusterId::from(""), |one| one.source.cluster.clone())
     }
 
     fn graph_options(&self) -> hnsw::Options {
@@ -177,7 +188,7 @@ pub struct Shared {
 #[derive(Default)]
 struct BuilderWork {
     checkpoint: Option<checkpoint::Job>,
-    /// Number of the checkpoint done last, until the writer has seen it.
+    /// How the last job ended, until the writer has seen it.
     checkpoint_done: Option<checkpoint::Done>,
     compacted: Option<compact::Compacted>,
     /// The builder is making a segment; a checkpoint would have to wait for it.
@@ -224,6 +235,13 @@ impl Shared {
         let mut durable = lock(&self.durable);
         durable.clone_from(&next);
         Ok(next)
+    }
+
+    /// Wall time, in milliseconds, at which the shard last held everything the broker had.
+    fn heard_ms(&self) -> u64 {
+        let behind = self.lag.read().behind;
+        let behind_ms = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
+        self.clock.now_ms().saturating_sub(behind_ms)
     }
 
     /// Bytes of the shard's own log on disk.

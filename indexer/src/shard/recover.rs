@@ -6,7 +6,8 @@
 //! The catalog counts only if it carries the checkpoint's number; otherwise it is rebuilt.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, atomic::AtomicU64},
@@ -15,7 +16,9 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::{Deserialize, Serialize};
 use shoal_runtime::{ErrorKind, chain, clock::Clock};
-use shoal_schemas::{CollectionName, Dim, Metric, Offset, Partition, Partitioner, digest::Digest};
+use shoal_schemas::{
+    ClusterId, CollectionName, Dim, Metric, Offset, Partition, Partitioner, digest::Digest,
+};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -62,10 +65,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The folder holds another shard, or one of another definition.
-    #[error(
-        "folder `{}` holds a shard with other {field}; move it away to rebuild the shard from Kafka",
-        .path.display()
-    )]
+    #[error("folder `{}` holds another shard: {field}", .path.display())]
     Identity {
         /// The shard's folder.
         path: PathBuf,
@@ -173,6 +173,8 @@ struct Identity {
     shard: Partition,
     dim: Dim,
     metric: Metric,
+    incarnation: Offset,
+    cluster: ClusterId,
     partitions: u32,
     partitioner: Partitioner,
     route_by_key_prefix: bool,
@@ -302,6 +304,8 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         checkpoint_number: highest,
         checkpoint_position: replay_from,
         checkpoint_running: false,
+        checkpoint_failed: None,
+        heard_ms: manifest.as_ref().map_or(0, |one| one.taken_ms),
         buffer: Vec::new(),
         reordered: 0,
     };
@@ -317,11 +321,12 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
 impl Opened {
     /// Replays what came after the checkpoint. The builder has to run by then.
     ///
-    /// Returns the number of frames replayed; stops early, with what it has, once `stop` says so.
+    /// Returns the number of frames replayed; `None` if `stop` ended it early. What is in memory
+    /// is of no moment then, and must not be stored.
     ///
     /// # Errors
     /// [`OpenError::Replay`] and [`OpenError::Read`].
-    pub fn replay(&mut self, stop: impl Fn() -> bool) -> Result<u64, OpenError> {
+    pub fn replay(&mut self, stop: impl Fn() -> bool) -> Result<Option<u64>, OpenError> {
         let (from, to) = self.replay;
         let shard = self.writer.shared.spec.label();
         let log = self.writer.shared.log.clone();
@@ -348,11 +353,14 @@ impl Opened {
                 shard: shard.clone(),
                 source,
             })?;
-        if let ControlFlow::Break(Some(source)) = ended {
-            return Err(OpenError::Replay { shard, source });
+        match ended {
+            ControlFlow::Break(Some(source)) => Err(OpenError::Replay { shard, source }),
+            ControlFlow::Break(None) => Ok(None),
+            ControlFlow::Continue(()) => {
+                writer.publish();
+                Ok(Some(frames))
+            }
         }
-        writer.publish();
-        Ok(frames)
     }
 }
 
@@ -369,6 +377,8 @@ fn check_identity(spec: &Spec) -> Result<(), OpenError> {
         shard: spec.shard,
         dim: collection.dim,
         metric: collection.metric,
+        incarnation: spec.incarnation,
+        cluster: spec.home_cluster(),
         partitions: collection.partitions,
         partitioner: collection.partitioner,
         route_by_key_prefix: collection.route_by_key_prefix,
@@ -383,13 +393,15 @@ fn check_identity(spec: &Spec) -> Result<(), OpenError> {
             }
             Err(OpenError::Identity {
                 path: spec.folder.clone(),
-                field: format!("identity: {found:?}, wanted {wanted:?}"),
+                field: format!("{found:?}, wanted {wanted:?}"),
             })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let temporary = path.with_extension("tmp");
             fs::write(&temporary, wanted_bytes)
+                .and_then(|()| File::open(&temporary)?.sync_all())
                 .and_then(|()| fs::rename(&temporary, &path))
+                .and_then(|()| File::open(&spec.folder)?.sync_all())
                 .map_err(file_error)
         }
         Err(error) => Err(file_error(error)),

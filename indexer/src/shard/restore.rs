@@ -7,7 +7,7 @@ use shoal_schemas::{PointId, RegionName, Vector};
 use tracing::{info, warn};
 
 use crate::{
-    catalog::{Catalog, IdState, Sled, Store},
+    catalog::{Catalog, CatalogError, IdState, Sled, Store},
     entry::{self, Entry, EntryError, Stamp},
     index::{VectorIndex, hnsw::Hnsw},
     rule::{Latest, Says, SourceIndex, resolve},
@@ -191,6 +191,7 @@ pub(super) fn open_catalog(
     };
     let store = match Sled::open(&folder) {
         Ok(store) => store,
+        Err(CatalogError::Held) => return Err(catalog_error(CatalogError::Held)),
         Err(error) => {
             // The log's lock is ours, so nobody else has the folder open: it is damaged.
             warn!(shard, error = %error, "catalog does not open, it is rebuilt");

@@ -2,26 +2,34 @@
 //!
 //! One thread, the shard's own; the builder's is started and ended by it.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::{
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
 use shoal_runtime::{
+    ErrorKind, chain,
     clock::{Clock, Stopwatch},
     tasks::Tasks,
 };
 use shoal_schemas::avro::WriterSchemas;
 use shoal_topic::{Cluster, ReadError};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
+    dlq,
     rule::SourceIndex,
     shard::{
-        Shared, Spec, builder,
+        Shared, Spec, builder, gone,
         recover::{self, OpenError, Opened},
-        turns::Turns,
+        turns::{Ended, Turns},
         writer::WriteError,
     },
 };
+
+/// How long a shard that does not open rests before it is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Why a shard stopped.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +53,10 @@ pub enum ShardError {
         source: WriteError,
     },
     /// It cannot read its partitions.
-    #[error(
-        "shard `{shard}` cannot read its partition from where it stopped; if the topic was made anew \
-         or its records are gone, move `{folder}` away to rebuild the shard from the topic"
-    )]
+    #[error("shard `{shard}` cannot read its partition")]
     Read {
         /// The shard.
         shard: String,
-        /// Its folder.
-        folder: String,
         /// Why.
         #[source]
         source: ReadError,
@@ -89,6 +92,9 @@ pub struct Context {
 
 /// Runs a shard until it is cancelled; everything applied is durable when it returns.
 ///
+/// It also returns, without being cancelled, when its folder does not lead on to the topic: the
+/// folder is set aside then, and the shard is to be taken again, from the beginning.
+///
 /// # Errors
 /// [`ShardError`], when it cannot go on.
 pub fn run(context: Context) -> Result<(), ShardError> {
@@ -98,13 +104,17 @@ pub fn run(context: Context) -> Result<(), ShardError> {
         source,
     };
     let watch = Stopwatch::start();
-    let mut opened =
-        recover::open(context.spec.clone(), context.clock.clone()).map_err(open_error)?;
+    let Some(mut opened) = open_in_time(&context).map_err(open_error)? else {
+        return Ok(());
+    };
     let shared = opened.writer.shared.clone();
     let builder = Builder::start(&mut opened, &context)?;
-    let frames = opened
+    let replayed = opened
         .replay(|| context.cancel.is_cancelled())
         .map_err(open_error)?;
+    let Some(frames) = replayed else {
+        return Ok(());
+    };
     let Opened { writer, .. } = opened;
     info!(
         shard,
@@ -116,14 +126,52 @@ pub fn run(context: Context) -> Result<(), ShardError> {
     );
     let first = context.opened.set(shared.clone());
     debug_assert!(first.is_ok(), "a context opens one shard");
-    let mut turns = Turns::new(writer, context.cluster, context.schemas, context.cancel);
+    let mut turns = Turns::new(
+        writer,
+        context.cluster.clone(),
+        context.schemas.clone(),
+        context.cancel.clone(),
+    );
     let outcome = turns.run();
     let closed = match &outcome {
-        Ok(()) => turns.close(),
+        Ok(_) => turns.close(),
         Err(_) => Ok(()),
     };
-    builder.stop();
-    outcome.and(closed)
+    drop(turns);
+    drop(builder);
+    closed?;
+    if let Ended::Gone(why) = outcome? {
+        warn!(
+            shard,
+            why, "what the shard holds does not lead on to the topic; it is set aside and rebuilt"
+        );
+        gone::set_aside(&context.spec).map_err(open_error)?;
+    }
+    Ok(())
+}
+
+/// Opens the shard's folder, and waits for one that is still held by a shard that is closing, or
+/// for a disk that comes back. `None` once cancelled.
+fn open_in_time(context: &Context) -> Result<Option<Opened>, OpenError> {
+    while !context.cancel.is_cancelled() {
+        match recover::open(context.spec.clone(), context.clock.clone()) {
+            Err(OpenError::Identity { path, field }) => {
+                warn!(
+                    shard = %context.spec.label(),
+                    folder = %path.display(),
+                    differs = field,
+                    "folder holds another shard; it is set aside and this one is rebuilt from Kafka"
+                );
+                gone::set_aside(&context.spec)?;
+            }
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                warn!(shard = %context.spec.label(), error = %chain(&error), "shard waits to open");
+                dlq::wait(&context.cancel, RETRY_AFTER);
+            }
+            other => return other.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// The builder's thread, ended together with the shard.
@@ -158,8 +206,11 @@ impl Builder {
         let _started = has_started.recv();
         Ok(Self { cancel, ended })
     }
+}
 
-    fn stop(&self) {
+impl Drop for Builder {
+    /// Ends it and waits until it has.
+    fn drop(&mut self) {
         self.cancel.cancel();
         drop(self.ended.lock());
     }

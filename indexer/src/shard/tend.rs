@@ -1,11 +1,18 @@
 //! What the writer does between turns: take what the builder hands over, begin checkpoints.
 
+use std::time::Duration;
+
+use shoal_runtime::clock::Stopwatch;
+
 use crate::shard::{
     checkpoint::{Job, SourceState},
     compact::{Compacted, Moving},
     lock,
     writer::{WriteError, Writer},
 };
+
+/// How long a checkpoint that failed rests.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 impl Writer {
     /// Does what the builder handed over: a slice a turn. True while there is more.
@@ -16,11 +23,21 @@ impl Writer {
         let (done, compacted, seal) = {
             let mut work = self.shared.work();
             let seal = std::mem::take(&mut work.seal_wanted);
-            (work.checkpoint_done.take(), work.compacted.take(), seal)
+            // A second compaction waits until the rows of the first are moved over.
+            let compacted = match self.moving {
+                None => work.compacted.take(),
+                Some(_) => None,
+            };
+            (work.checkpoint_done.take(), compacted, seal)
         };
         if let Some(done) = done {
-            debug_assert_eq!(done.number, self.checkpoint_number);
             self.checkpoint_running = false;
+            if done.stored {
+                self.checkpoint_position = done.position;
+                self.checkpoint_failed = None;
+            } else {
+                self.checkpoint_failed = Some(Stopwatch::start());
+            }
         }
         if seal && !self.shared.view.load().growing().is_empty() {
             self.begin_segment()?;
@@ -31,6 +48,7 @@ impl Writer {
         if let Some(mut moving) = self.moving.take() {
             if moving.advance(&self.shared)? {
                 moving.finish(&self.shared);
+                self.shared.work().compacting = false;
             } else {
                 self.moving = Some(moving);
                 return Ok(true);
@@ -49,12 +67,17 @@ impl Writer {
     /// [`WriteError::Append`].
     pub fn maybe_checkpoint(&mut self, grown_bytes: u64) -> Result<bool, WriteError> {
         let grown = self.wal.end().as_u64() - self.checkpoint_position.as_u64();
-        if grown < grown_bytes || self.checkpoint_running || self.moving.is_some() {
+        let rests = |failed: &Stopwatch| failed.elapsed() < RETRY_AFTER;
+        if grown < grown_bytes
+            || self.checkpoint_running
+            || self.moving.is_some()
+            || self.checkpoint_failed.as_ref().is_some_and(rests)
+        {
             return Ok(false);
         }
         self.flush()?;
         let mut work = self.shared.work();
-        if work.compacting || work.compacted.is_some() {
+        if work.compacting {
             return Ok(false);
         }
         let view = self.shared.view.load();
@@ -67,12 +90,12 @@ impl Writer {
             *lock(&self.shared.fold_limit) = Some((growing.id, *rows));
         }
         self.checkpoint_number += 1;
-        self.checkpoint_position = self.wal.end();
         self.checkpoint_running = true;
         let sources = self.shared.sources.iter().zip(&self.next);
         work.checkpoint = Some(Job {
             number: self.checkpoint_number,
-            position: self.checkpoint_position,
+            position: self.wal.end(),
+            taken_ms: self.shared.heard_ms(),
             sequence: self.sequence,
             sources: sources
                 .map(|(spec, next)| SourceState {

@@ -21,6 +21,7 @@ use crate::{
     shard::{
         Shared,
         cpu::CpuMeter,
+        gone,
         run::ShardError,
         writer::{Appended, Applied, WriteError, Writer},
     },
@@ -30,8 +31,12 @@ use crate::{
 const IDLE: Duration = Duration::from_millis(100);
 /// How long a failed step rests before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long the broker may take to tell its ends.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a closing shard waits for its last checkpoint.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(15);
+/// How long after the order to close a last checkpoint is still begun.
+const BEGIN_LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 /// Growth of the own log worth a checkpoint when the shard closes.
 const CLOSING_GROWTH_BYTES: u64 = 1 << 20;
 
@@ -55,6 +60,14 @@ fn active_sources(shared: &Shared) -> Vec<(SourceIndex, TopicPartition)> {
 /// the shard as soon as it reads so.
 fn is_waited_for(error: &ReadError) -> bool {
     error.kind() == ErrorKind::Retry || matches!(error, ReadError::Missing { .. })
+}
+
+/// How a shard's turns end.
+pub(super) enum Ended {
+    /// It was cancelled.
+    Cancelled,
+    /// It cannot go on from where it is, for this reason.
+    Gone(String),
 }
 
 /// What one turn brought.
@@ -104,7 +117,12 @@ impl Turns {
     ///
     /// # Errors
     /// [`ShardError`], when the shard cannot go on.
-    pub(super) fn run(&mut self) -> Result<(), ShardError> {
+    pub(super) fn run(&mut self) -> Result<Ended, ShardError> {
+        match self.why_gone() {
+            Some(Some(why)) => return Ok(Ended::Gone(why)),
+            Some(None) => {}
+            None => return Ok(Ended::Cancelled),
+        }
         let mut reader = self.open_reader()?;
         let label = self.shared.spec.label();
         let mut cpu = CpuMeter::start(label, "writer");
@@ -144,16 +162,56 @@ impl Turns {
                     }
                     dlq::wait(&self.cancel, RETRY_AFTER);
                 }
+                Err(ReadError::OutOfRange { partition, offset }) => {
+                    return Ok(Ended::Gone(format!(
+                        "{partition} does not hold offset {offset}"
+                    )));
+                }
                 Err(source) => {
                     return Err(ShardError::Read {
                         shard: self.shared.spec.label(),
-                        folder: self.shared.spec.folder.display().to_string(),
                         source,
                     });
                 }
             }
         }
-        Ok(())
+        Ok(Ended::Cancelled)
+    }
+
+    /// Asks the broker whether the shard can go on from where it is: `None` once cancelled, else
+    /// why not, if not. The broker is waited for; searches go on meanwhile.
+    fn why_gone(&mut self) -> Option<Option<String>> {
+        for (index, partition) in self.active.clone() {
+            let ends = loop {
+                if self.cancel.is_cancelled() {
+                    return None;
+                }
+                match self.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
+                    Ok(ends) => break ends,
+                    Err(error) => {
+                        if !std::mem::replace(&mut self.was_silent, true) {
+                            warn!(
+                                shard = %self.shared.spec.label(),
+                                error = %chain(&error),
+                                "nothing comes from the broker, the shard waits and goes on serving"
+                            );
+                        }
+                        dlq::wait(&self.cancel, RETRY_AFTER);
+                    }
+                }
+            };
+            let standing = gone::Standing {
+                next: self.writer.next_offset(index),
+                heard_ms: self.writer.heard_ms(),
+                now_ms: self.shared.clock.now_ms(),
+                delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
+                ends,
+            };
+            if let Some(why) = gone::why(&standing) {
+                return Some(Some(why));
+            }
+        }
+        Some(None)
     }
 
     fn open_reader(&self) -> Result<Box<dyn Reader>, ShardError> {
@@ -174,7 +232,6 @@ impl Turns {
         let opened = self.cluster.connect.open_reader(&starts);
         opened.map_err(|source| ShardError::Read {
             shard: self.shared.spec.label(),
-            folder: self.shared.spec.folder.display().to_string(),
             source,
         })
     }
@@ -449,7 +506,6 @@ impl Turns {
             .min(CLOSING_GROWTH_BYTES);
         let mut begun = false;
         while !self.is_torn && watch.elapsed() < LAST_CHECKPOINT {
-            // A compaction under way is not waited for: the checkpoint takes the segments there are.
             self.writer
                 .tend()
                 .map_err(|error| self.write_error(error))?;
@@ -457,14 +513,30 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
-            if begun {
+            if begun || watch.elapsed() > BEGIN_LAST_CHECKPOINT {
                 break;
             }
+            // While a compaction is under way there is none: the log is replayed instead.
             match self.writer.maybe_checkpoint(grown) {
                 Ok(true) => begun = true,
                 Ok(false) => break,
                 Err(error) if error.kind() == ErrorKind::Retry => break,
                 Err(error) => return Err(self.write_error(error)),
+            }
+        }
+        if !self.is_torn {
+            // How long the shard will have been away is counted from here.
+            let home = SourceIndex(0);
+            let noted = self
+                .writer
+                .append_progress(home, self.writer.next_offset(home))
+                .and_then(|()| self.writer.flush());
+            if let Err(error) = noted {
+                warn!(
+                    shard = %self.shared.spec.label(),
+                    error = %chain(&error),
+                    "the time of closing is not written down"
+                );
             }
         }
         if let Err(error) = self.shared.sync() {

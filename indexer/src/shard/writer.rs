@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use shoal_runtime::{ErrorKind, crash};
+use shoal_runtime::{ErrorKind, clock::Stopwatch, crash};
 use shoal_schemas::{
     Offset, PointId, RegionName, Vector,
     digest::{Digest, RowHash, contested_hash, row_hash},
@@ -131,6 +131,9 @@ pub struct Writer {
     pub(super) checkpoint_number: u64,
     pub(super) checkpoint_position: Position,
     pub(super) checkpoint_running: bool,
+    pub(super) checkpoint_failed: Option<Stopwatch>,
+    /// Wall time of the newest progress known, 0 if there is none.
+    pub(super) heard_ms: u64,
     pub(super) buffer: Vec<u8>,
     /// Records whose version was below that of an earlier one of their source.
     pub reordered: u64,
@@ -143,6 +146,11 @@ impl Writer {
             .get(usize::from(source.0))
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Wall time of the newest progress written down, milliseconds; 0 if there is none.
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
     }
 
     /// Appends one change to the own log's buffer.
@@ -181,7 +189,7 @@ impl Writer {
     /// [`WriteError::Append`].
     pub fn append_progress(&mut self, source: SourceIndex, next: Offset) -> Result<(), WriteError> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        entry::encode_progress(source, next, self.shared.clock.now_ms(), &mut buffer);
+        entry::encode_progress(source, next, self.shared.heard_ms(), &mut buffer);
         let appended = self.wal.append(&[&buffer]);
         self.buffer = buffer;
         appended?;
@@ -236,7 +244,10 @@ impl Writer {
         match entry {
             // Sources are read before anything is replayed.
             Entry::Source(..) => {}
-            Entry::Progress(source, next, _) => self.set_next(source, next),
+            Entry::Progress(source, next, time_ms) => {
+                self.heard_ms = self.heard_ms.max(time_ms);
+                self.set_next(source, next);
+            }
             Entry::Upsert(stamp, id, body) => {
                 let id = stored_id(position, id)?;
                 let (row, vector) = self.read_row(position, stamp, id.clone(), &body)?;

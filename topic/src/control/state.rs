@@ -15,6 +15,8 @@ use crate::metrics::CONTROL_SKIPPED;
 pub struct ControlState {
     /// Definitions by name.
     pub collections: BTreeMap<CollectionName, Collection>,
+    /// Where each definition stands: its incarnation. One that was dropped and made again has another.
+    pub defined_at: BTreeMap<CollectionName, Offset>,
     /// The latest claim of each shard, with its offset, which is its epoch.
     pub shards: BTreeMap<(CollectionName, Partition), (Claim, Offset)>,
     /// The first offset not read.
@@ -49,6 +51,7 @@ impl ControlState {
             match key {
                 Key::Collection(name) => {
                     self.collections.remove(&name);
+                    self.defined_at.remove(&name);
                 }
                 Key::Shard(name, shard) => {
                     self.shards.remove(&(name, shard));
@@ -58,6 +61,7 @@ impl ControlState {
         };
         match (Entry::decode(&key, value), key) {
             (Ok(Entry::Collection(found)), Key::Collection(name)) if found.name == name => {
+                self.defined_at.insert(name.clone(), offset);
                 self.collections.insert(name, *found);
             }
             (Ok(Entry::Shard(claim)), Key::Shard(name, shard)) => {
