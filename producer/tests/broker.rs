@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
@@ -51,19 +52,28 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Shared {
     broker: LocalBroker,
-    _folder: tempfile::TempDir,
+}
+
+/// A folder of this process under the target folder. Nobody is left to drop what a static holds,
+/// so the folders of test runs that have ended are removed by the next one.
+fn folder() -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("producer-broker");
+    fs::create_dir_all(&all).unwrap();
+    for run in fs::read_dir(&all).unwrap().flatten() {
+        if !Path::new("/proc").join(run.file_name()).exists() {
+            // Another run may be removing it too.
+            let _gone = fs::remove_dir_all(run.path());
+        }
+    }
+    all.join(std::process::id().to_string())
 }
 
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let options = BrokerOptions::new(folder.path());
+        let options = BrokerOptions::new(folder());
         let broker = LocalBroker::start(&options).unwrap_or_else(|error| panic!("{error}"));
-        Shared {
-            broker,
-            _folder: folder,
-        }
+        Shared { broker }
     })
 }
 
