@@ -118,10 +118,10 @@ pub(super) struct Retry {
     #[arg(long, group = "what")]
     all: bool,
     /// A file with a corrected value, JSON or Avro
-    #[arg(long, value_name = "FILE", requires = "record", conflicts_with = "delete")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["delete", "all"])]
     value: Option<PathBuf>,
     /// Delete the id instead of putting the record back
-    #[arg(long, requires = "record")]
+    #[arg(long, conflicts_with = "all")]
     delete: bool,
     #[command(flatten)]
     which: Which,
