@@ -1,0 +1,21 @@
+//! End to end: the real binary, a real Kafka, a real schema registry, foreign clients, `kill -9`.
+//!
+//! Run with `cargo test --test e2e`. `make setup` fetches what it needs. Most tests share one
+//! cluster and use collections of their own; a test that kills or stops something has its own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "a test")]
+
+mod harness;
+
+mod bad_input;
+mod compaction;
+mod crash;
+mod dead_letters;
+mod foreign;
+mod local;
+mod main_path;
+mod observability;
+mod outage;
+mod rebalance;
+mod wordnet;
