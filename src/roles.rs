@@ -187,7 +187,13 @@ fn make_control_topic(cluster: &Cluster, tasks: &Tasks, bootstrap: &str) {
         let mut said = false;
         while !cancel.is_cancelled() {
             let asked = cluster.clone();
-            match blocking(move || ControlLog::ensure(&asked, None)).await {
+            // A call that no broker answers is left behind by a stop.
+            let made = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                made = blocking(move || ControlLog::ensure(&asked, None)) => made,
+            };
+            match made {
                 Ok(()) if said => {
                     info!(bootstrap, "Kafka answers");
                     break;

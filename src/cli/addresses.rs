@@ -1,11 +1,16 @@
 //! Where a verb finds Kafka and the query node: a flag, then settings, then the running
 //! `shoal up`, then the defaults.
 
+use std::time::Duration;
+
 use clap::Args;
 use shoal_topic::kafka;
 
 use super::Context;
 use crate::running;
+
+/// Somebody waits for the verb, so an absent broker is told sooner than to a role.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The flag of verbs that talk to Kafka.
 #[derive(Clone, Debug, Args)]
@@ -33,6 +38,9 @@ impl KafkaFlag {
             && let Some(running) = running::find(&context.loaded.settings.local.data_dir)
         {
             config.bootstrap = running.kafka;
+        }
+        if !context.loaded.sets("kafka.request_timeout") {
+            config.request_timeout = PATIENCE;
         }
         config
     }

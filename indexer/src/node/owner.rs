@@ -53,6 +53,11 @@ impl Node {
     fn cluster_id(&self, cancel: &CancellationToken) -> Option<ClusterId> {
         let mut said = false;
         while !cancel.is_cancelled() {
+            // Until a broker has answered once, asking would only hold a stop up.
+            if self.deps.control.snapshot().caught_up_at.is_none() {
+                wait(cancel, GROUP_POLL);
+                continue;
+            }
             match self.deps.cluster.admin.cluster_id() {
                 Ok(id) => return Some(id),
                 Err(error) => {

@@ -197,7 +197,13 @@ fn learn_home(deps: &Deps, home: HomeCluster) {
     deps.tasks.spawn("query cluster id", async move {
         while !cancel.is_cancelled() {
             let admin = admin.clone();
-            match blocking(move || admin.cluster_id()).await {
+            // A call that no broker answers is left behind by a stop.
+            let asked = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                asked = blocking(move || admin.cluster_id()) => asked,
+            };
+            match asked {
                 Ok(id) => {
                     // Nobody else sets it.
                     drop(home.set(id));
