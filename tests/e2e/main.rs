@@ -9,6 +9,7 @@
 mod harness;
 
 mod bad_input;
+mod command_line;
 mod compaction;
 mod crash;
 mod dead_letters;
