@@ -264,7 +264,10 @@ mod tests {
             panic!("{refused}");
         };
         for named in ["segmnt", "wal.segment", "wal.limit is 0", "wall"] {
-            assert!(faults.iter().any(|fault| fault.contains(named)), "{named}: {faults:?}");
+            assert!(
+                faults.iter().any(|fault| fault.contains(named)),
+                "{named}: {faults:?}"
+            );
         }
     }
 }

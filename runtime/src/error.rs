@@ -50,6 +50,9 @@ mod tests {
     #[test]
     fn a_chain_names_every_cause_once() {
         let error = Open(io::Error::other("disk is gone"));
-        assert_eq!(chain(&error).to_string(), "cannot open segment: disk is gone");
+        assert_eq!(
+            chain(&error).to_string(),
+            "cannot open segment: disk is gone"
+        );
     }
 }

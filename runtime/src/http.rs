@@ -63,7 +63,10 @@ pub fn ops_router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(|State(ops): State<Ops>| async move { ops.metrics.render() }))
+        .route(
+            "/metrics",
+            get(|State(ops): State<Ops>| async move { ops.metrics.render() }),
+        )
         .with_state(Ops { readiness, metrics })
 }
 
@@ -81,9 +84,9 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, String) {
 /// # Errors
 /// The system's own, with the address.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
 }
 
 /// Serves `router` until cancelled, then lets open requests end.

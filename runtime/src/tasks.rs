@@ -97,12 +97,13 @@ impl Tasks {
         let name = name.into();
         let tasks = self.clone();
         let thread_name = name.clone();
-        let handle = thread::Builder::new().name(name.clone()).spawn(move || {
-            match catch_unwind(AssertUnwindSafe(body)) {
-                Ok(outcome) => tasks.ended(&thread_name, outcome.map_err(Into::into)),
-                Err(_) => tasks.ended(&thread_name, Err("it panicked".into())),
-            }
-        })?;
+        let handle =
+            thread::Builder::new().name(name.clone()).spawn(move || {
+                match catch_unwind(AssertUnwindSafe(body)) {
+                    Ok(outcome) => tasks.ended(&thread_name, outcome.map_err(Into::into)),
+                    Err(_) => tasks.ended(&thread_name, Err("it panicked".into())),
+                }
+            })?;
         self.lock().threads.push((name, handle));
         Ok(())
     }
@@ -227,7 +228,10 @@ mod tests {
         });
         tasks.spawn("fails", async { Err(io::Error::other("disk is gone")) });
         let failure = tasks.finish(GRACE).await.unwrap_err();
-        assert_eq!((failure.task.as_str(), failure.detail.as_str()), ("fails", "disk is gone"));
+        assert_eq!(
+            (failure.task.as_str(), failure.detail.as_str()),
+            ("fails", "disk is gone")
+        );
     }
 
     #[tokio::test]
