@@ -202,7 +202,9 @@ impl Settings {
     /// The settings as TOML, secrets starred out.
     pub fn to_toml(&self) -> String {
         let mut all = serde_json::to_value(self).unwrap_or_default();
-        let client = all.pointer_mut("/kafka/client").and_then(Json::as_object_mut);
+        let client = all
+            .pointer_mut("/kafka/client")
+            .and_then(Json::as_object_mut);
         for (option, value) in client.into_iter().flatten() {
             if SECRET.iter().any(|part| option.contains(part)) {
                 *value = "***".into();

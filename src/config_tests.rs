@@ -66,7 +66,10 @@ fn faults_of_every_section_are_told_at_once() {
         "local.kafka_port",
     ];
     for name in named {
-        assert!(faults.iter().any(|fault| fault.contains(name)), "{name}: {faults:#?}");
+        assert!(
+            faults.iter().any(|fault| fault.contains(name)),
+            "{name}: {faults:#?}"
+        );
     }
     assert_eq!(faults.len(), named.len(), "{faults:#?}");
 }
@@ -78,7 +81,11 @@ fn roles_do_not_share_a_port() {
     settings.indexer.http_listen = settings.indexer.grpc_listen;
     let found = faults(&settings);
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found.iter().any(|fault| fault.starts_with("gateway.grpc_listen and query")));
+    assert!(
+        found
+            .iter()
+            .any(|fault| fault.starts_with("gateway.grpc_listen and query"))
+    );
     let any = "127.0.0.1:0".parse().unwrap();
     settings.query.http_listen = any;
     settings.indexer.http_listen = any;
@@ -120,7 +127,10 @@ fn variables_of_every_section_are_named() {
 #[test]
 fn what_is_printed_reads_back_and_hides_secrets() {
     let mut settings = Settings::default();
-    settings.kafka.client.insert("sasl.password".into(), "hunter2".into());
+    settings
+        .kafka
+        .client
+        .insert("sasl.password".into(), "hunter2".into());
     settings.query.default_deadline = Duration::from_millis(1234);
     let text = settings.to_toml();
     assert!(!text.contains("hunter2"), "{text}");

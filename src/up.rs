@@ -256,7 +256,10 @@ fn unserved(state: &ControlState, own_address: &str) -> Vec<String> {
             let served =
                 claim.is_some_and(|(claim, _)| claim.ready && claim.address == own_address);
             if !served {
-                unserved.push(format!("shard {}/{shard} is not served yet", collection.name));
+                unserved.push(format!(
+                    "shard {}/{shard} is not served yet",
+                    collection.name
+                ));
             }
         }
     }

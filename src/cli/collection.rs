@@ -207,7 +207,9 @@ impl Create {
             delete_retention_ms,
             max_record_bytes,
         };
-        collection.check().map_err(|error| Usage(error.to_string()))?;
+        collection
+            .check()
+            .map_err(|error| Usage(error.to_string()))?;
         Ok(collection)
     }
 
@@ -247,7 +249,14 @@ impl List {
             writeln!(out)?;
             return Ok(());
         }
-        let headings = ["NAME", "DIM", "METRIC", "PARTITIONS", "PARTITIONER", "SERVED"];
+        let headings = [
+            "NAME",
+            "DIM",
+            "METRIC",
+            "PARTITIONS",
+            "PARTITIONER",
+            "SERVED",
+        ];
         let mut table = Table::new(headings);
         for collection in state.collections.values() {
             let served = (0..collection.partitions).filter(|shard| {

@@ -184,7 +184,11 @@ impl List {
         let shown = u64::try_from(listing.entries.len()).unwrap_or(u64::MAX);
         let mut err = io::stderr().lock();
         if listing.matched > shown {
-            writeln!(err, "the newest {shown} of {}; see --limit", listing.matched)?;
+            writeln!(
+                err,
+                "the newest {shown} of {}; see --limit",
+                listing.matched
+            )?;
         }
         if listing.unreadable > 0 {
             writeln!(err, "{} records there are no entries", listing.unreadable)?;
@@ -236,7 +240,11 @@ impl Show {
         writeln!(out, "detail    {}", listed.detail)?;
         writeln!(out, "refused   {} ms since 1970", listed.time_ms)?;
         writeln!(out, "written   {} ms since 1970", entry.record.timestamp_ms)?;
-        writeln!(out, "key       {}", listed.id.unwrap_or_else(|| "none".into()))?;
+        writeln!(
+            out,
+            "key       {}",
+            listed.id.unwrap_or_else(|| "none".into())
+        )?;
         for (name, header) in &entry.record.headers {
             writeln!(out, "header    {name}: {}", header.escape_ascii())?;
         }
@@ -247,7 +255,11 @@ impl Show {
             }
             Some(value) => {
                 let shown = value.get(..SHOWN_BYTES).unwrap_or(value);
-                let cut = if shown.len() < value.len() { " ..." } else { "" };
+                let cut = if shown.len() < value.len() {
+                    " ..."
+                } else {
+                    ""
+                };
                 writeln!(
                     out,
                     "value     {} bytes: {}{cut}",
@@ -264,8 +276,8 @@ impl Retry {
     async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
         let correction = match &self.value {
             Some(path) => {
-                let value = fs::read(path)
-                    .with_context(|| format!("cannot read `{}`", path.display()))?;
+                let value =
+                    fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
                 Correction::Value(value.into())
             }
             None if self.delete => Correction::Delete,

@@ -175,17 +175,21 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Tells an error once, and gives its exit code.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
     // Whoever read our output has had enough of it.
     if causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    let config = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>());
+    let config = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<ConfigError>());
     let mut err = io::stderr().lock();
     let _closed = match config {
-        Some(ConfigError::Faults { faults }) => faults
-            .iter()
-            .try_for_each(|fault| writeln!(err, "{fault}")),
+        Some(ConfigError::Faults { faults }) => {
+            faults.iter().try_for_each(|fault| writeln!(err, "{fault}"))
+        }
         _ => writeln!(err, "shoal: {error:#}"),
     };
     if config.is_some() || error.is::<Usage>() {

@@ -173,7 +173,11 @@ impl Pace {
         if told && summary.skipped == 0 && summary.unacknowledged == 0 {
             return Ok(());
         }
-        write!(err, "{what} {} records in {:.2} s", summary.records, summary.seconds)?;
+        write!(
+            err,
+            "{what} {} records in {:.2} s",
+            summary.records, summary.seconds
+        )?;
         if summary.skipped > 0 {
             write!(err, ", {} faulty ones passed over", summary.skipped)?;
         }
@@ -234,7 +238,9 @@ impl Publish {
                 Ok(Framing::Confluent { schema_id })
             }
             None if self.framing.is_some() => {
-                bail!(Usage("--framing confluent needs --registry, or registry.url".into()))
+                bail!(Usage(
+                    "--framing confluent needs --registry, or registry.url".into()
+                ))
             }
             None => Ok(Framing::SingleObject),
         }

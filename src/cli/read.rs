@@ -97,7 +97,11 @@ impl Get {
             writeln!(io::stderr(), "{note}")?;
         }
         for id in &absent {
-            writeln!(io::stderr(), "there is no point `{id}` in `{}`", self.collection)?;
+            writeln!(
+                io::stderr(),
+                "there is no point `{id}` in `{}`",
+                self.collection
+            )?;
         }
         Ok(if absent.is_empty() {
             ExitCode::SUCCESS

@@ -80,7 +80,11 @@ impl Search {
                 };
                 let found = client.get(request(wanted, timeout)).await;
                 let found = found.map_err(|status| told(&status))?.into_inner();
-                let point = found.points.into_iter().next().and_then(|stored| stored.point);
+                let point = found
+                    .points
+                    .into_iter()
+                    .next()
+                    .and_then(|stored| stored.point);
                 match point {
                     Some(point) => point.vector,
                     None => bail!("there is no point `{id}` in `{}`", self.collection),
@@ -139,7 +143,8 @@ impl Search {
         let mut table = Table::new(["DISTANCE", "ID", "PAYLOAD"]);
         for hit in &answer.hits {
             table.row([
-                format!("{:.6}", hit.distance),
+                // Rounding may leave a zero with a sign, which says nothing.
+                format!("{:.6}", hit.distance).replace("-0.000000", "0.000000"),
                 hit.id.clone(),
                 payload(&hit.payload).to_string(),
             ]);
@@ -172,8 +177,9 @@ pub(super) fn payload(fields: &std::collections::HashMap<String, v1::Value>) -> 
 
 /// A JSON array of numbers, or an object that has one as its `vector`.
 fn parse_vector(text: &str) -> Result<Vec<f32>, Usage> {
-    let refused =
-        |error: serde_json::Error| Usage(format!("the vector is no JSON array of numbers: {error}"));
+    let refused = |error: serde_json::Error| {
+        Usage(format!("the vector is no JSON array of numbers: {error}"))
+    };
     let json: Json = serde_json::from_str(text).map_err(refused)?;
     let array = match json {
         Json::Object(mut fields) => fields.remove("vector").unwrap_or_default(),
@@ -191,7 +197,10 @@ mod tests {
     #[test]
     fn a_vector_reads_alone_or_in_an_object() {
         assert_eq!(parse_vector("[1, -0.5]").unwrap(), [1.0, -0.5]);
-        assert_eq!(parse_vector(r#"{"id": "a", "vector": [2]}"#).unwrap(), [2.0]);
+        assert_eq!(
+            parse_vector(r#"{"id": "a", "vector": [2]}"#).unwrap(),
+            [2.0]
+        );
         for text in ["", "1", "[\"a\"]", "{}"] {
             assert!(parse_vector(text).is_err(), "{text}");
         }

@@ -40,7 +40,9 @@ impl Table {
 
 fn line(to: &mut impl Write, widths: &[usize], cells: &[String]) -> io::Result<()> {
     let padded = cells.iter().zip(widths);
-    let text: Vec<String> = padded.map(|(cell, width)| format!("{cell:width$}")).collect();
+    let text: Vec<String> = padded
+        .map(|(cell, width)| format!("{cell:width$}"))
+        .collect();
     writeln!(to, "{}", text.join("  ").trim_end())
 }
 
@@ -57,6 +59,9 @@ mod tests {
         table.row(["b".into(), "22".into()]);
         let mut text = Vec::new();
         table.write(&mut text).unwrap();
-        assert_eq!(String::from_utf8(text).unwrap(), "ID      N\né-long  1\nb       22\n");
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "ID      N\né-long  1\nb       22\n"
+        );
     }
 }

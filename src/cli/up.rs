@@ -68,7 +68,11 @@ fn tell(up: &up::Up) -> io::Result<()> {
         ("indexer", running.indexer),
         ("query", running.query),
     ] {
-        writeln!(out, "  {role:8} grpc {}  http {}", listens.grpc, listens.http)?;
+        writeln!(
+            out,
+            "  {role:8} grpc {}  http {}",
+            listens.grpc, listens.http
+        )?;
     }
     out.flush()
 }

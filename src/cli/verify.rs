@@ -152,7 +152,11 @@ impl Verify {
             let wanted = request(v1::ListCollectionsRequest {}, timeout);
             let all = node.list_collections(wanted).await;
             let all = all.map_err(|status| told(&status))?.into_inner();
-            names = all.collections.into_iter().map(|found| found.name).collect();
+            names = all
+                .collections
+                .into_iter()
+                .map(|found| found.name)
+                .collect();
         }
         let mut indexers = Indexers {
             timeout,
@@ -231,13 +235,25 @@ fn facts(status: v1::ShardStatus) -> Result<Facts, String> {
     Ok(Facts {
         points: status.live_points,
         contested: status.contested,
-        digest: status.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        digest: status
+            .digest
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
         positions: positions.collect(),
     })
 }
 
 fn table(held: &BTreeMap<Shard, Held>) -> Table {
-    let headings = ["COLLECTION", "SHARD", "NODE", "POINTS", "CONTESTED", "DIGEST", "POSITIONS"];
+    let headings = [
+        "COLLECTION",
+        "SHARD",
+        "NODE",
+        "POINTS",
+        "CONTESTED",
+        "DIGEST",
+        "POSITIONS",
+    ];
     let mut table = Table::new(headings);
     for ((collection, shard), held) in held {
         let (points, contested, digest, positions) = match &held.outcome {

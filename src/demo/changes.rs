@@ -3,14 +3,22 @@
 use anyhow::{Context as _, bail};
 use shoal_schemas::{Payload, Point, PointId, Value, v1};
 
-use super::{data::{self, Data}, recall::text_of, stage::Stage, voice::Voice};
+use super::{
+    data::{self, Data},
+    recall::text_of,
+    stage::Stage,
+    voice::Voice,
+};
 
 /// The query whose answers are changed.
 const QUERY: usize = 1;
 
 /// Deletes the best answer of a query, then rewrites the next best.
 pub(super) async fn show(stage: &mut Stage, data: &Data, voice: &Voice) -> anyhow::Result<()> {
-    let query = data.queries.get(QUERY).context("there are too few queries")?;
+    let query = data
+        .queries
+        .get(QUERY)
+        .context("there are too few queries")?;
     let vector = query.vector.as_slice();
     let before = stage.search(vector, &[]).await?;
     voice.say(&format!("\n  \"{}\"", query.text));
@@ -31,7 +39,9 @@ pub(super) async fn show(stage: &mut Stage, data: &Data, voice: &Voice) -> anyho
     }
 
     let id = PointId::new(&second.id)?;
-    let old = data.point(&second.id).context("an answer is no point of ours")?;
+    let old = data
+        .point(&second.id)
+        .context("an answer is no point of ours")?;
     let text = format!("{} [rewritten: {}]", data::text(old), query.answer);
     let mut payload = old.payload.0.clone();
     payload.insert("text".into(), Value::String(text.clone()));
@@ -42,7 +52,11 @@ pub(super) async fn show(stage: &mut Stage, data: &Data, voice: &Voice) -> anyho
     };
     let token = stage.publisher.publish(&id, &rewritten).await?.await?;
     let after = stage.search(vector, std::slice::from_ref(&token)).await?;
-    tell(voice, "after giving the next one this query's own vector and another text", &after);
+    tell(
+        voice,
+        "after giving the next one this query's own vector and another text",
+        &after,
+    );
     let Some(best) = after.first() else {
         bail!("nothing is answered after the update");
     };
@@ -55,7 +69,10 @@ pub(super) async fn show(stage: &mut Stage, data: &Data, voice: &Voice) -> anyho
     }
     let count = stage.count(&[token]).await?;
     if count != u64::try_from(data.points.len())? - 1 {
-        bail!("there are {count} points after one delete of {}", data.points.len());
+        bail!(
+            "there are {count} points after one delete of {}",
+            data.points.len()
+        );
     }
     Ok(())
 }
@@ -63,6 +80,11 @@ pub(super) async fn show(stage: &mut Stage, data: &Data, voice: &Voice) -> anyho
 fn tell(voice: &Voice, when: &str, hits: &[v1::Hit]) {
     voice.say(&format!("  {when}:"));
     for hit in hits.iter().take(3) {
-        voice.say(&format!("    {:.3}  {:12} {}", hit.distance, hit.id, text_of(hit)));
+        voice.say(&format!(
+            "    {:.3}  {:12} {}",
+            hit.distance,
+            hit.id,
+            text_of(hit)
+        ));
     }
 }

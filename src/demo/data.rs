@@ -58,8 +58,8 @@ impl Data {
         let of_distances = collection_of_distances()?;
         let distances = vectors(folder.join("w_gt_dist.npy"), None, &of_distances)?;
         let path = folder.join("w_queries.jsonl");
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let lines: Vec<Line> = text
             .lines()
             .map(serde_json::from_str)

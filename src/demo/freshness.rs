@@ -10,7 +10,11 @@ use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{Payload, Point, PointId, Token, Value};
 use tokio::time::MissedTickBehavior;
 
-use super::{data::{Data, Query}, stage::Stage, voice::Voice};
+use super::{
+    data::{Data, Query},
+    stage::Stage,
+    voice::Voice,
+};
 
 /// Records that are measured.
 const RECORDS: usize = 300;
@@ -56,7 +60,9 @@ pub(super) async fn measure(
         fresh.p50_ms, fresh.p99_ms
     ));
     forget(stage, data, &ids).await?;
-    voice.say(&format!("deleted those {RECORDS} again: none is found any more"));
+    voice.say(&format!(
+        "deleted those {RECORDS} again: none is found any more"
+    ));
     Ok(fresh)
 }
 
@@ -98,7 +104,10 @@ async fn forget(stage: &mut Stage, data: &Data, ids: &[PointId]) -> anyhow::Resu
     }
     let count = stage.count(&tokens).await?;
     if count != u64::try_from(data.points.len())? {
-        bail!("after the deletes there are {count} points, not {}", data.points.len());
+        bail!(
+            "after the deletes there are {count} points, not {}",
+            data.points.len()
+        );
     }
     for query in data.queries.iter().take(ids.len()) {
         let hits = stage.search(query.vector.as_slice(), &[]).await?;

@@ -10,7 +10,11 @@ use shoal_producer::{
 use shoal_runtime::clock::Stopwatch;
 use tokio_util::sync::CancellationToken;
 
-use super::{data::Data, stage::{Progress, Stage}, voice::Voice};
+use super::{
+    data::Data,
+    stage::{Progress, Stage},
+    voice::Voice,
+};
 
 /// Between two looks on a terminal, and elsewhere.
 const DRAW: Duration = Duration::from_millis(200);
@@ -21,11 +25,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Publishes all points and returns how many a second went the whole way.
-pub(super) async fn publish(
-    stage: &mut Stage,
-    data: &Data,
-    voice: &Voice,
-) -> anyhow::Result<f64> {
+pub(super) async fn publish(stage: &mut Stage, data: &Data, voice: &Voice) -> anyhow::Result<f64> {
     voice.say("\npublishing all of them into 4 partitions");
     let watch = Stopwatch::start();
     let total = u64::try_from(data.points.len())?;
@@ -66,7 +66,9 @@ pub(super) async fn publish(
     }
     voice.settle();
     let rate = per_second(data.points.len(), watch.seconds());
-    voice.say(&format!("all searchable and in the graph: {rate:.0} records/s"));
+    voice.say(&format!(
+        "all searchable and in the graph: {rate:.0} records/s"
+    ));
     Ok(rate)
 }
 

@@ -19,11 +19,7 @@ const SHOWN: usize = 4;
 const ROUNDS: usize = 4;
 
 /// Asks every query and returns the share of the true ten nearest found.
-pub(super) async fn measure(
-    stage: &mut Stage,
-    data: &Data,
-    voice: &Voice,
-) -> anyhow::Result<f64> {
+pub(super) async fn measure(stage: &mut Stage, data: &Data, voice: &Voice) -> anyhow::Result<f64> {
     voice.say("\nsearching with sentences that are not among them");
     let (mut near, mut wanted) = (0, 0);
     for (n, query) in data.queries.iter().enumerate() {
@@ -52,7 +48,11 @@ fn show(voice: &Voice, query: &Query, hits: &[v1::Hit]) {
 
 /// The text of an answer.
 pub(super) fn text_of(hit: &v1::Hit) -> &str {
-    match hit.payload.get("text").and_then(|value| value.kind.as_ref()) {
+    match hit
+        .payload
+        .get("text")
+        .and_then(|value| value.kind.as_ref())
+    {
         Some(v1::value::Kind::String(text)) => text,
         _ => "",
     }
@@ -76,7 +76,12 @@ async fn ask_all(
     data: &Data,
 ) -> anyhow::Result<usize> {
     let mut asked = 0;
-    for query in data.queries.iter().cycle().take(data.queries.len() * ROUNDS / 2) {
+    for query in data
+        .queries
+        .iter()
+        .cycle()
+        .take(data.queries.len() * ROUNDS / 2)
+    {
         search(&mut client, query.vector.as_slice(), &[], false).await?;
         asked += 1;
     }

@@ -1,7 +1,7 @@
 //! Staying up: what a visitor may try next.
 
 use std::{
-    fs,
+    env, fs,
     io::{self, Write},
 };
 
@@ -28,6 +28,8 @@ pub(super) async fn stay(up: &Up, data: &Data) -> anyhow::Result<()> {
     let (query_http, gateway_http) = (running.query.http, running.gateway.http);
     let id = data.points.first().map_or("", |(id, _)| id.as_str());
     let folder = up.folder().display();
+    let own = env::current_exe().unwrap_or_else(|_| "shoal".into());
+    let own = own.display();
     let mut err = io::stderr().lock();
     writeln!(err, "\nstill up; Ctrl-C ends it and removes {folder}. Try:")?;
     for command in [
@@ -43,8 +45,8 @@ pub(super) async fn stay(up: &Up, data: &Data) -> anyhow::Result<()> {
         ),
         format!("curl -s -X DELETE http://{gateway_http}/v1/collections/{COLLECTION}/points/mine"),
         format!("curl -s http://{}/metrics", running.indexer.http),
-        format!("shoal --data-dir {folder} search {COLLECTION} --id {id} -k 5"),
-        format!("shoal --data-dir {folder} verify"),
+        format!("{own} --data-dir {folder} search {COLLECTION} --id {id} -k 5"),
+        format!("{own} --data-dir {folder} verify"),
         format!("kcat -b {} -L", running.kafka),
     ] {
         writeln!(err, "  {command}")?;
