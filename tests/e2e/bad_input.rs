@@ -1,16 +1,14 @@
-//! What is wrong is named, kept and harms nobody: bad records, oversized ones, impossible searches.
+//! Records that are wrong are named, kept and harm nobody.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use shoal_schemas::{Collection, Metric, PointId, Reason, Record, Version, v1};
-use tonic::Code;
+use shoal_schemas::{Collection, Metric, PointId, Reason, Record, Version};
 
 use crate::{
     compaction::not_finite,
     harness::{
-        client,
         model::Model,
         seed::Random,
         topic::{self, append, home, record, value, versioned},
@@ -33,7 +31,12 @@ struct Bad {
 #[test]
 fn each_kind_of_bad_record_is_named_and_harms_no_neighbour() {
     let shared = shared();
-    let mut wanted = Collection::new("bad".parse().unwrap(), DIM.try_into().unwrap(), Metric::Cosine, 4);
+    let mut wanted = Collection::new(
+        "bad".parse().unwrap(),
+        DIM.try_into().unwrap(),
+        Metric::Cosine,
+        4,
+    );
     wanted.max_record_bytes = 600;
     let collection = shared.create(wanted);
     let mut random = Random::of(11);
@@ -60,45 +63,186 @@ fn each_kind_of_bad_record_is_named_and_harms_no_neighbour() {
     let ones = vec![1.0; 8];
     let text = |body: Value| Bytes::from(body.to_string());
     let cases = [
-        case("a component too many", upsert("dim", of_dim(DIM + 1, Metric::Cosine, &random.vector(DIM + 1))), Reason::WrongDimension, "9 components", true),
-        case("NaN", upsert("nan", not_finite(&good)), Reason::NotFinite, "NaN", true),
-        case("infinity", upsert("inf", infinite.into()), Reason::NotFinite, "inf", true),
-        case("infinity in single precision", upsert("inf-f32", Bytes::from_static(br#"{"vector": [1e39,0,0,0,0,0,0,0]}"#)), Reason::NotFinite, "inf", true),
-        case("a number that JSON cannot hold", upsert("inf-json", Bytes::from_static(br#"{"vector": [1e999,0,0,0,0,0,0,0]}"#)), Reason::Undecodable, "out of range", true),
-        case("all zeros", upsert("zero", of_dim(DIM, Metric::L2, &[0.0; 8])), Reason::ZeroVector, "zero", true),
-        case("cut short", upsert("cut", good.slice(..good.len() - 5)), Reason::Undecodable, "", true),
-        case("neither Avro nor JSON", upsert("noise", Bytes::from_static(b"\x07hello")), Reason::Undecodable, "", true),
-        case("an empty value", upsert("empty", Bytes::new()), Reason::Undecodable, "", true),
-        case("a schema id nobody knows", upsert("schema", schema_of_nobody.into()), Reason::UnknownSchema, "987654", true),
-        case("a fingerprint nobody knows", upsert("finger", fingerprint_of_nobody.into()), Reason::UnknownSchema, "", true),
-        case("JSON of another shape", upsert("shape", text(json!({"vektor": [1.0]}))), Reason::Undecodable, "vektor", true),
-        case("a nested payload", upsert("nested", text(json!({"vector": ones, "payload": {"a": {"b": 1}}}))), Reason::BadPayload, "a", true),
-        case("JSON for another id", upsert("other", text(json!({"id": "somebody", "vector": ones}))), Reason::Undecodable, "somebody", true),
-        case("over the shard's own limit", upsert("large", text(json!({"vector": ones, "payload": {"text": "x".repeat(700)}}))), Reason::TooLarge, "600", true),
-        case("a version that does not read", Record {
-            headers: vec![("shoal-version".to_owned(), Bytes::from_static(b"soon"))],
-            ..upsert("version", good.clone())
-        }, Reason::BadHeader, "shoal-version", true),
-        case("tagged for elsewhere", Record {
-            headers: vec![("shoal-residency".to_owned(), Bytes::from_static(b"eu"))],
-            ..upsert("resident", good.clone())
-        }, Reason::Residency, "eu", true),
-        case("a key without bytes", upsert("", good.clone()), Reason::BadKey, "empty", false),
-        case("a key that is too long", upsert(&"k".repeat(513), good.clone()), Reason::BadKey, "513", false),
-        case("a key that is no text", Record {
-            key: Some(Bytes::from_static(b"\xff\xfe")),
-            ..upsert("", good.clone())
-        }, Reason::BadKey, "UTF-8", false),
+        case(
+            "a component too many",
+            upsert(
+                "dim",
+                of_dim(DIM + 1, Metric::Cosine, &random.vector(DIM + 1)),
+            ),
+            Reason::WrongDimension,
+            "9 components",
+            true,
+        ),
+        case(
+            "NaN",
+            upsert("nan", not_finite(&good)),
+            Reason::NotFinite,
+            "NaN",
+            true,
+        ),
+        case(
+            "infinity",
+            upsert("inf", infinite.into()),
+            Reason::NotFinite,
+            "inf",
+            true,
+        ),
+        case(
+            "infinity in single precision",
+            upsert(
+                "inf-f32",
+                Bytes::from_static(br#"{"vector": [1e39,0,0,0,0,0,0,0]}"#),
+            ),
+            Reason::NotFinite,
+            "inf",
+            true,
+        ),
+        case(
+            "a number that JSON cannot hold",
+            upsert(
+                "inf-json",
+                Bytes::from_static(br#"{"vector": [1e999,0,0,0,0,0,0,0]}"#),
+            ),
+            Reason::Undecodable,
+            "out of range",
+            true,
+        ),
+        case(
+            "all zeros",
+            upsert("zero", of_dim(DIM, Metric::L2, &[0.0; 8])),
+            Reason::ZeroVector,
+            "zero",
+            true,
+        ),
+        case(
+            "cut short",
+            upsert("cut", good.slice(..good.len() - 5)),
+            Reason::Undecodable,
+            "",
+            true,
+        ),
+        case(
+            "neither Avro nor JSON",
+            upsert("noise", Bytes::from_static(b"\x07hello")),
+            Reason::Undecodable,
+            "",
+            true,
+        ),
+        case(
+            "an empty value",
+            upsert("empty", Bytes::new()),
+            Reason::Undecodable,
+            "",
+            true,
+        ),
+        case(
+            "a schema id nobody knows",
+            upsert("schema", schema_of_nobody.into()),
+            Reason::UnknownSchema,
+            "987654",
+            true,
+        ),
+        case(
+            "a fingerprint nobody knows",
+            upsert("finger", fingerprint_of_nobody.into()),
+            Reason::UnknownSchema,
+            "",
+            true,
+        ),
+        case(
+            "JSON of another shape",
+            upsert("shape", text(json!({"vektor": [1.0]}))),
+            Reason::Undecodable,
+            "vektor",
+            true,
+        ),
+        case(
+            "a nested payload",
+            upsert(
+                "nested",
+                text(json!({"vector": ones, "payload": {"a": {"b": 1}}})),
+            ),
+            Reason::BadPayload,
+            "a",
+            true,
+        ),
+        case(
+            "JSON for another id",
+            upsert("other", text(json!({"id": "somebody", "vector": ones}))),
+            Reason::Undecodable,
+            "somebody",
+            true,
+        ),
+        case(
+            "over the shard's own limit",
+            upsert(
+                "large",
+                text(json!({"vector": ones, "payload": {"text": "x".repeat(700)}})),
+            ),
+            Reason::TooLarge,
+            "600",
+            true,
+        ),
+        case(
+            "a version that does not read",
+            Record {
+                headers: vec![("shoal-version".to_owned(), Bytes::from_static(b"soon"))],
+                ..upsert("version", good.clone())
+            },
+            Reason::BadHeader,
+            "shoal-version",
+            true,
+        ),
+        case(
+            "tagged for elsewhere",
+            Record {
+                headers: vec![("shoal-residency".to_owned(), Bytes::from_static(b"eu"))],
+                ..upsert("resident", good.clone())
+            },
+            Reason::Residency,
+            "eu",
+            true,
+        ),
+        case(
+            "a key without bytes",
+            upsert("", good.clone()),
+            Reason::BadKey,
+            "empty",
+            false,
+        ),
+        case(
+            "a key that is too long",
+            upsert(&"k".repeat(513), good.clone()),
+            Reason::BadKey,
+            "513",
+            false,
+        ),
+        case(
+            "a key that is no text",
+            Record {
+                key: Some(Bytes::from_static(b"\xff\xfe")),
+                ..upsert("", good.clone())
+            },
+            Reason::BadKey,
+            "UTF-8",
+            false,
+        ),
     ];
 
     // Good neighbours right before and right after each bad one, in the same partition.
     let mut model = Model::new(&collection);
     let mut neighbour = |at: u32, number: usize| {
         let mut names = (0..).map(|attempt| format!("good-{number}-{attempt}"));
-        let id = names.find(|name| home(&collection, name).partition.0 == at).unwrap();
+        let id = names
+            .find(|name| home(&collection, name).partition.0 == at)
+            .unwrap();
         let vector = random.vector(DIM);
         let bytes = value(&collection, &vector);
-        append(&shared.world.cluster, &home(&collection, &id), &versioned(&id, Some(bytes), 9));
+        append(
+            &shared.world.cluster,
+            &home(&collection, &id),
+            &versioned(&id, Some(bytes), 9),
+        );
         let point = topic::point(&collection, &vector);
         model.upsert(&PointId::new(&id).unwrap(), Version::from_raw(9), &point);
     };
@@ -106,7 +250,9 @@ fn each_kind_of_bad_record_is_named_and_harms_no_neighbour() {
     let mut contested = Vec::new();
     for (number, bad) in cases.iter().enumerate() {
         let key = bad.record.key.clone().unwrap();
-        let id = std::str::from_utf8(&key).ok().and_then(|key| PointId::new(key).ok());
+        let id = std::str::from_utf8(&key)
+            .ok()
+            .and_then(|key| PointId::new(key).ok());
         let to = match &id {
             Some(id) => home(&collection, id.as_str()),
             None => topic::partition(&collection.name, 2),
@@ -123,19 +269,35 @@ fn each_kind_of_bad_record_is_named_and_harms_no_neighbour() {
     let state = shared.settled(&collection);
 
     let entries = topic::dead_letters(&shared.world.cluster, &collection);
-    let places: Vec<_> = entries.iter().map(|entry| (entry.source.partition.0, entry.offset.0)).collect();
+    let places: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.source.partition.0, entry.offset.0))
+        .collect();
     let missing: Vec<&str> = expected
         .iter()
         .filter(|(place, _)| !places.contains(place))
         .map(|(_, bad)| bad.what)
         .collect();
     assert_eq!(missing, [""; 0], "each is told");
-    assert_eq!(places, expected.keys().copied().collect::<Vec<_>>(), "once, and nothing else is");
+    assert_eq!(
+        places,
+        expected.keys().copied().collect::<Vec<_>>(),
+        "once, and nothing else is"
+    );
     let cluster = shared.world.cluster.admin.cluster_id().unwrap();
     for entry in &entries {
         let bad = expected[&(entry.source.partition.0, entry.offset.0)];
-        assert_eq!(entry.rejection.reason, bad.reason, "{}: {}", bad.what, entry.rejection);
-        assert!(entry.rejection.detail.contains(bad.names), "{}: {}", bad.what, entry.rejection);
+        assert_eq!(
+            entry.rejection.reason, bad.reason,
+            "{}: {}",
+            bad.what, entry.rejection
+        );
+        assert!(
+            entry.rejection.detail.contains(bad.names),
+            "{}: {}",
+            bad.what,
+            entry.rejection
+        );
         assert_eq!(entry.source.cluster, cluster);
         assert_eq!(*entry.source.topic, *collection.name.topic());
         if bad.reason == Reason::Residency {
@@ -157,7 +319,10 @@ fn each_kind_of_bad_record_is_named_and_harms_no_neighbour() {
         let shard = "shard=\"bad/";
         let counted = metrics.sum("indexer_records_rejected_total", &[&label, shard]);
         let same = expected.values().filter(|bad| bad.reason == reason).count();
-        assert!((counted - f64::from(u32::try_from(same).unwrap())).abs() < 0.5, "{label}: {counted}");
+        assert!(
+            (counted - f64::from(u32::try_from(same).unwrap())).abs() < 0.5,
+            "{label}: {counted}"
+        );
     }
     shared.indexer.had_no_errors(&[]);
 }
@@ -174,106 +339,14 @@ fn a_record_without_a_key_is_refused_by_the_compacted_topic_itself() {
     let to = topic::partition(&collection.name, 0);
     let sent = shared.world.cluster.writer.send(&to, &keyless).unwrap();
     let refused = crate::harness::wait(sent).unwrap_err();
-    assert!(refused.to_string().contains(&*collection.name.topic()), "{refused}");
-    append(&shared.world.cluster, &to, &record("next", Some(good), now_ms()));
-    assert_eq!(shared.settled(&collection).points, 1);
-}
-
-#[test]
-fn what_the_gateway_would_have_to_refuse_later_it_refuses_at_once_by_name() {
-    let shared = shared();
-    let mut wanted = Collection::new("gate".parse().unwrap(), DIM.try_into().unwrap(), Metric::Cosine, 4);
-    wanted.max_record_bytes = 400;
-    let collection = shared.create(wanted);
-    let good = v1::Point {
-        id: "good".to_owned(),
-        vector: vec![1.0; 8],
-        ..v1::Point::default()
-    };
-    let large = v1::Value {
-        kind: Some(v1::value::Kind::String("x".repeat(500))),
-    };
-    let bad = [
-        ("components", v1::Point { vector: vec![1.0; 7], ..good.clone() }),
-        ("finite", v1::Point { vector: vec![f32::NAN; 8], ..good.clone() }),
-        ("zero", v1::Point { vector: vec![0.0; 8], ..good.clone() }),
-        ("empty", v1::Point { id: String::new(), ..good.clone() }),
-        ("400", v1::Point { payload: [("text".to_owned(), large)].into(), ..good.clone() }),
-    ];
-    for (names, point) in bad {
-        // One bad point fails the call before anything of it is published.
-        let refused = shared.gateway.upsert("gate", vec![good.clone(), point]).unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{names}: {refused}");
-        assert!(refused.message().contains(names), "{names}: {refused}");
-    }
-    let refused = shared.gateway.upsert("nowhere", vec![good.clone()]).unwrap_err();
-    assert_eq!(refused.code(), Code::NotFound, "{refused}");
-    let body = json!({"points": [{"id": "x", "vector": [1, 2]}]});
-    let (status, answer) = client::json(
-        reqwest::Method::PUT,
-        shared.gateway.http,
-        "/v1/collections/gate/points",
-        &body,
+    assert!(
+        refused.to_string().contains(&*collection.name.topic()),
+        "{refused}"
     );
-    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("INVALID_ARGUMENT")), "{answer}");
-    assert_eq!(topic::ends(&shared.world.cluster, &collection), [0, 0, 0, 0]);
-    shared.gateway.upsert("gate", vec![good]).unwrap();
+    append(
+        &shared.world.cluster,
+        &to,
+        &record("next", Some(good), now_ms()),
+    );
     assert_eq!(shared.settled(&collection).points, 1);
-}
-
-#[test]
-fn an_impossible_search_is_refused_by_name_over_both_ways() {
-    let shared = shared();
-    let collection = shared.collection("asked", DIM, 2);
-    let mut random = Random::of(12);
-    for number in 0..7 {
-        let id = format!("a-{number}");
-        let bytes = value(&collection, &random.vector(DIM));
-        append(&shared.world.cluster, &home(&collection, &id), &record(&id, Some(bytes), now_ms()));
-    }
-    shared.settled(&collection);
-    let vector = random.vector(DIM);
-    let mut with_nan = vector.clone();
-    with_nan[3] = f32::NAN;
-    let refusals = [
-        ("nowhere", vector.clone(), 3, Code::NotFound, "nowhere"),
-        ("No Name", vector.clone(), 3, Code::NotFound, "No Name"),
-        ("asked", vector.clone(), 0, Code::InvalidArgument, "k is 0"),
-        ("asked", vector.clone(), 10_001, Code::InvalidArgument, "10000"),
-        ("asked", vec![1.0; 9], 3, Code::InvalidArgument, "9"),
-        ("asked", Vec::new(), 3, Code::InvalidArgument, "0 components"),
-        ("asked", vec![0.0; 8], 3, Code::InvalidArgument, "zero"),
-        ("asked", with_nan, 3, Code::InvalidArgument, "NaN"),
-    ];
-    for (name, vector, k, code, names) in refusals {
-        let refused = shared.query.search(client::search(name, &vector, k)).unwrap_err();
-        let is_name_fault = name == "No Name" && refused.code() == Code::InvalidArgument;
-        assert!(refused.code() == code || is_name_fault, "{name} {k}: {refused}");
-        assert!(refused.message().contains(names), "{name} {k}: {refused}");
-        if vector.iter().any(|component| component.is_nan()) || name.contains(' ') {
-            continue;
-        }
-        let body = json!({"vector": vector, "k": k});
-        let (status, answer) = shared.query.post(&format!("/v1/collections/{name}/search"), &body);
-        let expected = if code == Code::NotFound { (404, "NOT_FOUND") } else { (400, "INVALID_ARGUMENT") };
-        let told = (status, answer["error"]["code"].as_str().unwrap());
-        assert_eq!(told, expected, "{name} {k}: {answer}");
-        assert!(answer["error"]["message"].as_str().unwrap().contains(names), "{answer}");
-    }
-    // More than there are: all of them.
-    let answer = shared.query.search(client::search("asked", &vector, 10_000)).unwrap();
-    assert_eq!(answer.hits.len(), 7);
-    let body = json!({"vector": vector, "k": 50});
-    let (status, answer) = shared.query.post("/v1/collections/asked/search", &body);
-    assert_eq!((status, answer["hits"].as_array().map(Vec::len)), (200, Some(7)), "{answer}");
-    // An empty collection is no error either.
-    shared.collection("asked-empty", DIM, 2);
-    let answer = shoal_runtime::eventually(crate::harness::DEADLINE, "its shards to serve", || {
-        shared.query.search(client::search("asked-empty", &vector, 3)).ok()
-    });
-    assert_eq!(answer.hits, []);
-    // A field that nobody knows is named.
-    let body = json!({"vector": vector, "k": 1, "kk": 2});
-    let (status, answer) = shared.query.post("/v1/collections/asked/search", &body);
-    assert!(status == 400 && answer["error"]["message"].as_str().unwrap().contains("kk"), "{answer}");
 }

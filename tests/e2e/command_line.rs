@@ -43,16 +43,38 @@ fn at_least(tokens: &str) -> Vec<String> {
     let tokens = tokens.lines().inspect(|token| {
         assert!(token.parse::<Token>().is_ok(), "{token}");
     });
-    tokens.flat_map(|token| ["--at-least".to_owned(), token.to_owned()]).collect()
+    tokens
+        .flat_map(|token| ["--at-least".to_owned(), token.to_owned()])
+        .collect()
 }
 
 #[test]
 fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     let shared = shared();
-    let create = ["collection", "create", "cli", "--dim", "4", "--metric", "l2", "--partitions", "4"];
+    let create = [
+        "collection",
+        "create",
+        "cli",
+        "--dim",
+        "4",
+        "--metric",
+        "l2",
+        "--partitions",
+        "4",
+    ];
     assert!(shoal(&create).contains("created"));
     assert!(shoal(&create).contains("was there already"));
-    let differs = ["collection", "create", "cli", "--dim", "5", "--metric", "l2", "--partitions", "4"];
+    let differs = [
+        "collection",
+        "create",
+        "cli",
+        "--dim",
+        "5",
+        "--metric",
+        "l2",
+        "--partitions",
+        "4",
+    ];
     assert!(refused(&differs).contains("dim"), "{}", refused(&differs));
     assert!(shoal(&["collection", "list"]).contains("cli"));
     assert!(shoal(&["collection", "describe", "cli"]).contains("l2"));
@@ -62,10 +84,18 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     fs::write(&file, (0..50).map(line).collect::<String>()).unwrap();
     let from_file = shoal(&["publish", "cli", file.to_str().unwrap(), "--quiet"]);
     let mut command = Command::new(SHOAL);
-    command.args(["publish", "cli", "-", "--quiet"]).envs(variables(shared));
-    let mut publish = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    command
+        .args(["publish", "cli", "-", "--quiet"])
+        .envs(variables(shared));
+    let mut publish = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut input = publish.stdin.take().unwrap();
-    input.write_all((50..60).map(line).collect::<String>().as_bytes()).unwrap();
+    input
+        .write_all((50..60).map(line).collect::<String>().as_bytes())
+        .unwrap();
     drop(input);
     let output = publish.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -74,13 +104,26 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     let read: Vec<&str> = read.iter().map(String::as_str).collect();
     // The shards of a new collection are taken a moment after it was made.
     let found = shoal_runtime::eventually(crate::harness::DEADLINE, "the shards to serve", || {
-        let search = ["search", "cli", "--vector", "[7, 1, 2, 3]", "-k", "3", "--json"];
+        let search = [
+            "search",
+            "cli",
+            "--vector",
+            "[7, 1, 2, 3]",
+            "-k",
+            "3",
+            "--json",
+        ];
         let arguments = [&search[..], &read].concat();
         let (status, out, _) = child::run(&arguments, &variables(shared));
         status.success().then_some(out)
     });
     let found: Value = serde_json::from_str(&found).unwrap();
-    let ids: Vec<&str> = found["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> = found["hits"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hit| hit["id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids, ["c-7", "c-6", "c-8"]);
     assert_eq!(found["hits"][0]["payload"]["n"], 7);
     let got = shoal(&["get", "cli", "c-7", "--with-vector"]);
@@ -92,16 +135,36 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     let address = shared.query_role.settings.grpc.to_string();
     let verified = shoal(&["verify", "cli", "--json", "--against", &address]);
     let verified: Value = serde_json::from_str(&verified).unwrap();
-    let points: u64 = verified["shards"].as_array().unwrap().iter().map(|shard| shard["points"].as_u64().unwrap()).sum();
+    let points: u64 = verified["shards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shard| shard["points"].as_u64().unwrap())
+        .sum();
     assert_eq!(points, 60);
     let verdicts = verified["verdicts"].as_array().unwrap();
-    assert!(verdicts.len() == 4 && verdicts.iter().all(|one| one["verdict"] == "equal"), "{verified}");
+    assert!(
+        verdicts.len() == 4 && verdicts.iter().all(|one| one["verdict"] == "equal"),
+        "{verified}"
+    );
 
     // Deleted by id and by a list.
     let list = shared.world.folder.join("ids.txt");
-    fs::write(&list, (10..20).map(|number| format!("c-{number}\n")).collect::<String>()).unwrap();
+    fs::write(
+        &list,
+        (10..20)
+            .map(|number| format!("c-{number}\n"))
+            .collect::<String>(),
+    )
+    .unwrap();
     let one = shoal(&["delete", "cli", "--id", "c-7", "--quiet"]);
-    let many = shoal(&["delete", "cli", "--ids-file", list.to_str().unwrap(), "--quiet"]);
+    let many = shoal(&[
+        "delete",
+        "cli",
+        "--ids-file",
+        list.to_str().unwrap(),
+        "--quiet",
+    ]);
     let read = at_least(&(one + &many));
     let read: Vec<&str> = read.iter().map(String::as_str).collect();
     let count = [&["count", "cli"][..], &read].concat();
@@ -109,7 +172,9 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     assert!(refused(&["get", "cli", "c-7"]).contains("no point `c-7`"));
 
     shoal(&["collection", "drop", "cli", "--delete-topics"]);
-    assert!(refused(&["publish", "cli", file.to_str().unwrap(), "--quiet"]).contains("does not exist"));
+    assert!(
+        refused(&["publish", "cli", file.to_str().unwrap(), "--quiet"]).contains("does not exist")
+    );
 }
 
 #[test]
@@ -117,19 +182,43 @@ fn a_faulty_line_stops_a_publish_by_name_or_is_passed_over_where_told_so() {
     let shared = shared();
     shared.collection("faulty", 4, 2);
     let file = shared.world.folder.join("faulty.jsonl");
-    let large = json!({"id": "large", "vector": [1, 2, 3, 4], "payload": {"t": "x".repeat(2 << 20)}});
-    let lines = [line(1), "{\"id\": \"short\", \"vector\": [1, 2]}\n".to_owned(), format!("{large}\n"), line(2)];
+    let large =
+        json!({"id": "large", "vector": [1, 2, 3, 4], "payload": {"t": "x".repeat(2 << 20)}});
+    let lines = [
+        line(1),
+        "{\"id\": \"short\", \"vector\": [1, 2]}\n".to_owned(),
+        format!("{large}\n"),
+        line(2),
+    ];
     fs::write(&file, lines.concat()).unwrap();
     let file = file.to_str().unwrap();
     let told = refused(&["publish", "faulty", file, "--quiet"]);
-    assert!(told.contains("2 components") && told.contains("faulty.jsonl:2"), "{told}");
-    let summary = shoal(&["publish", "faulty", file, "--quiet", "--json", "--on-fault", "skip"]);
+    assert!(
+        told.contains("2 components") && told.contains("faulty.jsonl:2"),
+        "{told}"
+    );
+    let summary = shoal(&[
+        "publish",
+        "faulty",
+        file,
+        "--quiet",
+        "--json",
+        "--on-fault",
+        "skip",
+    ]);
     let summary: Value = serde_json::from_str(&summary).unwrap();
-    assert_eq!((&summary["records"], &summary["skipped"]), (&json!(2), &json!(2)), "{summary}");
+    assert_eq!(
+        (&summary["records"], &summary["skipped"]),
+        (&json!(2), &json!(2)),
+        "{summary}"
+    );
     let over_size = shared.world.folder.join("large.jsonl");
     fs::write(&over_size, format!("{large}\n")).unwrap();
     let told = refused(&["publish", "faulty", over_size.to_str().unwrap(), "--quiet"]);
-    assert!(told.contains("`large`") && told.contains("1048576"), "{told}");
+    assert!(
+        told.contains("`large`") && told.contains("1048576"),
+        "{told}"
+    );
 }
 
 #[test]

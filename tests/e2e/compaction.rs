@@ -8,7 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use shoal_runtime::{clock::Stopwatch, eventually};
-use shoal_schemas::{Collection, Metric, Point, PointId, Reason, Record, Version, avro::{self, Framing}, headers::VERSION};
+use shoal_schemas::{
+    Collection, Metric, Point, PointId, Reason, Record, Version,
+    avro::{self, Framing},
+    headers::VERSION,
+};
 use shoal_topic::{Cleanup, TopicSpec};
 
 use crate::harness::{
@@ -61,9 +65,17 @@ impl Writing<'_> {
         let vector = random.vector(DIM);
         let value = value(self.collection(), &vector);
         let to = home(self.collection(), id);
-        append(&self.world.cluster, &to, &versioned(id, Some(value), version));
+        append(
+            &self.world.cluster,
+            &to,
+            &versioned(id, Some(value), version),
+        );
         let point = topic::point(self.collection(), &vector);
-        self.model.upsert(&PointId::new(id).unwrap(), Version::from_raw(version), &point);
+        self.model.upsert(
+            &PointId::new(id).unwrap(),
+            Version::from_raw(version),
+            &point,
+        );
     }
 
     /// A good record without a version: its timestamp counts.
@@ -71,9 +83,17 @@ impl Writing<'_> {
         let vector = random.vector(DIM);
         let value = value(self.collection(), &vector);
         let to = home(self.collection(), id);
-        append(&self.world.cluster, &to, &record(id, Some(value), timestamp_ms));
+        append(
+            &self.world.cluster,
+            &to,
+            &record(id, Some(value), timestamp_ms),
+        );
         let point = topic::point(self.collection(), &vector);
-        self.model.upsert(&PointId::new(id).unwrap(), Version::from_timestamp(timestamp_ms), &point);
+        self.model.upsert(
+            &PointId::new(id).unwrap(),
+            Version::from_timestamp(timestamp_ms),
+            &point,
+        );
     }
 
     fn tombstone(&mut self, id: &str) {
@@ -101,7 +121,9 @@ impl Writing<'_> {
 fn rollers(collection: &Collection) -> Vec<String> {
     let of = |partition: u32| {
         let mut names = (0..).map(|number| format!("roll-{number}"));
-        names.find(|name| home(collection, name).partition.0 == partition).unwrap()
+        names
+            .find(|name| home(collection, name).partition.0 == partition)
+            .unwrap()
     };
     (0..PARTITIONS).map(of).collect()
 }
@@ -146,7 +168,11 @@ fn force_compaction(writing: &mut Writing<'_>, gone: &BTreeSet<String>) {
 fn a_shard_rebuilt_from_a_compacted_topic_has_the_digest_of_the_live_one() {
     let mut random = Random::from_environment("compaction");
     let world = World::new("compaction");
-    world.cluster.admin.create_topic(&eager("embeddings.squeezed")).unwrap();
+    world
+        .cluster
+        .admin
+        .create_topic(&eager("embeddings.squeezed"))
+        .unwrap();
     let mut wanted = Collection::new(
         "squeezed".parse().unwrap(),
         DIM.try_into().unwrap(),
@@ -194,11 +220,17 @@ fn a_shard_rebuilt_from_a_compacted_topic_has_the_digest_of_the_live_one() {
     let not_finite = not_finite(&good);
     let truncated = good.slice(..good.len() / 2);
     let zero = {
-        let other = Collection { metric: Metric::L2, ..collection.clone() };
+        let other = Collection {
+            metric: Metric::L2,
+            ..collection.clone()
+        };
         let zeros = vec![0.0; usize::try_from(DIM).unwrap()];
         value(&other, &zeros)
     };
-    for (at, bytes) in [&wrong_dim, &not_finite, &truncated, &zero].into_iter().enumerate() {
+    for (at, bytes) in [&wrong_dim, &not_finite, &truncated, &zero]
+        .into_iter()
+        .enumerate()
+    {
         for number in 0..5 {
             writing.refused(&format!("p-{}", 100 + at * 10 + number), bytes.clone());
             writing.refused(&format!("never-{at}-{number}"), bytes.clone());
@@ -269,7 +301,9 @@ fn a_shard_rebuilt_from_a_compacted_topic_has_the_digest_of_the_live_one() {
     let before = world.settled(&live, &collection);
     assert_eq!(before.digest, writing.model.digest());
     force_compaction(&mut writing, &gone);
-    eventually(DEADLINE, "the last points to expire", || (now_ms() > soon).then_some(()));
+    eventually(DEADLINE, "the last points to expire", || {
+        (now_ms() > soon).then_some(())
+    });
     let seen_all = world.settled(&live, &collection);
     assert_eq!(seen_all.digest, writing.model.digest());
 
@@ -314,7 +348,10 @@ fn has_every_refusal_in_the_dead_letters(world: &World, collection: &Collection)
     let mut by_reason: BTreeMap<Reason, BTreeSet<(u32, u64)>> = BTreeMap::new();
     for entry in topic::dead_letters(&world.cluster, collection) {
         let place = (entry.source.partition.0, entry.offset.0);
-        by_reason.entry(entry.rejection.reason).or_default().insert(place);
+        by_reason
+            .entry(entry.rejection.reason)
+            .or_default()
+            .insert(place);
     }
     let count = |reason: Reason| by_reason.get(&reason).map_or(0, BTreeSet::len);
     assert_eq!(count(Reason::WrongDimension), 20);

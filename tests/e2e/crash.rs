@@ -41,6 +41,9 @@ const POINTS: [&str; 8] = [
     "committed",
 ];
 
+/// What befalls a shard's folder, in words and in deed.
+type Damage = (&'static str, fn(&Path));
+
 /// What an indexer with empty disks makes of the topic when nobody disturbs it.
 fn undisturbed(world: &World, collection: &Collection) -> State {
     let calm = world.indexer("calm").start();
@@ -63,9 +66,21 @@ fn holds_everything(world: &World, role: &mut Role, model: &Model) -> State {
 /// How often each thing that a crash might interrupt has happened in one life.
 fn has_worked_hard(role: &Role) {
     let metrics = role.metrics();
-    assert!(metrics.sum("indexer_checkpoint_seconds_count", &[]) >= 2.0, "{}", metrics.0);
-    assert!(metrics.sum("index_build_duration_seconds_count", &[]) >= 1.0, "{}", metrics.0);
-    assert!(metrics.sum("indexer_segments", &[]) > f64::from(PARTITIONS), "{}", metrics.0);
+    assert!(
+        metrics.sum("indexer_checkpoint_seconds_count", &[]) >= 2.0,
+        "{}",
+        metrics.0
+    );
+    assert!(
+        metrics.sum("index_build_duration_seconds_count", &[]) >= 1.0,
+        "{}",
+        metrics.0
+    );
+    assert!(
+        metrics.sum("indexer_segments", &[]) > f64::from(PARTITIONS),
+        "{}",
+        metrics.0
+    );
 }
 
 #[test]
@@ -88,13 +103,23 @@ fn twenty_kills_at_random_moments_lose_nothing_and_double_nothing() {
         }
         let moment = random.moment(Duration::from_millis(1500));
         let ended = victim.child.ends_within(moment);
-        assert!(ended.is_none(), "kill {kill}: ended by itself: {}", victim.child.output());
+        assert!(
+            ended.is_none(),
+            "kill {kill}: ended by itself: {}",
+            victim.child.output()
+        );
         victim.had_no_errors(&[]);
         victim.child.kill();
     }
     let mut survivor = settings.launch();
     holds_everything(&world, &mut survivor, &model);
-    churn(&publisher, &mut model, &mut random, IDS, RECORDS_TO_A_CHECKPOINT * 3);
+    churn(
+        &publisher,
+        &mut model,
+        &mut random,
+        IDS,
+        RECORDS_TO_A_CHECKPOINT * 3,
+    );
     let state = holds_everything(&world, &mut survivor, &model);
     has_worked_hard(&survivor);
     survivor.child.terminate();
@@ -117,7 +142,9 @@ fn a_death_at_every_forced_point_loses_nothing_and_doubles_nothing() {
             _ => 7,
         };
         for pass in [1, later] {
-            let armed = settings.clone().with("CRASH_POINT", format!("{point}:{pass}"));
+            let armed = settings
+                .clone()
+                .with("CRASH_POINT", format!("{point}:{pass}"));
             let mut victim = armed.launch();
             let mut published = 0;
             while victim.child.ended().is_none() {
@@ -150,13 +177,18 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
     let mut model = Model::new(&collection);
     let settings = world.indexer("victim").small_engine();
     let shards = settings.data().join("shards").join("damaged");
-    let damages: [(&str, fn(&Path)); 4] = [
-        ("the catalog is gone", |shard| fs::remove_dir_all(shard.join("catalog")).unwrap()),
+    let damages: [Damage; 4] = [
+        ("the catalog is gone", |shard| {
+            fs::remove_dir_all(shard.join("catalog")).unwrap()
+        }),
         ("a graph is damaged", |shard| {
             let graph = newest(&shard.join("segments"), "graph");
             let mut bytes = fs::read(&graph).unwrap();
             let middle = bytes.len() / 2;
-            bytes[middle..].iter_mut().take(64).for_each(|byte| *byte ^= 0xa5);
+            bytes[middle..]
+                .iter_mut()
+                .take(64)
+                .for_each(|byte| *byte ^= 0xa5);
             fs::write(&graph, bytes).unwrap();
         }),
         ("the log's tail is torn", |shard| {
@@ -165,15 +197,25 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
             let length = file.metadata().unwrap().len();
             file.set_len(length - 7).unwrap();
         }),
-        ("the checkpoints are gone", |shard| fs::remove_dir_all(shard.join("checkpoint")).unwrap()),
+        ("the checkpoints are gone", |shard| {
+            fs::remove_dir_all(shard.join("checkpoint")).unwrap()
+        }),
     ];
     for (what, damage) in damages {
         let mut victim = settings.launch();
         victim.is_ready();
-        churn(&publisher, &mut model, &mut random, IDS, RECORDS_TO_A_CHECKPOINT * 3 / 2);
+        churn(
+            &publisher,
+            &mut model,
+            &mut random,
+            IDS,
+            RECORDS_TO_A_CHECKPOINT * 3 / 2,
+        );
         holds_everything(&world, &mut victim, &model);
         eventually(DEADLINE, "a checkpoint", || {
-            let stored = victim.metrics().sum("indexer_checkpoint_seconds_count", &[]);
+            let stored = victim
+                .metrics()
+                .sum("indexer_checkpoint_seconds_count", &[]);
             (stored >= 1.0).then_some(())
         });
         // Past the checkpoint, so that there is a tail to replay.
@@ -208,6 +250,7 @@ fn newest(folder: &Path, part: &str) -> PathBuf {
         }
     }
     files.sort();
-    files.pop().unwrap_or_else(|| panic!("no `{part}` in {}", folder.display()))
+    files
+        .pop()
+        .unwrap_or_else(|| panic!("no `{part}` in {}", folder.display()))
 }
-

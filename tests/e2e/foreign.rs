@@ -49,7 +49,8 @@ fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> 
     let shared = shared();
     let interpreter = std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
         let cache = std::env::var("SHOAL_CACHE");
-        let cache = cache.unwrap_or_else(|_| format!("{}/.cache/shoal", std::env::var("HOME").unwrap()));
+        let cache =
+            cache.unwrap_or_else(|_| format!("{}/.cache/shoal", std::env::var("HOME").unwrap()));
         format!("{cache}/venv/bin/python3")
     });
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,9 +66,15 @@ fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> 
     if let Some(partitioner) = partitioner {
         command.args(["--partitioner", partitioner]);
     }
-    let output = command.output().expect("make setup installs the Python client");
+    let output = command
+        .output()
+        .expect("make setup installs the Python client");
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{errors}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}\n{errors}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     serde_json::from_value(told["written"].clone()).unwrap()
 }
@@ -75,7 +82,15 @@ fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> 
 /// Writes lines `key|value` with kcat; an empty value is a tombstone.
 fn kcat(collection: &Collection, partitioner: Option<&str>, lines: &[String]) {
     let mut command = Command::new("kcat");
-    command.args(["-P", "-q", "-Z", "-K", "|", "-b", &shared().world.kafka.bootstrap()]);
+    command.args([
+        "-P",
+        "-q",
+        "-Z",
+        "-K",
+        "|",
+        "-b",
+        &shared().world.kafka.bootstrap(),
+    ]);
     command.args(["-t", &collection.name.topic()]);
     if let Some(partitioner) = partitioner {
         command.args(["-X", &format!("partitioner={partitioner}")]);
@@ -86,10 +101,16 @@ fn kcat(collection: &Collection, partitioner: Option<&str>, lines: &[String]) {
         .spawn()
         .expect("setup/packages installs kcat");
     let mut input = child.stdin.take().unwrap();
-    input.write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
+    input
+        .write_all((lines.join("\n") + "\n").as_bytes())
+        .unwrap();
     drop(input);
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn json_lines(prefix: &str, numbers: std::ops::Range<u32>) -> Vec<String> {
@@ -104,7 +125,9 @@ fn json_lines(prefix: &str, numbers: std::ops::Range<u32>) -> Vec<String> {
 }
 
 fn tombstones(prefix: &str, numbers: std::ops::Range<u32>) -> Vec<String> {
-    numbers.map(|number| format!("{prefix}-{number}|")).collect()
+    numbers
+        .map(|number| format!("{prefix}-{number}|"))
+        .collect()
 }
 
 fn get(collection: &Collection, ids: Vec<String>) -> BTreeMap<String, v1::StoredPoint> {
@@ -117,7 +140,10 @@ fn get(collection: &Collection, ids: Vec<String>) -> BTreeMap<String, v1::Stored
     let got = shared().query.get(ask).unwrap();
     let coverage = got.coverage.unwrap();
     assert_eq!(coverage.shards_answered, coverage.shards_asked);
-    let by_id = got.points.into_iter().map(|stored| (stored.point.as_ref().unwrap().id.clone(), stored));
+    let by_id = got
+        .points
+        .into_iter()
+        .map(|stored| (stored.point.as_ref().unwrap().id.clone(), stored));
     by_id.collect()
 }
 
@@ -155,7 +181,9 @@ fn strays(collection: &Collection, written: &Written) -> BTreeSet<(u32, u64)> {
         let id = PointId::new(key).unwrap();
         route::partition_of(collection, &id) != Partition(*partition)
     });
-    strays.map(|(_, partition, offset)| (*partition, *offset)).collect()
+    strays
+        .map(|(_, partition, offset)| (*partition, *offset))
+        .collect()
 }
 
 fn work_like_our_own(name: &str, declared: Partitioner, right: Option<&str>) {
@@ -165,10 +193,21 @@ fn work_like_our_own(name: &str, declared: Partitioner, right: Option<&str>) {
 
     // Python in single-object encoding, Python through the registry, kcat in JSON.
     let plain = python(&collection, right, &["--prefix", "plain", "--count", "60"]);
-    let framed = ["--prefix", "framed", "--count", "60", "--registry", &registry];
+    let framed = [
+        "--prefix",
+        "framed",
+        "--count",
+        "60",
+        "--registry",
+        &registry,
+    ];
     let framed = python(&collection, right, &framed);
     kcat(&collection, right, &json_lines("kcat", 0..60));
-    let partitions: BTreeSet<u32> = plain.iter().chain(&framed).map(|(_, partition, _)| *partition).collect();
+    let partitions: BTreeSet<u32> = plain
+        .iter()
+        .chain(&framed)
+        .map(|(_, partition, _)| *partition)
+        .collect();
     assert_eq!(partitions.len(), 4);
     let state = shared.settled(&collection);
     assert_eq!((state.points, state.contested), (180, 0));
@@ -188,10 +227,17 @@ fn work_like_our_own(name: &str, declared: Partitioner, right: Option<&str>) {
     // Each client replaces and deletes what another one wrote; so does the gateway.
     kcat(&collection, right, &json_lines("plain", 30..40));
     kcat(&collection, right, &tombstones("framed", 0..30));
-    python(&collection, right, &["--prefix", "kcat", "--count", "30", "--delete"]);
+    python(
+        &collection,
+        right,
+        &["--prefix", "kcat", "--count", "30", "--delete"],
+    );
     let deleted: Vec<String> = names("plain", 0..30);
     let deleted: Vec<&str> = deleted.iter().map(String::as_str).collect();
-    shared.gateway.delete(collection.name.as_str(), &deleted).unwrap();
+    shared
+        .gateway
+        .delete(collection.name.as_str(), &deleted)
+        .unwrap();
     let state = shared.settled(&collection);
     assert_eq!((state.points, state.contested), (90, 0));
     let expected: BTreeSet<String> = ["plain", "framed", "kcat"]
@@ -226,12 +272,20 @@ fn go_to_the_dead_letters(
     shared.settled(&collection);
     let misled = ["--prefix", "s", "--first", "40", "--count", "80"];
     let upserts = python(&collection, wrong, &misled);
-    let deletes = python(&collection, wrong, &["--prefix", "s", "--count", "20", "--delete"]);
+    let deletes = python(
+        &collection,
+        wrong,
+        &["--prefix", "s", "--count", "20", "--delete"],
+    );
     let state = shared.settled(&collection);
 
     let strayed: Written = upserts.iter().chain(&deletes).cloned().collect();
     let strays = strays(&collection, &strayed);
-    assert!(strays.len() > 40, "about three of four go astray: {}", strays.len());
+    assert!(
+        strays.len() > 40,
+        "about three of four go astray: {}",
+        strays.len()
+    );
     let entries = topic::dead_letters(&shared.world.cluster, &collection);
     let told: BTreeSet<(u32, u64)> = entries
         .iter()
@@ -241,18 +295,28 @@ fn go_to_the_dead_letters(
     assert_eq!(entries.len(), strays.len(), "and told once");
     for entry in &entries {
         assert_eq!(entry.rejection.reason, Reason::WrongPartition);
-        assert!(entry.rejection.detail.contains(setting), "{}", entry.rejection.detail);
+        assert!(
+            entry.rejection.detail.contains(setting),
+            "{}",
+            entry.rejection.detail
+        );
         assert_eq!(*entry.source.topic, *collection.name.topic());
     }
-    let tombstones = entries.iter().filter(|entry| entry.record.value.is_none()).count();
+    let tombstones = entries
+        .iter()
+        .filter(|entry| entry.record.value.is_none())
+        .count();
     assert!(tombstones > 0, "a stray delete is kept as a delete");
 
     // No id twice, nothing contested, and what strays wanted to delete is still there.
-    let lands = |key: &str, partition: u32| {
-        topic::home(&collection, key).partition.0 == partition
-    };
+    let lands = |key: &str, partition: u32| topic::home(&collection, key).partition.0 == partition;
     let mut expected: BTreeSet<String> = names("s", 0..80).into_iter().collect();
-    expected.extend(upserts.iter().filter(|(key, at, _)| lands(key, *at)).map(|(key, ..)| key.clone()));
+    expected.extend(
+        upserts
+            .iter()
+            .filter(|(key, at, _)| lands(key, *at))
+            .map(|(key, ..)| key.clone()),
+    );
     for (key, ..) in deletes.iter().filter(|(key, at, _)| lands(key, *at)) {
         expected.remove(key);
     }
@@ -261,11 +325,18 @@ fn go_to_the_dead_letters(
     assert_eq!(state.points, u64::try_from(expected.len()).unwrap());
 
     // Nothing is beyond deleting by a client that is set right.
-    python(&collection, right, &["--prefix", "s", "--count", "120", "--delete"]);
+    python(
+        &collection,
+        right,
+        &["--prefix", "s", "--count", "120", "--delete"],
+    );
     let state = shared.settled(&collection);
     assert_eq!((state.points, state.contested), (0, 0));
     assert_eq!(found(shared, &collection), BTreeSet::new());
-    assert_eq!(topic::dead_letters(&shared.world.cluster, &collection).len(), entries.len());
+    assert_eq!(
+        topic::dead_letters(&shared.world.cluster, &collection).len(),
+        entries.len()
+    );
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    io::Write as _,
 };
 
 use serde_json::Value;
@@ -47,7 +47,11 @@ fn up(folder: &Path, life: u32) -> Up {
     let mut child = launch(folder, life);
     eventually(DEADLINE, "`shoal up` to be ready", || {
         child.lives();
-        child.output().lines().any(|line| line.starts_with("ready")).then_some(())
+        child
+            .output()
+            .lines()
+            .any(|line| line.starts_with("ready"))
+            .then_some(())
     });
     let text = fs::read(folder.join("data/shoal.json")).unwrap();
     let running: Value = serde_json::from_slice(&text).unwrap();
@@ -64,7 +68,11 @@ fn up(folder: &Path, life: u32) -> Up {
 
 /// The process that runs Kafka below this folder.
 fn kafka_pid(folder: &Path) -> Option<u32> {
-    let settings = folder.join("data").canonicalize().ok()?.join("kafka/server.properties");
+    let settings = folder
+        .join("data")
+        .canonicalize()
+        .ok()?
+        .join("kafka/server.properties");
     let settings = settings.display().to_string();
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -97,11 +105,30 @@ fn one_command_runs_everything_keeps_it_and_its_kafka_never_outlives_it() {
 
     // The verbs find a running `shoal up` by its data folder.
     let variables = variables(&folder);
-    let create = ["collection", "create", "kept", "--dim", "4", "--metric", "cosine", "--partitions", "2"];
+    let create = [
+        "collection",
+        "create",
+        "kept",
+        "--dim",
+        "4",
+        "--metric",
+        "cosine",
+        "--partitions",
+        "2",
+    ];
     child::succeed(&create, &variables);
     // Any Kafka client publishes to it.
     let mut kcat = Command::new("kcat")
-        .args(["-P", "-q", "-K", "|", "-b", &first.kafka, "-t", "embeddings.kept"])
+        .args([
+            "-P",
+            "-q",
+            "-K",
+            "|",
+            "-b",
+            &first.kafka,
+            "-t",
+            "embeddings.kept",
+        ])
         .args(["-X", "partitioner=murmur2_random"])
         .stdin(Stdio::piped())
         .spawn()
@@ -124,9 +151,13 @@ fn one_command_runs_everything_keeps_it_and_its_kafka_never_outlives_it() {
         read: client::at_least(&tokens),
         ..client::search("kept", &point.vector, 1)
     };
-    let answer = eventually(DEADLINE, "the shards to serve", || first.query.search(ask.clone()).ok());
+    let answer = eventually(DEADLINE, "the shards to serve", || {
+        first.query.search(ask.clone()).ok()
+    });
     assert_eq!(client::ids(&answer.hits), ["g"]);
-    eventually(DEADLINE, "kcat's points to be there", || (count(&first) == 21).then_some(()));
+    eventually(DEADLINE, "kcat's points to be there", || {
+        (count(&first) == 21).then_some(())
+    });
 
     // A second one on the same data is refused by name.
     let (status, _, told) = child::run(&["up", "--any-port"], &variables);
@@ -136,7 +167,9 @@ fn one_command_runs_everything_keeps_it_and_its_kafka_never_outlives_it() {
     // Killed at once: Kafka is gone with it.
     assert!(runs(kafka));
     first.child.kill();
-    eventually(DEADLINE, "Kafka to be gone", || (!runs(kafka)).then_some(()));
+    eventually(DEADLINE, "Kafka to be gone", || {
+        (!runs(kafka)).then_some(())
+    });
     assert_eq!(kafka_pid(&folder), None);
 
     // Everything is still there.
@@ -172,6 +205,8 @@ fn killed_while_its_kafka_starts_it_leaves_no_kafka_behind() {
         kafka_pid(&folder)
     });
     child.kill();
-    eventually(DEADLINE, "Kafka to be gone", || (!runs(kafka)).then_some(()));
+    eventually(DEADLINE, "Kafka to be gone", || {
+        (!runs(kafka)).then_some(())
+    });
     assert_eq!(kafka_pid(&folder), None);
 }

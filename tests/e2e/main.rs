@@ -19,4 +19,5 @@ mod main_path;
 mod observability;
 mod outage;
 mod rebalance;
+mod refused_calls;
 mod wordnet;

@@ -10,8 +10,7 @@ use crate::harness::{
     client::{self, at_least, ids},
     model::Model,
     seed::Random,
-    wait,
-    workload,
+    wait, workload,
     world::{self, now_ms, shared},
 };
 
@@ -35,7 +34,8 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         .iter()
         .map(shoal_schemas::Token::to_proto)
         .collect();
-    let partitions: std::collections::BTreeSet<_> = tokens.iter().map(|token| token.partition).collect();
+    let partitions: std::collections::BTreeSet<_> =
+        tokens.iter().map(|token| token.partition).collect();
     assert_eq!(partitions.len(), 4, "400 ids fall into every partition");
 
     // Search by the very vector of a point: over gRPC and HTTP it comes first, and both agree.
@@ -52,7 +52,10 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         assert!(answer.hits[0].distance.abs() < 1e-5, "{:?}", answer.hits[0]);
         assert_eq!(answer.hits[0].vector, point.vector.as_slice());
         assert_eq!(answer.hits[0].payload, point.payload.to_proto());
-        let ordered = answer.hits.windows(2).all(|pair| pair[0].distance <= pair[1].distance);
+        let ordered = answer
+            .hits
+            .windows(2)
+            .all(|pair| pair[0].distance <= pair[1].distance);
         assert!(ordered, "{:?}", answer.hits);
         let coverage = answer.coverage.unwrap();
         assert_eq!((coverage.shards_asked, coverage.shards_answered), (4, 4));
@@ -61,18 +64,27 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         let (status, found) = shared.query.post("/v1/collections/main/search", &body);
         assert_eq!(status, 200, "{found}");
         let by_http: Vec<_> = found["hits"].as_array().unwrap().iter().collect();
-        let found_ids: Vec<_> = by_http.iter().map(|hit| hit["id"].as_str().unwrap()).collect();
+        let found_ids: Vec<_> = by_http
+            .iter()
+            .map(|hit| hit["id"].as_str().unwrap())
+            .collect();
         assert_eq!(found_ids, ids(&answer.hits));
         for (hit, other) in by_http.iter().zip(&answer.hits) {
             let distance = hit["distance"].as_f64().unwrap();
             assert!((distance - f64::from(other.distance)).abs() < 1e-6);
             assert_eq!(hit["version"], other.version.to_string());
         }
-        assert_eq!(by_http[0]["payload"]["title"], json!(point.payload.to_json()["title"]));
+        assert_eq!(
+            by_http[0]["payload"]["title"],
+            json!(point.payload.to_json()["title"])
+        );
     }
 
     // Read back by id, over both ways.
-    let wanted: Vec<String> = points.iter().map(|(id, _)| id.as_str().to_owned()).collect();
+    let wanted: Vec<String> = points
+        .iter()
+        .map(|(id, _)| id.as_str().to_owned())
+        .collect();
     let ask = v1::GetRequest {
         collection: "main".to_owned(),
         ids: wanted.clone(),
@@ -84,7 +96,10 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
     for (stored, token) in got.points.iter().zip(&tokens) {
         let point = stored.point.as_ref().unwrap();
         assert_eq!(point.id, token.key);
-        assert_eq!((stored.partition, stored.offset), (token.partition, token.offset));
+        assert_eq!(
+            (stored.partition, stored.offset),
+            (token.partition, token.offset)
+        );
         assert_eq!(stored.version, token.version);
     }
     let (status, one) = client::json(
@@ -100,7 +115,10 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         "/v1/collections/main/points/nobody",
         &json!({}),
     );
-    assert_eq!((status, gone["error"]["code"].as_str()), (404, Some("NOT_FOUND")));
+    assert_eq!(
+        (status, gone["error"]["code"].as_str()),
+        (404, Some("NOT_FOUND"))
+    );
 
     // An update replaces the point as a whole.
     let (id, _) = &points[3];
@@ -113,7 +131,10 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         read: at_least(&[tokens[0].to_proto()]),
     };
     let got = shared.query.get(ask).unwrap();
-    assert_eq!(got.points[0].point.as_ref().unwrap().vector, replaced.vector.as_slice());
+    assert_eq!(
+        got.points[0].point.as_ref().unwrap().vector,
+        replaced.vector.as_slice()
+    );
     assert_eq!(count(&[tokens[0].to_proto()]), (400, 0));
 
     // A delete takes it out of searches, reads and the count.
@@ -156,7 +177,10 @@ fn a_search_with_its_token_sees_a_write_right_after_the_write() {
     for number in 0..150 {
         let id = format!("t-{}", number % 40);
         let vector = random.vector(8);
-        let tokens = shared.gateway.upsert("tokens", vec![proto(&id, &vector)]).unwrap();
+        let tokens = shared
+            .gateway
+            .upsert("tokens", vec![proto(&id, &vector)])
+            .unwrap();
         let ask = v1::SearchRequest {
             read: at_least(&tokens),
             with_vector: true,
@@ -188,7 +212,11 @@ fn a_search_with_its_token_sees_a_write_right_after_the_write() {
         "vector": [9, 0, 0, 0, 0, 0, 0, 0.5], "k": 1, "at_least": written["tokens"],
     });
     let (status, found) = shared.query.post("/v1/collections/tokens/search", &body);
-    assert_eq!((status, found["hits"][0]["id"].as_str()), (200, Some("text")), "{found}");
+    assert_eq!(
+        (status, found["hits"][0]["id"].as_str()),
+        (200, Some("text")),
+        "{found}"
+    );
     shared.settled(&collection);
 }
 
@@ -198,7 +226,10 @@ fn a_token_that_cannot_be_honoured_is_refused_or_times_out_but_never_ignored() {
     shared.collection("tokens-a", 8, 4);
     shared.collection("tokens-b", 8, 4);
     let vector = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
-    let tokens = shared.gateway.upsert("tokens-a", vec![proto("x", &vector)]).unwrap();
+    let tokens = shared
+        .gateway
+        .upsert("tokens-a", vec![proto("x", &vector)])
+        .unwrap();
 
     let other = v1::SearchRequest {
         read: at_least(&tokens),
@@ -206,14 +237,17 @@ fn a_token_that_cannot_be_honoured_is_refused_or_times_out_but_never_ignored() {
     };
     let refused = shared.query.search(other).unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("embeddings.tokens-a"), "{refused}");
+    assert!(
+        refused.message().contains("embeddings.tokens-a"),
+        "{refused}"
+    );
 
     let future = v1::Token {
         offset: tokens[0].offset + 1000,
         ..tokens[0].clone()
     };
     let ask = v1::SearchRequest {
-        read: at_least(&[future.clone()]),
+        read: at_least(std::slice::from_ref(&future)),
         ..client::search("tokens-a", &vector, 1)
     };
     let mut search = shared.query.search.clone();
@@ -221,11 +255,17 @@ fn a_token_that_cannot_be_honoured_is_refused_or_times_out_but_never_ignored() {
     let refused = wait(search.search(request)).unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
 
-    let text = shoal_schemas::Token::from_proto(future).unwrap().to_string();
+    let text = shoal_schemas::Token::from_proto(future)
+        .unwrap()
+        .to_string();
     let body = json!({"vector": vector, "k": 1, "at_least": [text]});
     let path = "/v1/collections/tokens-a/search?timeout_ms=400";
     let (status, answer) = shared.query.post(path, &body);
-    assert_eq!((status, answer["error"]["code"].as_str()), (504, Some("DEADLINE_EXCEEDED")), "{answer}");
+    assert_eq!(
+        (status, answer["error"]["code"].as_str()),
+        (504, Some("DEADLINE_EXCEEDED")),
+        "{answer}"
+    );
 
     let elsewhere = v1::Token {
         partition: 77,
@@ -235,11 +275,18 @@ fn a_token_that_cannot_be_honoured_is_refused_or_times_out_but_never_ignored() {
         read: at_least(&[elsewhere]),
         ..client::search("tokens-a", &vector, 1)
     };
-    assert_eq!(shared.query.search(ask).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        shared.query.search(ask).unwrap_err().code(),
+        Code::InvalidArgument
+    );
 
     let body = json!({"vector": vector, "k": 1, "at_least": ["no token"]});
     let (status, answer) = shared.query.post("/v1/collections/tokens-a/search", &body);
-    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("INVALID_ARGUMENT")), "{answer}");
+    assert_eq!(
+        (status, answer["error"]["code"].as_str()),
+        (400, Some("INVALID_ARGUMENT")),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -270,7 +317,10 @@ fn a_point_disappears_when_it_expires() {
         (shared.query.count(ask).unwrap().points == 30).then_some(())
     });
     assert!(now_ms() >= soon, "none expires early");
-    let answer = shared.query.search(client::search("expiring", gone.vector.as_slice(), 40)).unwrap();
+    let answer = shared
+        .query
+        .search(client::search("expiring", gone.vector.as_slice(), 40))
+        .unwrap();
     assert_eq!(answer.hits.len(), 30);
     assert!(!ids(&answer.hits).contains(&id.as_str()));
     // Expiry only hides: the digest is that of everything written.
@@ -292,9 +342,13 @@ fn collections_are_made_listed_and_dropped_over_both_ways() {
     let ask = |definition: &v1::Collection| v1::CreateCollectionRequest {
         collection: Some(definition.clone()),
     };
-    let made = wait(client.create_collection(ask(&definition))).unwrap().into_inner();
+    let made = wait(client.create_collection(ask(&definition)))
+        .unwrap()
+        .into_inner();
     assert!(made.created);
-    let again = wait(client.create_collection(ask(&definition))).unwrap().into_inner();
+    let again = wait(client.create_collection(ask(&definition)))
+        .unwrap()
+        .into_inner();
     assert!(!again.created);
     let other = v1::Collection {
         dim: 9,
@@ -310,7 +364,11 @@ fn collections_are_made_listed_and_dropped_over_both_ways() {
         "/v1/collections/verbs",
         &json!({}),
     );
-    assert_eq!((status, found["collection"]["dim"].as_u64()), (200, Some(8)), "{found}");
+    assert_eq!(
+        (status, found["collection"]["dim"].as_u64()),
+        (200, Some(8)),
+        "{found}"
+    );
 
     let body = json!({"dim": 4, "metric": "cosine", "partitions": 1});
     let (status, made) = client::json(
@@ -319,10 +377,22 @@ fn collections_are_made_listed_and_dropped_over_both_ways() {
         "/v1/collections/verbs-http",
         &body,
     );
-    assert!(matches!(status, 200 | 201) && made["created"] == true, "{status} {made}");
-    let listed = wait(client.list_collections(v1::ListCollectionsRequest {})).unwrap().into_inner();
-    let names: Vec<_> = listed.collections.iter().map(|one| one.name.as_str()).collect();
-    assert!(names.contains(&"verbs") && names.contains(&"verbs-http"), "{names:?}");
+    assert!(
+        matches!(status, 200 | 201) && made["created"] == true,
+        "{status} {made}"
+    );
+    let listed = wait(client.list_collections(v1::ListCollectionsRequest {}))
+        .unwrap()
+        .into_inner();
+    let names: Vec<_> = listed
+        .collections
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert!(
+        names.contains(&"verbs") && names.contains(&"verbs-http"),
+        "{names:?}"
+    );
 
     let drop = v1::DropCollectionRequest {
         name: "verbs".to_owned(),
@@ -330,9 +400,21 @@ fn collections_are_made_listed_and_dropped_over_both_ways() {
     };
     wait(client.drop_collection(drop)).unwrap();
     let search = client::search("verbs", &[0.0; 8], 1);
-    shoal_runtime::eventually(Duration::from_secs(30), "the dropped collection to be unknown", || {
-        let refused = shared.query.search(search.clone()).err()?;
-        (refused.code() == Code::NotFound).then_some(())
-    });
-    assert!(shared.world.cluster.admin.describe_topic("embeddings.verbs").unwrap().is_none());
+    shoal_runtime::eventually(
+        Duration::from_secs(30),
+        "the dropped collection to be unknown",
+        || {
+            let refused = shared.query.search(search.clone()).err()?;
+            (refused.code() == Code::NotFound).then_some(())
+        },
+    );
+    assert!(
+        shared
+            .world
+            .cluster
+            .admin
+            .describe_topic("embeddings.verbs")
+            .unwrap()
+            .is_none()
+    );
 }

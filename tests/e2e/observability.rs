@@ -33,12 +33,16 @@ fn the_promised_numbers_are_shown_and_move() {
     world::publish(&publisher, &mut model, points.clone());
     let bad = shared.world.cluster.clone();
     let to = crate::harness::topic::home(&collection, "bad");
-    let garbage = crate::harness::topic::record("bad", Some(b"x".as_slice().into()), world::now_ms());
+    let garbage =
+        crate::harness::topic::record("bad", Some(b"x".as_slice().into()), world::now_ms());
     crate::harness::topic::append(&bad, &to, &garbage);
     let state = shared.settled(&collection);
     assert_eq!(state.contested, 1);
     for _ in 0..5 {
-        shared.query.search(client::search("measured", points[0].1.vector.as_slice(), 3)).unwrap();
+        shared
+            .query
+            .search(client::search("measured", points[0].1.vector.as_slice(), 3))
+            .unwrap();
     }
 
     let own = ["shard=\"measured/"];
@@ -50,12 +54,27 @@ fn the_promised_numbers_are_shown_and_move() {
     });
     let is = |name: &str, labels: &[&str], expected: f64| {
         let found = indexer.sum(name, &[&own[..], labels].concat());
-        assert!((found - expected).abs() < 0.5, "{name} {labels:?} is {found}, not {expected}");
+        assert!(
+            (found - expected).abs() < 0.5,
+            "{name} {labels:?} is {found}, not {expected}"
+        );
     };
     is("indexer_records_in_total", &[], 101.0);
-    is("indexer_records_applied_total", &["outcome=\"upsert\""], 100.0);
-    is("indexer_records_applied_total", &["outcome=\"contested\""], 1.0);
-    is("indexer_records_rejected_total", &["reason=\"undecodable\""], 1.0);
+    is(
+        "indexer_records_applied_total",
+        &["outcome=\"upsert\""],
+        100.0,
+    );
+    is(
+        "indexer_records_applied_total",
+        &["outcome=\"contested\""],
+        1.0,
+    );
+    is(
+        "indexer_records_rejected_total",
+        &["reason=\"undecodable\""],
+        1.0,
+    );
     is("indexer_event_to_searchable_seconds_count", &[], 100.0);
     is("indexer_contested_ids", &[], 1.0);
     is("indexer_lag_records", &[], 0.0);
@@ -65,16 +84,28 @@ fn the_promised_numbers_are_shown_and_move() {
     }
     for name in ["indexer_lag_seconds", "shard_cpu_utilization"] {
         let samples = indexer.samples(name, &own);
-        assert!(samples.len() >= 2 && samples.iter().all(|value| *value >= 0.0), "{name}: {samples:?}");
+        assert!(
+            samples.len() >= 2 && samples.iter().all(|value| *value >= 0.0),
+            "{name}: {samples:?}"
+        );
     }
 
     let query: Metrics = shared.query_role.metrics();
     for name in ["vector_search_latency_seconds_count", "query_vectors_total"] {
         assert!(query.sum(name, &[]) >= 5.0, "{name}\n{}", query.0);
     }
-    assert!(query.sum("query_requests_total", &["verb=\"search\"", "outcome=\"ok\""]) >= 5.0);
+    assert!(
+        query.sum(
+            "query_requests_total",
+            &["verb=\"search\"", "outcome=\"ok\""]
+        ) >= 5.0
+    );
     // Latency is told in buckets, so that a quantile can be asked for.
-    assert!(!query.samples("vector_search_latency_seconds_bucket", &["le="]).is_empty());
+    assert!(
+        !query
+            .samples("vector_search_latency_seconds_bucket", &["le="])
+            .is_empty()
+    );
 }
 
 #[test]
@@ -95,7 +126,10 @@ fn a_role_is_ready_only_when_it_has_caught_up() {
         if status == 200 {
             return Some(());
         }
-        assert_eq!((status, client::get(indexer.settings.http, "/healthz").0), (503, 200));
+        assert_eq!(
+            (status, client::get(indexer.settings.http, "/healthz").0),
+            (503, 200)
+        );
         refused = Some(text);
         None
     });
@@ -126,15 +160,22 @@ fn a_trace_goes_from_the_publish_through_kafka_into_the_shard() {
     assert_eq!(status, 200, "{answer}");
     let at = crate::harness::topic::home(&collection, "t");
     let written = crate::harness::topic::read(&shared.world.cluster, &at);
-    let header = written[0].1.header("traceparent").expect("the record carries the trace");
+    let header = written[0]
+        .1
+        .header("traceparent")
+        .expect("the record carries the trace");
     assert!(String::from_utf8_lossy(header).contains(TRACE));
     shared.settled(&collection);
-    eventually(DEADLINE, "the indexer to log the trace of the record", || {
-        let lines = shared.indexer.child.logged();
-        lines.into_iter().find(|line| {
-            line["message"] == "record is searchable" && line.to_string().contains(TRACE)
-        })
-    });
+    eventually(
+        DEADLINE,
+        "the indexer to log the trace of the record",
+        || {
+            let lines = shared.indexer.child.logged();
+            lines.into_iter().find(|line| {
+                line["message"] == "record is searchable" && line.to_string().contains(TRACE)
+            })
+        },
+    );
 
     // A search with a trace: the shard's own spans are in it.
     let mut request = client::within(
@@ -145,12 +186,16 @@ fn a_trace_goes_from_the_publish_through_kafka_into_the_shard() {
         },
     );
     let trace = traceparent("b7ad6b7169203331").replace("4bf9", "5bf9");
-    request.metadata_mut().insert("traceparent", trace.parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("traceparent", trace.parse().unwrap());
     let mut search = shared.query.search.clone();
     wait(search.search(request)).unwrap();
     let id = TRACE.replace("4bf9", "5bf9");
     eventually(DEADLINE, "the shard to log the search in its trace", || {
         let lines = shared.indexer.child.logged();
-        lines.into_iter().find(|line| line.to_string().contains(&id))
+        lines
+            .into_iter()
+            .find(|line| line.to_string().contains(&id))
     });
 }

@@ -6,8 +6,7 @@ use shoal_runtime::eventually;
 use shoal_schemas::{Collection, v1};
 
 use crate::harness::{
-    DEADLINE,
-    client,
+    DEADLINE, client,
     model::Model,
     role::{Role, Settings},
     seed::Random,
@@ -32,7 +31,9 @@ fn settings(world: &World, name: &str) -> Settings {
 fn shards(role: &Role, collection: &Collection) -> BTreeSet<u32> {
     let statuses = state::statuses(role.settings.grpc, collection).unwrap_or_default();
     let serving = statuses.iter().filter(|status| status.code == 0);
-    serving.map(|status| status.coverage.as_ref().unwrap().shard).collect()
+    serving
+        .map(|status| status.coverage.as_ref().unwrap().shard)
+        .collect()
 }
 
 fn addresses(roles: &[&Role]) -> Vec<SocketAddr> {
@@ -59,7 +60,9 @@ fn all_is_served(query: &client::Query, model: &Model) {
     let mut last = None;
     eventually(DEADLINE, "every point to be counted", || {
         let counted = query.count(ask.clone());
-        let is_whole = counted.as_ref().is_ok_and(|counted| counted.points == expected);
+        let is_whole = counted
+            .as_ref()
+            .is_ok_and(|counted| counted.points == expected);
         last = Some(counted);
         is_whole.then_some(())
     });

@@ -26,7 +26,9 @@ const KNOWN: usize = 100;
 const EQUAL: f32 = 1e-6;
 
 fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/wordnet20k").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/wordnet20k")
+        .join(name)
 }
 
 /// The numbers of an `.npy` file, without their shape.
@@ -121,7 +123,11 @@ fn recall_of_real_embeddings_at_default_settings_is_98_percent_at_least() {
         ..client::search("wordnet", queries[0], 1)
     };
     let answer = shared.query.search(ask).unwrap();
-    assert!(answer.hits[0].payload.contains_key("text"), "{:?}", answer.hits[0].payload);
+    assert!(
+        answer.hits[0].payload.contains_key("text"),
+        "{:?}",
+        answer.hits[0].payload
+    );
 
     // A scan of everything finds exactly the true neighbours.
     for query in (0..1000).step_by(200) {
@@ -131,7 +137,11 @@ fn recall_of_real_embeddings_at_default_settings_is_98_percent_at_least() {
         };
         let answer = shared.query.search(ask).unwrap();
         for (hit, distance) in answer.hits.iter().zip(&distances[query * KNOWN..]) {
-            assert!((hit.distance - distance).abs() < 1e-4, "{} is not {distance}", hit.distance);
+            assert!(
+                (hit.distance - distance).abs() < 1e-4,
+                "{} is not {distance}",
+                hit.distance
+            );
         }
     }
 }

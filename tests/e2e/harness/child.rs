@@ -34,7 +34,12 @@ impl Child {
     /// Starts `shoal` with these arguments and variables; whatever it prints goes to `log`.
     ///
     /// No variable of ours that the tests themselves were started with goes along.
-    pub(crate) fn shoal(name: &str, arguments: &[&str], variables: &[(String, String)], log: &Path) -> Self {
+    pub(crate) fn shoal(
+        name: &str,
+        arguments: &[&str],
+        variables: &[(String, String)],
+        log: &Path,
+    ) -> Self {
         Self::start(name, SHOAL, arguments, variables, log)
     }
 
@@ -48,7 +53,9 @@ impl Child {
         let out = File::create(log).unwrap();
         // The kernel kills it when the thread that started it ends, which lives as long as we do.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", program]).args(arguments);
+        command
+            .args(["--pdeathsig", "KILL", program])
+            .args(arguments);
         clean(&mut command);
         command
             .envs(variables.iter().map(|(name, value)| (name, value)))
@@ -93,7 +100,12 @@ impl Child {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).unwrap();
         let status = self.end();
-        assert!(status.success(), "{} ended with {status}\n{}", self.name, self.tail());
+        assert!(
+            status.success(),
+            "{} ended with {status}\n{}",
+            self.name,
+            self.tail()
+        );
     }
 
     /// Waits until it has died of `SIGKILL`, as an armed crash point makes it.
@@ -103,7 +115,13 @@ impl Child {
         let Some(status) = status else {
             panic!("{} did not die: {why}\n{}", self.name, self.tail());
         };
-        assert_eq!(status.signal(), Some(9), "{}: {why}\n{}", self.name, self.tail());
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "{}: {why}\n{}",
+            self.name,
+            self.tail()
+        );
     }
 
     /// Waits until it has ended.
@@ -129,7 +147,9 @@ impl Child {
     /// The JSON lines it has logged.
     pub(crate) fn logged(&self) -> Vec<Value> {
         let output = self.output();
-        let lines = output.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let lines = output
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
         lines.collect()
     }
 
@@ -153,7 +173,12 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- last lines of {} ({})\n{}", self.name, self.log.display(), self.tail());
+            eprintln!(
+                "--- last lines of {} ({})\n{}",
+                self.name,
+                self.log.display(),
+                self.tail()
+            );
         }
         let _gone = self.process.kill();
         let _reaped = self.process.wait();
@@ -161,7 +186,10 @@ impl Drop for Child {
 }
 
 /// Runs `shoal` to its end and returns its status and what it printed, as (stdout, stderr).
-pub(crate) fn run(arguments: &[&str], variables: &[(String, String)]) -> (ExitStatus, String, String) {
+pub(crate) fn run(
+    arguments: &[&str],
+    variables: &[(String, String)],
+) -> (ExitStatus, String, String) {
     let mut command = Command::new(SHOAL);
     clean(&mut command);
     let output = command
@@ -178,7 +206,10 @@ pub(crate) fn run(arguments: &[&str], variables: &[(String, String)]) -> (ExitSt
 #[track_caller]
 pub(crate) fn succeed(arguments: &[&str], variables: &[(String, String)]) -> String {
     let (status, out, err) = run(arguments, variables);
-    assert!(status.success(), "shoal {arguments:?} ended with {status}\n{out}\n{err}");
+    assert!(
+        status.success(),
+        "shoal {arguments:?} ended with {status}\n{out}\n{err}"
+    );
     out
 }
 

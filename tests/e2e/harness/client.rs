@@ -7,7 +7,10 @@ use shoal_schemas::v1::{
     self, collections_client::CollectionsClient, publish_client::PublishClient,
     search_client::SearchClient, shard_client::ShardClient,
 };
-use tonic::{Request, Status, transport::{Channel, Endpoint}};
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint},
+};
 
 use super::{runtime, wait};
 
@@ -18,7 +21,9 @@ const MAX_BYTES: usize = 64 << 20;
 pub(crate) fn channel(to: SocketAddr) -> Channel {
     let _inside = runtime().enter();
     let endpoint = Endpoint::from_shared(format!("http://{to}")).unwrap();
-    endpoint.connect_timeout(Duration::from_secs(5)).connect_lazy()
+    endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .connect_lazy()
 }
 
 /// A request that has to be answered in `time`.
@@ -52,7 +57,10 @@ impl Query {
         wait(client.search(request)).map(tonic::Response::into_inner)
     }
 
-    pub(crate) fn search_batch(&self, ask: v1::SearchBatchRequest) -> Result<v1::SearchBatchResponse, Status> {
+    pub(crate) fn search_batch(
+        &self,
+        ask: v1::SearchBatchRequest,
+    ) -> Result<v1::SearchBatchResponse, Status> {
         let mut client = self.search.clone();
         let request = within(Duration::from_secs(60), ask);
         wait(client.search_batch(request)).map(tonic::Response::into_inner)
@@ -91,7 +99,11 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn upsert(&self, collection: &str, points: Vec<v1::Point>) -> Result<Vec<v1::Token>, Status> {
+    pub(crate) fn upsert(
+        &self,
+        collection: &str,
+        points: Vec<v1::Point>,
+    ) -> Result<Vec<v1::Token>, Status> {
         let mut client = self.publish.clone();
         let ask = v1::UpsertRequest {
             collection: collection.to_owned(),
@@ -144,7 +156,12 @@ pub(crate) fn get(at: SocketAddr, path: &str) -> (u16, String) {
 
 /// A request with a JSON body; the status and the JSON answered.
 #[track_caller]
-pub(crate) fn json(method: reqwest::Method, at: SocketAddr, path: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn json(
+    method: reqwest::Method,
+    at: SocketAddr,
+    path: &str,
+    body: &Value,
+) -> (u16, Value) {
     json_with(method, at, path, body, &[])
 }
 
@@ -169,7 +186,10 @@ pub(crate) fn json_with(
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap();
         let parsed = serde_json::from_str(&text);
-        (status, parsed.unwrap_or_else(|error| panic!("{error}: {text}")))
+        (
+            status,
+            parsed.unwrap_or_else(|error| panic!("{error}: {text}")),
+        )
     })
 }
 

@@ -17,10 +17,7 @@ pub(crate) mod topic;
 pub(crate) mod workload;
 pub(crate) mod world;
 
-use std::{
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -31,7 +28,10 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        let built = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let built = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build();
         built.expect("the system has threads for a test")
     })
 }
@@ -40,5 +40,7 @@ pub(crate) fn runtime() -> &'static Runtime {
 #[track_caller]
 pub(crate) fn wait<T>(call: impl Future<Output = T>) -> T {
     let bounded = async { tokio::time::timeout(DEADLINE, call).await };
-    runtime().block_on(bounded).expect("the call ends within the deadline")
+    runtime()
+        .block_on(bounded)
+        .expect("the call ends within the deadline")
 }

@@ -75,9 +75,21 @@ impl Model {
     #[track_caller]
     pub(crate) fn assert_is(&self, state: &State, now_ms: i64) {
         let expired = |point: &Point| point.expires_at_ms.is_some_and(|at| at <= now_ms);
-        let live = self.points.values().filter(|(_, point)| !expired(point)).count();
-        let expected = (self.digest(), u64::try_from(live).unwrap(), u64::try_from(self.contested.len()).unwrap());
+        let live = self
+            .points
+            .values()
+            .filter(|(_, point)| !expired(point))
+            .count();
+        let expected = (
+            self.digest(),
+            u64::try_from(live).unwrap(),
+            u64::try_from(self.contested.len()).unwrap(),
+        );
         let found = (state.digest, state.points, state.contested);
-        assert_eq!(found, expected, "(digest, points, contested) of `{}`", self.collection.name);
+        assert_eq!(
+            found, expected,
+            "(digest, points, contested) of `{}`",
+            self.collection.name
+        );
     }
 }

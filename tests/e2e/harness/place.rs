@@ -16,7 +16,8 @@ const COUNT: u64 = 15_000;
 /// An address that is free now, and never given twice by this process.
 pub(crate) fn free() -> SocketAddr {
     static GIVEN: OnceLock<Mutex<(Random, BTreeSet<u16>)>> = OnceLock::new();
-    let given = GIVEN.get_or_init(|| Mutex::new((Random::of(process::id().into()), BTreeSet::new())));
+    let given =
+        GIVEN.get_or_init(|| Mutex::new((Random::of(process::id().into()), BTreeSet::new())));
     let (random, taken) = &mut *given.lock().unwrap();
     loop {
         let port = FIRST + u16::try_from(random.below(COUNT)).unwrap();

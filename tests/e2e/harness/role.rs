@@ -53,7 +53,9 @@ impl Settings {
     /// An indexer that shares the shards with the others of its group.
     pub(crate) fn group_indexer(name: &str, folder: &Path, bootstrap: &str) -> Self {
         let mut settings = Self::indexer(name, folder, bootstrap);
-        settings.variables.retain(|(name, _)| !name.contains("OWNERSHIP"));
+        settings
+            .variables
+            .retain(|(name, _)| !name.contains("OWNERSHIP"));
         settings
     }
 
@@ -120,11 +122,15 @@ impl Role {
     /// Waits until `/readyz` says yes.
     #[track_caller]
     pub(crate) fn is_ready(&mut self) {
-        eventually(DEADLINE, &format!("{} to be ready", self.settings.name), || {
-            self.child.lives();
-            let (status, _) = client::try_get(self.settings.http, "/readyz")?;
-            (status == 200).then_some(())
-        });
+        eventually(
+            DEADLINE,
+            &format!("{} to be ready", self.settings.name),
+            || {
+                self.child.lives();
+                let (status, _) = client::try_get(self.settings.http, "/readyz")?;
+                (status == 200).then_some(())
+            },
+        );
     }
 
     /// What `/metrics` says now.

@@ -10,7 +10,9 @@ pub(crate) struct Random(u64);
 impl Random {
     /// From `SEED`, or from the clock; says which.
     pub(crate) fn from_environment(what: &str) -> Self {
-        let given = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
+        let given = std::env::var("SEED")
+            .ok()
+            .and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| System::new().now_ms());
         eprintln!("{what}: SEED={seed}");
         Self(seed)

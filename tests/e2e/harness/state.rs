@@ -58,18 +58,28 @@ pub(crate) fn sum(shards: &[v1::ShardStatus], collection: &Collection) -> Option
 
 /// Waits until the indexers together have applied everything the topic holds now.
 #[track_caller]
-pub(crate) fn settled(indexers: &[SocketAddr], cluster: &Cluster, collection: &Collection) -> State {
+pub(crate) fn settled(
+    indexers: &[SocketAddr],
+    cluster: &Cluster,
+    collection: &Collection,
+) -> State {
     let ends = topic::ends(cluster, collection);
     let what = format!("`{}` to be applied up to {ends:?}", collection.name);
     let mut last = None;
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         eventually(DEADLINE, &what, || {
-            let answers = indexers.iter().map(|indexer| statuses(*indexer, collection));
+            let answers = indexers
+                .iter()
+                .map(|indexer| statuses(*indexer, collection));
             let answers: Vec<_> = answers.collect();
             let shards: Vec<_> = answers.iter().flatten().flatten().cloned().collect();
             last = Some(answers);
             let state = sum(&shards, collection)?;
-            let reached = state.next.values().zip(&ends).all(|(next, end)| next >= end);
+            let reached = state
+                .next
+                .values()
+                .zip(&ends)
+                .all(|(next, end)| next >= end);
             reached.then_some(state)
         })
     }));

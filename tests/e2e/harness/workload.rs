@@ -3,12 +3,7 @@
 use shoal_producer::Publisher;
 use shoal_schemas::{Payload, Point, PointId, Value};
 
-use super::{
-    model::Model,
-    seed::Random,
-    topic, wait,
-    world,
-};
+use super::{model::Model, seed::Random, topic, wait, world};
 
 /// Of ten records so many are deletes.
 const DELETES_OF_TEN: u64 = 1;
@@ -59,11 +54,17 @@ pub(crate) fn point(model: &Model, random: &mut Random) -> Point {
     let collection = &model.collection;
     let vector = random.vector(collection.dim.into());
     let fields = [
-        ("n", Value::Integer(i64::try_from(random.below(1000)).unwrap())),
+        (
+            "n",
+            Value::Integer(i64::try_from(random.below(1000)).unwrap()),
+        ),
         ("half", Value::Float(0.5)),
         ("even", Value::Boolean(random.below(2) == 0)),
         ("seen", Value::Timestamp(world::now_ms())),
-        ("title", Value::String(format!("title {}", random.below(100)))),
+        (
+            "title",
+            Value::String(format!("title {}", random.below(100))),
+        ),
         ("tags", Value::Strings(vec!["a".to_owned(), "b".to_owned()])),
     ];
     Point {

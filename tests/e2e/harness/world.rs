@@ -69,19 +69,31 @@ impl World {
 
     /// Makes the control topic, once the broker runs.
     pub(crate) fn is_up(&self) {
-        eventually(DEADLINE, "the control topic", || ControlLog::ensure(&self.cluster, None).ok());
+        eventually(DEADLINE, "the control topic", || {
+            ControlLog::ensure(&self.cluster, None).ok()
+        });
         self.control.caught_up_blocking(DEADLINE).unwrap();
     }
 
     /// Makes a collection: cosine, murmur2.
     pub(crate) fn collection(&self, name: &str, dim: u32, partitions: u32) -> Collection {
         let dim = dim.try_into().unwrap();
-        self.create(Collection::new(name.parse().unwrap(), dim, Metric::Cosine, partitions))
+        self.create(Collection::new(
+            name.parse().unwrap(),
+            dim,
+            Metric::Cosine,
+            partitions,
+        ))
     }
 
     /// Makes this very collection.
     pub(crate) fn create(&self, collection: Collection) -> Collection {
-        let made = wait(collections::create(&self.cluster, &self.control, collection)).unwrap();
+        let made = wait(collections::create(
+            &self.cluster,
+            &self.control,
+            collection,
+        ))
+        .unwrap();
         assert!(made.created);
         made.collection
     }
@@ -149,7 +161,10 @@ pub(crate) fn shared() -> &'static Shared {
             .with("REGISTRY__URL", &url)
             .with("TELEMETRY__FILTER", traced)
             .start();
-        let query_role = world.query("query").with("TELEMETRY__FILTER", traced).start();
+        let query_role = world
+            .query("query")
+            .with("TELEMETRY__FILTER", traced)
+            .start();
         let gateway_role = world.gateway("gateway").start();
         let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
         let gateway = client::Gateway::to(gateway_role.settings.grpc, gateway_role.settings.http);
@@ -191,12 +206,15 @@ impl Shared {
             collection: collection.name.to_string(),
             read: client::at_least(&[]),
         };
-        eventually(DEADLINE, "every shard to serve", || self.query.count(ask.clone()).ok());
+        eventually(DEADLINE, "every shard to serve", || {
+            self.query.count(ask.clone()).ok()
+        });
         // The gateway learns of it in its own time.
         eventually(DEADLINE, "the gateway to know the collection", || {
-            self.gateway.delete(collection.name.as_str(), &[]).err().filter(|refused| {
-                refused.code() != tonic::Code::NotFound
-            })
+            self.gateway
+                .delete(collection.name.as_str(), &[])
+                .err()
+                .filter(|refused| refused.code() != tonic::Code::NotFound)
         });
         collection
     }
@@ -209,7 +227,11 @@ impl Shared {
 }
 
 /// Publishes points one after the other and notes them in the model, all acknowledged.
-pub(crate) fn publish(publisher: &Publisher, model: &mut Model, points: Vec<(PointId, Point)>) -> Vec<Token> {
+pub(crate) fn publish(
+    publisher: &Publisher,
+    model: &mut Model,
+    points: Vec<(PointId, Point)>,
+) -> Vec<Token> {
     let sent: Vec<(Delivery, Point)> = points
         .into_iter()
         .map(|(id, point)| (wait(publisher.publish(&id, &point)).unwrap(), point))
@@ -242,4 +264,3 @@ pub(crate) fn delete(publisher: &Publisher, model: &mut Model, ids: &[PointId]) 
 pub(crate) fn now_ms() -> i64 {
     i64::try_from(System::new().now_ms()).unwrap()
 }
-
