@@ -9,7 +9,7 @@ export SHOAL_REGISTRY_HOME ?= $(shell setup/registry --print)
 export SHOAL_PYTHON ?= $(shell setup/python --print)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench fmt lint docs tidy licences compose-check
+.PHONY: help setup build demo test bench fmt lint fmt-check clippy docs tidy licences compose-check
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,8 +37,12 @@ bench: ## measure one figure: make bench NAME=ingest (names: docs/benchmarks.md)
 fmt: ## format the Rust code
 	cargo fmt --all
 
-lint: ## check formatting and clippy, warnings are errors
+lint: fmt-check clippy ## check formatting and clippy, warnings are errors
+
+fmt-check:
 	cargo fmt --all --check
+
+clippy:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 docs: ## build the API docs, warnings are errors
