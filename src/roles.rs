@@ -1,7 +1,7 @@
 //! What every role is handed, built from the settings, and the roles' start.
 //!
-//! Nothing here waits for a broker: the roles listen at once and `/readyz` says what is missing.
-//! An absent broker is told once in the log, and what needs it goes on trying.
+//! Nothing here waits long for a broker: the roles listen all the same and `/readyz` says what is
+//! missing. An absent broker is told once in the log, and what needs it goes on trying.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ use shoal_topic::{
     kafka,
     registry::{Registry, RegistryError},
 };
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,6 +27,10 @@ use crate::{config::Settings, running::Listens};
 
 /// How long to wait before a broker or registry that did not answer is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How long a broker that is there may take to make the control topic, before it is followed
+/// all the same.
+const FIRST_MADE: Duration = Duration::from_secs(2);
 
 /// Which role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +84,7 @@ impl Roles {
     ///
     /// # Errors
     /// [`StartError::Kafka`], [`StartError::Registry`], [`StartError::Thread`].
-    pub fn build(
+    pub async fn build(
         settings: &Settings,
         metrics: PrometheusHandle,
         tasks: Tasks,
@@ -91,9 +96,11 @@ impl Roles {
             Some(registry) => registry.clone(),
             None => Arc::new(NoRegistry),
         };
+        let made = make_control_topic(&cluster, &tasks, &settings.kafka.bootstrap);
+        // Following a topic that is about to be made would begin with a complaint.
+        let _made_later = tokio::time::timeout(FIRST_MADE, made).await;
         let control = ControlLog::spawn(&cluster, &tasks, clock.clone());
         let control = control.map_err(StartError::Thread)?;
-        make_control_topic(&cluster, &tasks, &settings.kafka.bootstrap);
         let deps = Deps {
             cluster,
             control,
@@ -180,10 +187,19 @@ pub fn connect_registry(
 }
 
 /// Makes the control topic as soon as there is a broker; one that is unfit ends the process.
-fn make_control_topic(cluster: &Cluster, tasks: &Tasks, bootstrap: &str) {
+///
+/// What it returns is woken when that has ended, either way.
+fn make_control_topic(
+    cluster: &Cluster,
+    tasks: &Tasks,
+    bootstrap: &str,
+) -> oneshot::Receiver<Infallible> {
     let (cluster, cancel) = (cluster.clone(), tasks.cancel().clone());
     let bootstrap = bootstrap.to_owned();
+    let (ended, made) = oneshot::channel();
     tasks.spawn("control topic", async move {
+        // Dropped with the task, which is all the other side waits for.
+        let _ended: oneshot::Sender<Infallible> = ended;
         let mut said = false;
         while !cancel.is_cancelled() {
             let asked = cluster.clone();
@@ -212,6 +228,7 @@ fn make_control_topic(cluster: &Cluster, tasks: &Tasks, bootstrap: &str) {
         }
         Ok::<_, EnsureError>(())
     });
+    made
 }
 
 /// Waits a moment; `Err` once cancelled.

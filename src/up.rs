@@ -162,7 +162,7 @@ impl Up {
                 .spawn_thread("kafka watch", move || watch(&broker, &cancel))
                 .map_err(UpError::Thread)?;
         }
-        let roles = Roles::build(settings, metrics, tasks.clone())?;
+        let roles = Roles::build(settings, metrics, tasks.clone()).await?;
         let indexer = roles.start(Role::Indexer, settings).await?;
         let query = roles.start(Role::Query, settings).await?;
         let gateway = roles.start(Role::Gateway, settings).await?;

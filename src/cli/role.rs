@@ -47,7 +47,7 @@ impl Run {
         let metrics = telemetry::init(&settings.telemetry)?;
         let tasks = Tasks::new(CancellationToken::new());
         stop_on_signals(&tasks)?;
-        let roles = Roles::build(&settings, metrics, tasks.clone())?;
+        let roles = Roles::build(&settings, metrics, tasks.clone()).await?;
         let listens = roles.start(role, &settings).await?;
         {
             let mut out = io::stdout().lock();
