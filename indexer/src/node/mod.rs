@@ -113,6 +113,8 @@ pub struct Node {
     /// What others dial.
     address: Arc<str>,
     shards: Arc<Mutex<BTreeMap<ShardKey, Arc<Held>>>>,
+    /// Whether it is known which shards are this node's; until then having none means nothing.
+    placed: Arc<AtomicBool>,
 }
 
 impl Node {
@@ -123,6 +125,7 @@ impl Node {
             deps,
             address: address.into(),
             shards: Arc::default(),
+            placed: Arc::default(),
         }
     }
 
@@ -172,6 +175,9 @@ impl Node {
     fn readiness(&self) -> Result<(), String> {
         if self.deps.control.snapshot().caught_up_at.is_none() {
             return Err("control topic not read yet".into());
+        }
+        if !self.placed.load(Ordering::Acquire) {
+            return Err("not known yet which shards are this node's".into());
         }
         let shards: Vec<_> = {
             let shards = self.lock();

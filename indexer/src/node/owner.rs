@@ -32,6 +32,8 @@ use crate::{
 const GROUP_POLL: Duration = Duration::from_millis(100);
 /// How long the seat is served at a time while shards drain.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// A group says nothing to a member it has no shard for; after this long it has none.
+const SPARE_AFTER: Duration = Duration::from_secs(10);
 /// How often offsets are committed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
@@ -86,10 +88,14 @@ impl Node {
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
         let mut events = VecDeque::new();
+        let mut since_asked = Stopwatch::start();
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
             let state = self.deps.control.snapshot();
             let wanted = topics_of(&state);
+            if wanted.is_empty() || since_asked.elapsed() > SPARE_AFTER {
+                self.placed.store(true, Ordering::Release);
+            }
             if wanted != topics {
                 info!(collections = wanted.len(), "collections changed");
                 match &mut membership {
@@ -97,6 +103,7 @@ impl Node {
                     None => {
                         let joined = self.deps.cluster.connect.join(group, &wanted);
                         membership = Some(joined.map_err(group_error)?);
+                        since_asked = Stopwatch::start();
                     }
                 }
                 topics = wanted;
@@ -115,6 +122,7 @@ impl Node {
                     for partition in partitions {
                         self.take(&partition, cluster)?;
                     }
+                    self.placed.store(true, Ordering::Release);
                 }
                 Ok(Some(MembershipEvent::Revoked(partitions))) => {
                     // The seat is kept warm meanwhile; what it says is heard afterwards.
@@ -176,6 +184,7 @@ impl Node {
                 gone.map(partition_of).collect()
             };
             self.let_go(&dropped);
+            self.placed.store(true, Ordering::Release);
             if since_commit.elapsed() >= COMMIT_EVERY {
                 since_commit = Stopwatch::start();
                 let positions = self.durable(&mut committed);
