@@ -244,8 +244,19 @@ impl Run<'_> {
             }
             sent => sent,
         };
-        self.outstanding
-            .push_back(delivery.map_err(Cause::Publish)?);
+        let delivery = match delivery {
+            Ok(delivery) => delivery,
+            // The record itself: too large, or made for another collection. Nothing was sent.
+            Err(fault @ (PublishError::TooLarge { .. } | PublishError::Vector { .. }))
+                if self.options.on_fault == OnFault::Skip =>
+            {
+                self.summary.skipped += 1;
+                warn!(%fault, "faulty record passed over");
+                return Ok(());
+            }
+            Err(error) => return Err(Cause::Publish(error)),
+        };
+        self.outstanding.push_back(delivery);
         self.sent += 1;
         if self.sent.is_multiple_of(REAP_EVERY) {
             self.reap()?;
