@@ -7,6 +7,9 @@
 //!
 //! The beam of a search is `max(expansion, count)`, and the expansion belongs to the index, so a
 //! beam a query is had by a low expansion and asking for `beam` results.
+//!
+//! Cosine over bf16 is walked as the inner product of unit vectors (see [`unit`]): usearch's own
+//! cosine sums up both lengths anew at every step.
 
 use std::{
     path::Path,
@@ -23,6 +26,10 @@ use crate::index::{IndexError, Near, VectorIndex};
 
 /// Room reserved first, in rows; doubled whenever it is used up.
 const FIRST_CAPACITY: usize = 4096;
+/// A vector whose squared length is nearer to 1 than this counts as a unit vector.
+const ABOUT_UNIT: f64 = 1.0 / 256.0;
+/// Independent sums of a loop that becomes vector instructions.
+const LANES: usize = 8;
 
 /// What a graph is made with.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +51,8 @@ pub struct Hnsw {
     threads: usize,
     /// Memory it holds, as its allocators say after each add.
     bytes: AtomicUsize,
+    /// Present where cosine is walked as inner product.
+    units: Option<Units>,
 }
 
 impl Hnsw {
@@ -61,6 +70,7 @@ impl Hnsw {
             index: RwLock::new(index),
             dim: options.dim.len(),
             threads: options.threads,
+            units: walks_units(options).then(Units::default),
         })
     }
 
@@ -88,12 +98,19 @@ impl Hnsw {
         index
             .reserve_capacity_and_threads(capacity, options.threads)
             .map_err(|error| backend("reserve", &error))?;
-        Ok(Self {
+        let loaded = Self {
             bytes: AtomicUsize::new(allocated(&index)),
             index: RwLock::new(index),
             dim: options.dim.len(),
             threads: options.threads,
-        })
+            units: walks_units(options).then(Units::default),
+        };
+        if let Some(units) = &loaded.units {
+            for row in (0u32..).take(loaded.rows()) {
+                units.lengths.push(length(&loaded.vector(row)?));
+            }
+        }
+        Ok(loaded)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Index> {
@@ -121,9 +138,17 @@ impl VectorIndex for Hnsw {
                 .map_err(|error| backend("reserve", &error))?;
         }
         let index = self.shared();
-        index
-            .add(u64::from(row), vector)
-            .map_err(|error| backend("add a row", &error))?;
+        let added = match &self.units {
+            None => index.add(u64::from(row), vector),
+            Some(units) => {
+                let vector = unit(vector);
+                // Before the row: a search that meets it needs the length.
+                let number = units.lengths.push(length(&vector));
+                debug_assert_eq!(u32::try_from(number), Ok(row), "rows come in order");
+                index.add(u64::from(row), &vector)
+            }
+        };
+        added.map_err(|error| backend("add a row", &error))?;
         // By the one thread that adds, so that nothing is allocated meanwhile.
         self.bytes.store(allocated(&index), Ordering::Relaxed);
         Ok(())
@@ -136,6 +161,8 @@ impl VectorIndex for Hnsw {
         accept: Option<&dyn Fn(u32) -> bool>,
     ) -> Result<Vec<Near>, IndexError> {
         debug_assert_eq!(query.len(), self.dim);
+        let as_unit = self.units.as_ref().map(|units| (units, unit(query)));
+        let query = as_unit.as_ref().map_or(query, |(_, query)| query);
         let index = self.shared();
         let matches = match accept {
             None => index.search(query, beam),
@@ -145,7 +172,7 @@ impl VectorIndex for Hnsw {
         }
         .map_err(|error| backend("search", &error))?;
         let rows = matches.keys.iter().zip(&matches.distances);
-        Ok(rows
+        let mut near: Vec<Near> = rows
             .filter_map(|(key, distance)| {
                 let row = u32::try_from(*key).ok()?;
                 Some(Near {
@@ -153,7 +180,11 @@ impl VectorIndex for Hnsw {
                     distance: *distance,
                 })
             })
-            .collect())
+            .collect();
+        if let Some((units, query)) = as_unit {
+            units.correct(&mut near, length(&query));
+        }
+        Ok(near)
     }
 
     fn vector(&self, row: u32) -> Result<Vec<f32>, IndexError> {
@@ -183,10 +214,87 @@ impl VectorIndex for Hnsw {
     }
 }
 
+/// Lengths of the rows' vectors, by row: nearly 1, what rounding has left of it.
+#[derive(Default)]
+struct Units {
+    lengths: boxcar::Vec<f32>,
+}
+
+impl Units {
+    /// Makes cosine distances of inner products: the walk may be off by rounding, an answer not.
+    fn correct(&self, near: &mut [Near], query_length: f32) {
+        for one in near.iter_mut() {
+            let row = usize::try_from(one.row).unwrap_or(usize::MAX);
+            let length = self.lengths.get(row).copied().unwrap_or(1.0);
+            let cosine = (1.0 - one.distance) / (length * query_length);
+            one.distance = (1.0 - cosine).clamp(0.0, 2.0);
+        }
+        near.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+    }
+}
+
+/// Whether a graph of these options walks unit vectors.
+fn walks_units(options: &Options) -> bool {
+    // Measured for bf16 only: 20 to 35 % more adds, 30 % less time a search.
+    options.metric == Metric::Cosine && options.parameters.quantization == Quantization::Bf16
+}
+
+/// The vector scaled to length 1 and rounded to what bf16 holds, so that the graph's own copy is
+/// the same to the last bit.
+///
+/// One of about that length is only rounded: a row read back and added to another graph does not
+/// change.
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "a component of a unit vector fits every float"
+)]
+fn unit(vector: &[f32]) -> Vec<f32> {
+    let square = square(vector);
+    let is_unit = (square - 1.0).abs() <= ABOUT_UNIT || square == 0.0;
+    let scale = if is_unit { 1.0 } else { square.sqrt().recip() };
+    let scaled = vector
+        .iter()
+        .map(|component| (f64::from(*component) * scale) as f32);
+    scaled.map(round_to_bf16).collect()
+}
+
+/// The nearest number whose lower half is zero, to even: bf16 in the form of an f32.
+fn round_to_bf16(component: f32) -> f32 {
+    let bits = component.to_bits();
+    let up = 0x7fff + ((bits >> 16) & 1);
+    f32::from_bits(bits.wrapping_add(up) & 0xffff_0000)
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "about 1, by `unit`"
+)]
+fn length(unit: &[f32]) -> f32 {
+    square(unit).sqrt() as f32
+}
+
+/// Sum of squares; in double precision, where no vector overflows.
+fn square(vector: &[f32]) -> f64 {
+    let (blocks, tail) = vector.as_chunks::<LANES>();
+    let mut sums = [0.0f64; LANES];
+    for block in blocks {
+        for (sum, component) in sums.iter_mut().zip(block) {
+            *sum += f64::from(*component) * f64::from(*component);
+        }
+    }
+    let rest = tail
+        .iter()
+        .map(|component| f64::from(*component) * f64::from(*component));
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
 fn open(options: &Options) -> Result<Index, IndexError> {
     let options = IndexOptions {
         dimensions: options.dim.len(),
         metric: match options.metric {
+            Metric::Cosine if walks_units(options) => MetricKind::IP,
             Metric::Cosine => MetricKind::Cos,
             Metric::InnerProduct => MetricKind::IP,
             Metric::L2 => MetricKind::L2sq,
@@ -227,10 +335,71 @@ mod tests {
 
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use shoal_schemas::{Dim, IndexParameters, Metric};
+    use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
     use super::{Hnsw, Options};
-    use crate::index::VectorIndex;
+    use crate::index::{VectorIndex, distance::Query};
+
+    fn options(metric: Metric, quantization: Quantization) -> Options {
+        Options {
+            dim: Dim::try_from(32).unwrap(),
+            metric,
+            parameters: IndexParameters {
+                quantization,
+                ..IndexParameters::default()
+            },
+            threads: 2,
+        }
+    }
+
+    /// Neither unit vectors nor of one length.
+    fn vector(seed: u16) -> Vec<f32> {
+        let components =
+            (0..32u16).map(|at| f32::from(seed.wrapping_mul(at * 7 + 3) % 251) - 120.0);
+        components
+            .map(|component| component * f32::from(seed % 9 + 1))
+            .collect()
+    }
+
+    #[test]
+    fn distances_are_the_cosine_of_what_the_graph_holds_also_after_a_restart() {
+        let options = options(Metric::Cosine, Quantization::Bf16);
+        let graph = Hnsw::new(&options).unwrap();
+        for seed in 1..200u16 {
+            graph.add(u32::from(seed) - 1, &vector(seed)).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("graph");
+        graph.save(&path).unwrap();
+        let loaded = Hnsw::load(&path, &options).unwrap();
+        for graph in [&graph, &loaded] {
+            let asked = vector(55);
+            let query = Query::new(Metric::Cosine, &asked);
+            let near = graph.search(&asked, 20, None).unwrap();
+            assert_eq!(near.len(), 20);
+            assert_eq!(near.first().unwrap().row, 54);
+            assert!(near.is_sorted_by_key(|near| near.distance));
+            for near in near {
+                let exact = query.distance(&graph.vector(near.row).unwrap());
+                let off = (near.distance - exact).abs();
+                assert!(off < 5e-3, "{off} for a distance of {exact}");
+                assert!((0.0..=2.0).contains(&near.distance));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_read_back_and_added_to_another_graph_does_not_change() {
+        let options = options(Metric::Cosine, Quantization::Bf16);
+        let (first, second) = (Hnsw::new(&options).unwrap(), Hnsw::new(&options).unwrap());
+        for seed in 1..100u16 {
+            let row = u32::from(seed) - 1;
+            first.add(row, &vector(seed)).unwrap();
+            let read = first.vector(row).unwrap();
+            second.add(row, &read).unwrap();
+            assert_eq!(second.vector(row).unwrap(), read);
+        }
+    }
 
     #[test]
     fn its_size_may_be_asked_while_rows_are_added() {

@@ -7,7 +7,7 @@ use shoal_runtime::{
     clock::{Stopwatch, System},
     tasks::{Tasks, blocking},
 };
-use shoal_schemas::{Collection, Point, PointId};
+use shoal_schemas::{Collection, Offset, Point, PointId};
 use shoal_topic::{
     Cluster,
     broker::{BrokerOptions, LocalBroker},
@@ -62,6 +62,13 @@ impl Place {
     pub(crate) async fn drop_collection(&self, collection: &Collection) -> anyhow::Result<()> {
         collections::drop(&self.cluster, &self.control, &collection.name, true).await?;
         Ok(())
+    }
+
+    /// Which of the definitions a collection has had it is.
+    pub(crate) fn incarnation(&self, collection: &Collection) -> Offset {
+        let state = self.control.snapshot();
+        let defined = state.defined_at.get(&collection.name);
+        defined.copied().unwrap_or_default()
     }
 
     pub(crate) async fn publisher(&self, collection: &Collection) -> anyhow::Result<Publisher> {

@@ -12,13 +12,13 @@ use anyhow::{Context as _, anyhow, ensure};
 use serde_json::{Value, json};
 use shoal_indexer::{
     config::EngineConfig,
-    shard::{Shared, SourceSpec, Spec, recover, search::Ask},
+    shard::{Shared, Spec, recover, search::Ask},
 };
 use shoal_runtime::{
     clock::{Stopwatch, System},
     tasks::blocking,
 };
-use shoal_schemas::{Collection, Partition, Source};
+use shoal_schemas::{Collection, Partition, v1};
 
 use crate::{
     arguments::Arguments,
@@ -26,7 +26,7 @@ use crate::{
     embeddings::{Embeddings, K, collection},
     figures::{Latencies, Repeats, round, say},
     place::Place,
-    role::{Role, shard_folder},
+    role::{Role, cpu_seconds, shard_folder},
 };
 
 const THREADS: usize = 2;
@@ -50,6 +50,8 @@ struct Side {
     /// Processor time a query: of the indexer, of the query node.
     indexer_us: Repeats,
     node_us: Repeats,
+    /// Of this process: the client, and in process the search itself.
+    client_us: Repeats,
 }
 
 impl Side {
@@ -62,6 +64,7 @@ impl Side {
             "recall_at_10": round(self.recall.median()),
             "indexer_cpu_us": round(self.indexer_us.median()),
             "coordinator_cpu_us": round(self.node_us.median()),
+            "client_cpu_us": round(self.client_us.median()),
         })
     }
 }
@@ -70,7 +73,8 @@ impl Side {
 #[derive(Default)]
 struct Found {
     latencies: Latencies,
-    recall_sum: f64,
+    /// The number of each query asked, and what came back.
+    answers: Vec<(usize, Vec<v1::Hit>)>,
 }
 
 pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
@@ -115,7 +119,12 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
                 .get(number)
                 .copied()
                 .unwrap_or_default();
-            let before = (indexer.cpu_seconds()?, query.cpu_seconds()?);
+            let own = std::process::id();
+            let before = (
+                indexer.cpu_seconds()?,
+                query.cpu_seconds()?,
+                cpu_seconds(own)?,
+            );
             let target = match number {
                 0 => Target::InProcess(library.clone()),
                 1 => Target::Shard(indexer.grpc),
@@ -129,14 +138,20 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             side.rate.push(queries / seconds);
             side.p50.push(all.latencies.at(0.5));
             side.p99.push(all.latencies.at(0.99));
-            side.recall.push(all.recall_sum / queries);
             side.indexer_us
                 .push(cpu_us(indexer.cpu_seconds()?, before.0));
             side.node_us.push(cpu_us(query.cpu_seconds()?, before.1));
+            side.client_us.push(cpu_us(cpu_seconds(own)?, before.2));
+            let recalls = all
+                .answers
+                .iter()
+                .map(|(number, hits)| embeddings.recall(*number, hits));
+            let recall = recalls.sum::<f64>() / queries;
+            side.recall.push(recall);
             say(format!(
                 "repeat {repeat}: {name:10} {:6.0} queries/s, recall@{K} {:.4}",
                 queries / seconds,
-                all.recall_sum / queries
+                recall
             ))?;
         }
         let (straight, by_node) = in_turn(&mut shard, &mut node, &embeddings).await?;
@@ -217,7 +232,7 @@ fn ask_together(
             let ended = thread.join().map_err(|_| anyhow!("a client panicked"))?;
             let (found, took) = ended?;
             all.latencies.append(found.latencies);
-            all.recall_sum += found.recall_sum;
+            all.answers.extend(found.answers);
             seconds = seconds.max(took);
         }
         Ok((all, seconds))
@@ -236,7 +251,6 @@ fn ask_for(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Judging an answer is not part of the time, so it is done afterwards.
     let mut answers = Vec::new();
     let mut latencies = Latencies::default();
     let seconds = match target {
@@ -287,17 +301,7 @@ fn ask_for(
             anyhow::Ok(watch.seconds())
         })?,
     };
-    let recalls = answers
-        .iter()
-        .map(|(number, hits)| embeddings.recall(*number, hits));
-    let recall_sum = recalls.sum();
-    Ok((
-        Found {
-            latencies,
-            recall_sum,
-        },
-        seconds,
-    ))
+    Ok((Found { latencies, answers }, seconds))
 }
 
 /// One client asks the shard and the query node in turn, so that both see the same machine.
@@ -320,22 +324,15 @@ async fn in_turn(
 
 /// Opens a shard's folder in this process, without a log behind it.
 fn open(place: &Place, collection: &Collection, folder: &Path) -> anyhow::Result<Arc<Shared>> {
-    let region = "local".parse()?;
-    let spec = Spec {
-        collection: Arc::new(collection.clone()),
-        shard: Partition(0),
-        sources: vec![SourceSpec {
-            source: Source {
-                cluster: place.cluster.admin.cluster_id()?,
-                topic: collection.name.topic().into(),
-                partition: Partition(0),
-            },
-            region: "local".parse()?,
-        }],
-        region,
-        folder: folder.to_owned(),
-        engine: EngineConfig::default(),
-    };
+    let mut spec = Spec::of_home(
+        Arc::new(collection.clone()),
+        Partition(0),
+        place.cluster.admin.cluster_id()?,
+        "local".parse()?,
+        folder.to_owned(),
+        EngineConfig::default(),
+    );
+    spec.incarnation = place.incarnation(collection);
     let mut opened = recover::open(spec, System::shared())?;
     opened.replay(|| false)?;
     Ok(opened.writer.shared.clone())
