@@ -123,7 +123,10 @@ fn while_the_broker_is_away_searches_go_on_and_lag_grows_and_then_all_is_caught_
     let ask = client::search("steady", points[0].1.vector.as_slice(), 10);
     let before = eventually(DEADLINE, "the shards to serve", || {
         asked.search(ask.clone()).ok().filter(|answer| {
-            answer.coverage.as_ref().is_some_and(|coverage| coverage.shards_answered == 2)
+            answer
+                .coverage
+                .as_ref()
+                .is_some_and(|coverage| coverage.shards_answered == 2)
         })
     });
     assert_eq!(before.hits[0].id, "before-0");
