@@ -12,6 +12,7 @@ use shoal_schemas::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Search {
+    #[serde(deserialize_with = "shoal_schemas::json::components")]
     vector: Vec<f32>,
     k: u32,
     #[serde(default)]
@@ -62,6 +63,7 @@ pub(crate) struct Batch {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Query {
+    #[serde(deserialize_with = "shoal_schemas::json::components")]
     vector: Vec<f32>,
     k: u32,
     #[serde(default)]

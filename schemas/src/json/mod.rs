@@ -11,7 +11,7 @@
 
 mod time;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json, json};
 
 use crate::{
@@ -29,6 +29,7 @@ use time::Time;
 struct Document {
     id: Option<Id>,
     collection_name: Option<String>,
+    #[serde(deserialize_with = "components")]
     vector: Vec<f32>,
     payload: Option<Map<String, Json>>,
     model: Option<String>,
@@ -111,6 +112,23 @@ pub fn encode(id: &PointId, point: &Point) -> Json {
         }
     }
     Json::Object(fields)
+}
+
+/// Reads a vector's components, for `#[serde(deserialize_with)]`.
+///
+/// By way of f64, so that a number too large for a component comes out infinite: the vector's own
+/// check then names the component, where the parser would only name a column.
+///
+/// # Errors
+/// The format's own, if it is no list of numbers.
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the nearest f32; infinite where there is none"
+)]
+pub fn components<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f32>, D::Error> {
+    let numbers = Vec::<f64>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|number| number as f32).collect())
 }
 
 fn read(json: &[u8], collection: &Collection) -> Result<(Option<String>, Point), Rejection> {
