@@ -4,7 +4,7 @@
 //! [`entry`] is its form in the shard's own log ([`wal`]), [`rule`] decides what is served,
 //! [`catalog`] remembers it, [`segment`] and [`index`] make it findable, [`view`] is what a search
 //! sees, [`shard`] ties them to two threads, [`node`] runs a node's shards, [`serve`] answers.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod admit;
 pub mod catalog;

@@ -6,6 +6,7 @@
 use shoal_schemas::Metric;
 
 const LANES: usize = 16;
+const SQUARE_LANES: usize = 8;
 
 /// A query with what can be computed once.
 #[derive(Clone, Debug)]
@@ -91,6 +92,21 @@ fn dot_and_square(a: &[f32], b: &[f32]) -> (f32, f32) {
         }
     });
     (products.iter().sum(), squares.iter().sum())
+}
+
+/// Sum of squares; in double precision, where no vector overflows.
+pub(super) fn square(vector: &[f32]) -> f64 {
+    let (blocks, tail) = vector.as_chunks::<SQUARE_LANES>();
+    let mut sums = [0.0f64; SQUARE_LANES];
+    for block in blocks {
+        for (sum, component) in sums.iter_mut().zip(block) {
+            *sum += f64::from(*component) * f64::from(*component);
+        }
+    }
+    let rest = tail
+        .iter()
+        .map(|component| f64::from(*component) * f64::from(*component));
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 #[cfg(test)]

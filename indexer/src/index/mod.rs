@@ -4,12 +4,21 @@
 //! one thread adds while any number search. A row that is dead stays, and is masked by the
 //! `accept` predicate of a search; reusing its place would decay recall.
 
+pub mod adjacency;
 pub mod distance;
 pub mod hnsw;
+mod kernel;
+pub mod packed;
+mod prefetch;
+pub mod rotation;
+pub mod space;
+pub mod usearch_file;
 
 use std::path::Path;
 
 use shoal_runtime::ErrorKind;
+
+use crate::index::usearch_file::ParseError;
 
 /// A row near a query, with its distance in the collection's metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,6 +78,9 @@ pub enum IndexError {
         /// The library's words.
         detail: String,
     },
+    /// What it gave of itself does not read.
+    #[error("vector index has edges that do not read")]
+    Parse(#[from] ParseError),
     /// There is no such row.
     #[error("vector index has no row {row}")]
     NoRow {
@@ -82,6 +94,7 @@ impl IndexError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Backend { .. } => ErrorKind::Closed,
+            Self::Parse(error) => error.kind(),
             Self::NoRow { .. } => ErrorKind::Bug,
         }
     }

@@ -1,0 +1,109 @@
+//! The edges of a graph in memory: what is left of it without vectors.
+//!
+//! Level 0 holds every row, with a fixed number of places for edges; a list that is shorter ends
+//! at [`NONE`]. The levels above hold few rows, so each lists them. The same arrays stand in a
+//! packed file.
+
+/// Ends a list of neighbours that is shorter than its places. Any number that is no row does.
+pub const NONE: u32 = u32::MAX;
+/// Most levels above 0. With the usual chances a graph of 2^32 rows has eight.
+pub const MAX_UPPER_LEVELS: usize = 32;
+
+/// Who is whose neighbour, at every level.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adjacency {
+    pub(super) rows: u32,
+    /// Where a walk starts: a row of the highest level.
+    pub(super) entry: u32,
+    /// Places a row at level 0.
+    pub(super) degree: usize,
+    /// Places a row at the levels above.
+    pub(super) upper_degree: usize,
+    /// `rows * degree` numbers.
+    pub(super) base: Vec<u32>,
+    /// Level 1 first.
+    pub(super) upper: Vec<Level>,
+}
+
+/// A level above 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// The rows on it, rising.
+    pub(super) rows: Vec<u32>,
+    /// `rows.len() * upper_degree` numbers.
+    pub(super) links: Vec<u32>,
+}
+
+impl Adjacency {
+    /// Number of rows.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Where a walk starts.
+    pub fn entry(&self) -> u32 {
+        self.entry
+    }
+
+    /// The highest level.
+    pub fn top_level(&self) -> usize {
+        self.upper.len()
+    }
+
+    /// Most neighbours a row has at level 0, and above.
+    pub fn degrees(&self) -> (usize, usize) {
+        (self.degree, self.upper_degree)
+    }
+
+    /// A row's neighbours on a level; none if the row is not on it.
+    pub fn neighbours(&self, row: u32, level: usize) -> &[u32] {
+        let places = match level.checked_sub(1) {
+            None => places(&self.base, index(row), self.degree),
+            Some(upper) => {
+                let level = self.upper.get(upper);
+                level.map_or(&[][..], |level| {
+                    places_of(&level.rows, &level.links, row, self.upper_degree)
+                })
+            }
+        };
+        until_none(places, self.rows)
+    }
+
+    /// The highest level a row is on.
+    pub fn level(&self, row: u32) -> usize {
+        let on = |level: &&Level| level.rows.binary_search(&row).is_ok();
+        self.upper.iter().take_while(on).count()
+    }
+}
+
+/// A row as an index.
+#[inline(always)]
+pub(super) fn index(row: u32) -> usize {
+    usize::try_from(row).unwrap_or(usize::MAX)
+}
+
+/// The places of the `at`th row in an array of them; none if it has not so many rows.
+#[inline(always)]
+pub(super) fn places(links: &[u32], at: usize, degree: usize) -> &[u32] {
+    let start = at.saturating_mul(degree);
+    links
+        .get(start..start.saturating_add(degree))
+        .unwrap_or_default()
+}
+
+/// The places of a row of an upper level.
+pub(super) fn places_of<'a>(rows: &[u32], links: &'a [u32], row: u32, degree: usize) -> &'a [u32] {
+    match rows.binary_search(&row) {
+        Ok(at) => places(links, at, degree),
+        Err(_) => &[],
+    }
+}
+
+/// The list in its places: up to the first number that is no row.
+#[inline(always)]
+pub(super) fn until_none(places: &[u32], rows: u32) -> &[u32] {
+    let end = places.iter().position(|row| *row >= rows);
+    places
+        .get(..end.unwrap_or(places.len()))
+        .unwrap_or_default()
+}

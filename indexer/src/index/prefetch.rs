@@ -1,0 +1,50 @@
+//! Asking for memory before it is read: the one use of unsafe code in this crate.
+//!
+//! A walk of a graph knows the next thirty rows it will compare some hundred nanoseconds before
+//! it compares them, and they lie anywhere. Nothing else than a prefetch hides that wait.
+
+/// Bytes that come from memory at a time.
+const LINE: usize = 64;
+
+/// Says that `bytes` are about to be read.
+#[inline(always)]
+pub(super) fn soon(bytes: &[u8]) {
+    for line in bytes.chunks(LINE) {
+        fetch(line);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(
+    unsafe_code,
+    reason = "no safe way to prefetch; the numbers stand in docs/adr"
+)]
+fn fetch(line: &[u8]) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch is a hint: it neither faults nor changes anything a program can see, and
+    // the address is that of a live slice.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+#[expect(
+    unsafe_code,
+    reason = "no safe way to prefetch; the numbers stand in docs/adr"
+)]
+fn fetch(line: &[u8]) {
+    // SAFETY: `prfm` is a hint: it neither faults nor changes anything a program can see, and the
+    // address is that of a live slice.
+    unsafe {
+        core::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) line.as_ptr(),
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[inline(always)]
+fn fetch(_line: &[u8]) {}

@@ -1,0 +1,482 @@
+//! How a segment keeps its vectors for the walk, and how distances come of that.
+//!
+//! A *code* is a row's vector in the segment's quantization. Under I8 it is rotated
+//! (see [`Rotation`]) and divided by a step that is the same for the whole segment, so that a
+//! distance is an inner product of bytes and one multiplication. Under cosine vectors are made of
+//! length 1 first, and the step follows from the dimension; else it is fitted to the largest
+//! component (see [`Extent`]). A query has a step of its own: its code is never clipped.
+//!
+//! Distances are approximate: an answer is re-scored with exact vectors.
+
+use std::sync::Arc;
+
+use shoal_runtime::ErrorKind;
+use shoal_schemas::{Dim, Metric, Quantization};
+
+use crate::index::{
+    distance,
+    kernel::{self, Brains, Bytes, Floats, Halves, Kernel},
+    rotation::Rotation,
+};
+
+/// Largest number in an I8 code; -128 is left out, so that a code has its negative.
+const LARGEST_CODE: f32 = 127.0;
+/// A rotated unit vector's components beyond this many standard deviations are clipped.
+///
+/// Measured: recall falls on both sides of it.
+const CLIP_DEVIATIONS: f32 = 4.5;
+/// Added to a small number it leaves the nearest integer in the lowest bits: 1.5 * 2^23.
+const TO_INTEGER: f32 = 12_582_912.0;
+/// Bytes of a space in a file's header.
+pub const HEADER_BYTES: usize = 12;
+
+/// What a segment's codes are made with.
+#[derive(Clone, Debug)]
+pub struct Space {
+    dim: Dim,
+    metric: Metric,
+    quantization: Quantization,
+    /// 1 unless I8.
+    step: f32,
+    /// Present if I8.
+    rotation: Option<Arc<Rotation>>,
+}
+
+/// A query as a code, with all that a distance takes.
+#[derive(Clone)]
+pub struct QueryCode {
+    pub(super) components: Components,
+    pub(super) scale: Scale,
+}
+
+/// A query's code.
+#[derive(Clone)]
+pub(super) enum Components {
+    Bytes(Bytes),
+    Halves(Halves),
+    Brains(Brains),
+    Floats(Floats),
+}
+
+/// What makes a distance of an inner product.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    offset: f32,
+    factor: f32,
+    /// What a distance cannot be below.
+    least: f32,
+}
+
+/// Why a stored space does not read.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SpaceError {
+    /// Dimension.
+    #[error("stored dimension is {found}, allowed are 2 to 4096")]
+    Dim {
+        /// As stored.
+        found: u32,
+    },
+    /// Metric or quantization.
+    #[error("stored {field} has the unknown number {found}")]
+    Unknown {
+        /// Which.
+        field: &'static str,
+        /// As stored.
+        found: u8,
+    },
+    /// Step.
+    #[error("stored step is {found}, it has to be above 0")]
+    Step {
+        /// As stored.
+        found: f32,
+    },
+}
+
+impl SpaceError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Corrupt
+    }
+}
+
+impl Space {
+    /// The space of a quantization that needs no fitting; `None` for I8 but under cosine.
+    pub fn new(dim: Dim, metric: Metric, quantization: Quantization) -> Option<Self> {
+        let needs_fit = quantization == Quantization::I8 && metric != Metric::Cosine;
+        (!needs_fit).then(|| Self::fit(dim, metric, quantization, 0.0))
+    }
+
+    /// The space whose step suits rotated components of up to `largest` in size; what needs no
+    /// fitting does not look at it. [`Extent`] finds the largest.
+    pub fn fit(dim: Dim, metric: Metric, quantization: Quantization, largest: f32) -> Self {
+        let is_i8 = quantization == Quantization::I8;
+        let step = match metric {
+            _ if !is_i8 => 1.0,
+            Metric::Cosine => clip_of_unit(dim) / LARGEST_CODE,
+            Metric::InnerProduct | Metric::L2 => step_for(largest),
+        };
+        Self {
+            dim,
+            metric,
+            quantization,
+            step,
+            rotation: is_i8.then(|| Arc::new(Rotation::new(dim.len()))),
+        }
+    }
+
+    /// Components a vector.
+    pub fn dim(&self) -> Dim {
+        self.dim
+    }
+
+    /// The distance.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// What a code's components are.
+    pub fn quantization(&self) -> Quantization {
+        self.quantization
+    }
+
+    /// What an I8 code is multiplied with; 1 for the others.
+    pub fn step(&self) -> f32 {
+        self.step
+    }
+
+    /// Bytes of a code.
+    pub fn code_bytes(&self) -> usize {
+        self.dim.len() * component_bytes(self.quantization)
+    }
+
+    /// Whether a row has a bias beside its code.
+    pub fn has_bias(&self) -> bool {
+        self.metric == Metric::L2
+    }
+
+    /// Appends the row's code to `out`, and gives its bias: the squared length of what the code
+    /// says for L2, 0 for the others.
+    pub fn encode_row(&self, vector: &[f32], out: &mut Vec<u8>) -> f32 {
+        let components = self.placed(vector);
+        let start = out.len();
+        match self.quantization {
+            Quantization::I8 => {
+                let codes = codes(&components, self.step);
+                out.extend(codes.iter().map(|code| code.cast_unsigned()));
+            }
+            Quantization::F16 => kernel::push_f16(&components, out),
+            Quantization::Bf16 => kernel::push_bf16(&components, out),
+            Quantization::F32 => {
+                out.extend(components.iter().flat_map(|one| one.to_le_bytes()));
+            }
+        }
+        match self.metric {
+            Metric::L2 => self.square(out.get(start..).unwrap_or_default()),
+            Metric::Cosine | Metric::InnerProduct => 0.0,
+        }
+    }
+
+    /// The query's code.
+    pub fn encode_query(&self, vector: &[f32]) -> QueryCode {
+        if self.quantization != Quantization::I8 {
+            let mut code = Vec::with_capacity(self.code_bytes());
+            self.encode_row(vector, &mut code);
+            return self.query_of_code(&code);
+        }
+        let placed = self.placed(vector);
+        let step = step_for(largest_of(&placed));
+        let codes = codes(&placed, step);
+        let scale = self.scale(square_of_codes(&codes) * step * step, step);
+        QueryCode {
+            components: Components::Bytes(Bytes(codes)),
+            scale,
+        }
+    }
+
+    /// A row's code as a query: what is near a row.
+    pub fn query_of_code(&self, code: &[u8]) -> QueryCode {
+        let components = match self.quantization {
+            Quantization::I8 => Components::Bytes(Bytes(signed(code))),
+            Quantization::F16 => Components::Halves(Halves::of_code(code)),
+            Quantization::Bf16 => Components::Brains(Brains::of_code(code)),
+            Quantization::F32 => Components::Floats(Floats(kernel::floats(code).collect())),
+        };
+        QueryCode {
+            components,
+            scale: self.scale(self.square(code), self.step),
+        }
+    }
+
+    /// About the vector that a code was made of; of length 1 under cosine.
+    pub fn decode(&self, code: &[u8]) -> Vec<f32> {
+        match self.quantization {
+            Quantization::I8 => {
+                let rotated = code
+                    .iter()
+                    .map(|byte| f32::from(byte.cast_signed()) * self.step);
+                let mut vector: Vec<f32> = rotated.collect();
+                if let Some(rotation) = &self.rotation {
+                    rotation.undo(&mut vector);
+                }
+                vector
+            }
+            Quantization::F16 => kernel::f16_components(code).collect(),
+            Quantization::Bf16 => kernel::bf16_components(code).collect(),
+            Quantization::F32 => kernel::floats(code).collect(),
+        }
+    }
+
+    /// The space in a file's header.
+    pub fn to_header(&self) -> [u8; HEADER_BYTES] {
+        let metric = match self.metric {
+            Metric::Cosine => 0,
+            Metric::InnerProduct => 1,
+            Metric::L2 => 2,
+        };
+        let quantization = match self.quantization {
+            Quantization::F32 => 0,
+            Quantization::F16 => 1,
+            Quantization::Bf16 => 2,
+            Quantization::I8 => 3,
+        };
+        let [a, b, c, d] = u32::from(self.dim).to_le_bytes();
+        let [e, f, g, h] = self.step.to_le_bytes();
+        [a, b, c, d, metric, quantization, 0, 0, e, f, g, h]
+    }
+
+    /// Reads what [`Space::to_header`] wrote.
+    ///
+    /// # Errors
+    /// [`SpaceError`].
+    pub fn from_header(header: &[u8; HEADER_BYTES]) -> Result<Self, SpaceError> {
+        let [a, b, c, d, metric, quantization, _, _, e, f, g, h] = *header;
+        let found = u32::from_le_bytes([a, b, c, d]);
+        let dim = Dim::try_from(found).map_err(|_| SpaceError::Dim { found })?;
+        let unknown = |field, found| SpaceError::Unknown { field, found };
+        let metric = match metric {
+            0 => Metric::Cosine,
+            1 => Metric::InnerProduct,
+            2 => Metric::L2,
+            found => return Err(unknown("metric", found)),
+        };
+        let quantization = match quantization {
+            0 => Quantization::F32,
+            1 => Quantization::F16,
+            2 => Quantization::Bf16,
+            3 => Quantization::I8,
+            found => return Err(unknown("quantization", found)),
+        };
+        let step = f32::from_le_bytes([e, f, g, h]);
+        if !(step.is_finite() && step > 0.0) {
+            return Err(SpaceError::Step { found: step });
+        }
+        Ok(Self {
+            step,
+            ..Self::fit(dim, metric, quantization, 0.0)
+        })
+    }
+
+    /// The vector as its components are coded: of length 1 for cosine, rotated for I8.
+    fn placed(&self, vector: &[f32]) -> Vec<f32> {
+        debug_assert_eq!(vector.len(), self.dim.len());
+        let mut placed = vector.to_vec();
+        if self.metric == Metric::Cosine {
+            scale_to_unit(&mut placed);
+        }
+        if let Some(rotation) = &self.rotation {
+            rotation.apply(&mut placed);
+        }
+        placed
+    }
+
+    /// The squared length of what a code says.
+    fn square(&self, code: &[u8]) -> f32 {
+        let floats: Vec<f32> = match self.quantization {
+            Quantization::I8 => {
+                return square_of_codes(&signed(code)) * self.step * self.step;
+            }
+            Quantization::F16 => kernel::f16_components(code).collect(),
+            Quantization::Bf16 => kernel::bf16_components(code).collect(),
+            Quantization::F32 => kernel::floats(code).collect(),
+        };
+        to_f32(distance::square(&floats))
+    }
+
+    fn scale(&self, square: f32, query_step: f32) -> Scale {
+        let product = query_step * self.step;
+        match self.metric {
+            Metric::Cosine => Scale {
+                offset: 1.0,
+                factor: product,
+                least: 0.0,
+            },
+            Metric::InnerProduct => Scale {
+                offset: 1.0,
+                factor: product,
+                least: f32::NEG_INFINITY,
+            },
+            Metric::L2 => Scale {
+                offset: square,
+                factor: 2.0 * product,
+                least: 0.0,
+            },
+        }
+    }
+}
+
+impl QueryCode {
+    /// About the distance to the row of a code and its bias, in the metric's own terms.
+    #[inline]
+    pub fn distance(&self, code: &[u8], bias: f32) -> f32 {
+        let dot = match &self.components {
+            Components::Bytes(query) => query.dot(code),
+            Components::Halves(query) => query.dot(code),
+            Components::Brains(query) => query.dot(code),
+            Components::Floats(query) => query.dot(code),
+        };
+        self.scale.least(self.scale.distance(dot, bias))
+    }
+
+    /// Its code in bytes; none if its components are larger.
+    pub(super) fn bytes(&self) -> &[i8] {
+        match &self.components {
+            Components::Bytes(query) => &query.0,
+            _ => &[],
+        }
+    }
+
+    /// The distance to a row without bias whose inner product with the query's code is known.
+    pub(super) fn distance_of_product(&self, dot: f32) -> f32 {
+        self.scale.least(self.scale.distance(dot, 0.0))
+    }
+}
+
+impl Scale {
+    /// A distance that rounding may have left a little below what a distance can be.
+    #[inline(always)]
+    pub(super) fn distance(self, dot: f32, bias: f32) -> f32 {
+        self.offset + bias - self.factor * dot
+    }
+
+    /// The distance, not below what it can be.
+    #[inline(always)]
+    pub(super) fn least(self, distance: f32) -> f32 {
+        distance.max(self.least)
+    }
+}
+
+/// Finds the step for rows whose size is not known: look at each, then take the space.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    space: Space,
+    largest: f32,
+}
+
+impl Extent {
+    /// For rows of this kind, none seen yet.
+    pub fn new(dim: Dim, metric: Metric, quantization: Quantization) -> Self {
+        Self {
+            space: Space::fit(dim, metric, quantization, 0.0),
+            largest: 0.0,
+        }
+    }
+
+    /// Whether there is anything to find: if not, rows need not be looked at.
+    pub fn is_needed(&self) -> bool {
+        self.space.quantization == Quantization::I8 && self.space.metric != Metric::Cosine
+    }
+
+    /// Looks at a row.
+    pub fn include(&mut self, vector: &[f32]) {
+        if self.is_needed() {
+            let placed = self.space.placed(vector);
+            self.largest = self.largest.max(largest_of(&placed));
+        }
+    }
+
+    /// The space for the rows looked at.
+    pub fn space(&self) -> Space {
+        let mut space = self.space.clone();
+        if self.is_needed() {
+            space.step = step_for(self.largest);
+        }
+        space
+    }
+}
+
+fn component_bytes(quantization: Quantization) -> usize {
+    match quantization {
+        Quantization::F32 => 4,
+        Quantization::F16 | Quantization::Bf16 => 2,
+        Quantization::I8 => 1,
+    }
+}
+
+/// Where a rotated unit vector's components are clipped. None is above 1.
+fn clip_of_unit(dim: Dim) -> f32 {
+    let dim = f32::from(u16::try_from(u32::from(dim)).unwrap_or(u16::MAX));
+    (CLIP_DEVIATIONS / dim.sqrt()).min(1.0)
+}
+
+/// The step with which `largest` is the largest code.
+fn step_for(largest: f32) -> f32 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    (largest.min(f32::MAX) / LARGEST_CODE).max(f32::MIN_POSITIVE)
+}
+
+fn largest_of(components: &[f32]) -> f32 {
+    let sizes = components.iter().map(|component| component.abs());
+    sizes.fold(0.0, f32::max)
+}
+
+/// Each component in steps, rounded to the nearest and clipped.
+fn codes(components: &[f32], step: f32) -> Vec<i8> {
+    let per_step = step.recip();
+    let codes = components.iter().map(|component| {
+        let steps = (component * per_step).clamp(-LARGEST_CODE, LARGEST_CODE);
+        // Without a call for each, as `round` would be.
+        let [lowest, ..] = (steps + TO_INTEGER).to_bits().to_le_bytes();
+        lowest.cast_signed()
+    });
+    codes.collect()
+}
+
+fn signed(code: &[u8]) -> Vec<i8> {
+    code.iter().map(|byte| byte.cast_signed()).collect()
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "rounding of what is approximate already"
+)]
+fn square_of_codes(codes: &[i8]) -> f32 {
+    let squares = codes.iter().map(|code| i32::from(*code) * i32::from(*code));
+    squares.sum::<i32>() as f32
+}
+
+/// Makes the length 1; all zeros stay.
+fn scale_to_unit(vector: &mut [f32]) {
+    let square = distance::square(vector);
+    if square > 0.0 {
+        let scale = square.sqrt().recip();
+        for component in vector {
+            *component = to_f32(f64::from(*component) * scale);
+        }
+    }
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "to the nearest; what is too large becomes infinite"
+)]
+fn to_f32(number: f64) -> f32 {
+    number as f32
+}
+
+#[cfg(test)]
+#[path = "space_tests.rs"]
+mod tests;
