@@ -134,6 +134,15 @@ pub struct EngineConfig {
     /// A checkpoint writes the growing graph as a whole; smaller segments make it cheaper and
     /// every search dearer.
     pub seal_rows: u32,
+    /// A growing segment of so many rows is sealed early once nothing was added for
+    /// `idle_seal_after`. Default 8192.
+    ///
+    /// A sealed segment takes less memory and is searched faster. Lower makes more and smaller
+    /// segments, which every search has to visit until they are merged.
+    pub idle_seal_rows: u32,
+    /// How long a growing segment has to be quiet to be sealed early. Default 3 s.
+    #[serde(with = "humantime_serde")]
+    pub idle_seal_after: Duration,
     /// A segment with this share of dead rows is rebuilt without them. Default 0.33.
     pub compact_dead_share: f64,
     /// Dead rows below which no segment is rebuilt. Default 1024.
@@ -158,6 +167,8 @@ impl Default for EngineConfig {
             batch_records: NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN),
             memtable_rows: 4096,
             seal_rows: 262_144,
+            idle_seal_rows: 8192,
+            idle_seal_after: Duration::from_secs(3),
             compact_dead_share: 0.33,
             compact_dead_rows: 1024,
             checkpoint_bytes: ByteSize::mib(256),
@@ -211,7 +222,7 @@ impl Validate for Config {
 
 impl Validate for EngineConfig {
     fn validate(&self, faults: &mut Vec<String>) {
-        let minimum = crate::segment::CHUNK_ROWS;
+        let minimum = crate::segment::growing::CHUNK_ROWS;
         if self.memtable_rows < minimum {
             faults.push(format!(
                 "indexer.engine.memtable_rows is {}, allowed are {minimum} and more",

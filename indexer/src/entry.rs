@@ -348,6 +348,23 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Writes an upsert's frame again with its vector left out.
+///
+/// # Errors
+/// [`EntryError::Kind`] if it is another.
+pub fn without_vector(frame: &[u8], out: &mut Vec<u8>) -> Result<(), EntryError> {
+    let body = upsert_body(frame)?;
+    // The count of components, the components and the payload end a frame.
+    let tail_bytes = size_of::<u16>() + body.vector.len() + body.payload.len();
+    let head = frame.len().checked_sub(tail_bytes);
+    let head = head.and_then(|end| frame.get(..end));
+    out.clear();
+    out.extend_from_slice(head.unwrap_or_default());
+    out.extend_from_slice(&0u16.to_le_bytes());
+    out.extend_from_slice(body.payload);
+    Ok(())
+}
+
 /// Reads a frame that has to be an upsert, and gives its point.
 ///
 /// # Errors

@@ -5,11 +5,13 @@
 //! so every row born by the sequence is in the view; compaction notes the sequence from which on
 //! its output is complete, and a search from before takes another look.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
+
+use shoal_runtime::ErrorKind;
 
 use crate::{
     index::{IndexError, Near, distance::Query},
-    segment::{Chunk, Place, Row, Segment, SegmentId, Sequence},
+    segment::{Place, PointError, Row, Segment, SegmentId, Sequence, growing::Chunk},
     wal,
 };
 
@@ -17,6 +19,14 @@ use crate::{
 const SCAN_BEAMS: usize = 2;
 /// A segment of more rows, dead ones counted, is walked all the same.
 const SCAN_ROWS: u32 = 32_768;
+/// Candidates re-scored from exact vectors beyond the k asked for, at least.
+///
+/// Measured on 116,659 rows of 384 dimensions with codes of one byte: 5 more than k = 10 keep
+/// recall@10 within 0.0002 of re-scoring 40, at every beam from 24 to 128.
+const RESCORE_MORE: usize = 6;
+
+/// Rows an exact search looks at before it drops the farther ones.
+const EXACT_SLICE_ROWS: u32 = 4096;
 
 /// The segments and memtable of a moment.
 pub struct View {
@@ -33,8 +43,10 @@ pub struct View {
 pub struct Found<'a> {
     /// Where it is.
     pub place: Place,
+    /// Its segment.
+    pub segment: &'a Segment,
     /// Its row.
-    pub row: &'a Row,
+    pub row: Row<'a>,
     /// Smaller is nearer.
     pub distance: f32,
 }
@@ -54,12 +66,19 @@ pub enum SearchError {
     /// The graph refused.
     #[error("graph search failed")]
     Index(#[from] IndexError),
-    /// The shard's own log does not give a row back.
-    #[error("cannot read a row from the shard's log")]
-    Log(#[source] wal::ReadError),
-    /// A row in the shard's log does not read.
-    #[error("row in the shard's log does not read")]
-    Entry(#[from] crate::entry::EntryError),
+    /// A row does not give its vector back.
+    #[error("cannot read a candidate's vector")]
+    Point(#[from] PointError),
+}
+
+impl SearchError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Index(error) => error.kind(),
+            Self::Point(error) => error.kind(),
+        }
+    }
 }
 
 impl View {
@@ -76,74 +95,105 @@ impl View {
     }
 
     /// The row at a place.
-    pub fn row(&self, place: Place) -> Option<&Row> {
+    pub fn row(&self, place: Place) -> Option<Row<'_>> {
         self.segment(place.segment)?.row(place.row)
     }
 
     /// The nearest `k` visible points, by (distance, id), found with beams of at least `beam`.
     ///
+    /// Graphs are walked by their codes; the best candidates of all segments are then re-scored
+    /// from the exact vectors, so that a distance does not depend on where a point happens to lie.
+    ///
     /// # Errors
-    /// [`SearchError::Index`].
+    /// [`SearchError`].
     pub fn search(
         &self,
         query: &Query<'_>,
         k: usize,
         beam: usize,
         moment: Moment,
+        log: &wal::Reader,
     ) -> Result<Vec<Found<'_>>, SearchError> {
         let beam = beam.max(k);
-        let mut found = Vec::with_capacity(beam + 16);
+        let want = k.saturating_add((k / 2).max(RESCORE_MORE));
+        let mut coarse = Vec::new();
+        let mut found = Vec::new();
         for segment in &self.segments {
             // Read before the graph is searched: rows below are in it, rows above are scanned.
             let folded = segment.folded();
-            let near = self.search_graph(segment, query, beam, moment)?;
-            found.extend(near.into_iter().filter_map(|near| {
-                let row = segment.row(near.row)?;
-                let seen = near.row < folded && row.is_visible(moment.sequence, moment.now_ms);
-                seen.then_some(Found {
-                    place: Place {
-                        segment: segment.id,
-                        row: near.row,
-                    },
-                    row,
-                    distance: near.distance,
-                })
-            }));
+            self.walk(
+                segment,
+                folded,
+                query,
+                beam.max(want),
+                want,
+                moment,
+                log,
+                &mut coarse,
+                &mut found,
+            )?;
             self.scan_chunks(segment, folded, query, moment, &mut found);
+        }
+        // What is exact already takes none of the places of what is not.
+        coarse.sort_unstable_by(|a: &Found<'_>, b| a.distance.total_cmp(&b.distance));
+        coarse.truncate(want);
+        let mut vector = Vec::new();
+        for mut one in coarse {
+            one.segment.vector(one.place.row, log, &mut vector)?;
+            one.distance = query.distance(&vector);
+            found.push(one);
         }
         Ok(nearest(found, k))
     }
 
-    fn search_graph(
-        &self,
-        segment: &Segment,
+    /// Adds the candidates of one segment's graph: as the graph's codes see them to `coarse`, or
+    /// to `exact` where so few rows live that each is looked at.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one search, inside it"
+    )]
+    fn walk<'a>(
+        &'a self,
+        segment: &'a Segment,
+        folded: u32,
         query: &Query<'_>,
         beam: usize,
+        want: usize,
         moment: Moment,
-    ) -> Result<Vec<Near>, IndexError> {
-        if segment.graph.rows() == 0 {
-            return Ok(Vec::new());
+        log: &wal::Reader,
+        coarse: &mut Vec<Found<'a>>,
+        exact: &mut Vec<Found<'a>>,
+    ) -> Result<(), SearchError> {
+        if folded == 0 {
+            return Ok(());
         }
-        let accept = |row: u32| {
-            segment
-                .row(row)
-                .is_some_and(|row| row.is_visible(moment.sequence, moment.now_ms))
-        };
+        let accept = |row: u32| is_visible(segment, row, moment);
         let live = usize::try_from(segment.live()).unwrap_or(usize::MAX);
         if live <= beam.saturating_mul(SCAN_BEAMS) && segment.len() <= SCAN_ROWS {
-            return scan_graph(segment, query, accept);
+            return scan_rows(segment, 0..folded, query, moment, log, exact);
         }
+        // A walk passes over dead rows, which take places of its beam.
+        let all = usize::try_from(segment.len()).unwrap_or(usize::MAX);
+        let beam = beam.saturating_mul(all) / live.max(1);
+        let mut near = None;
         if segment.is_all_alive() {
-            let near = segment.graph.search(query.components(), beam, None)?;
+            let walked = segment.walk(query, beam, want, None)?;
             // A search that was held up can meet rows from after its moment, and they crowd out
             // the ones it is to see.
-            if near.iter().all(|near| accept(near.row)) {
-                return Ok(near);
+            near = walked.iter().all(|near| accept(near.row)).then_some(walked);
+        }
+        let near: Vec<Near> = match near {
+            Some(near) => near,
+            None => segment.walk(query, beam, want, Some(&accept))?,
+        };
+        for Near { row, distance } in near {
+            if row < folded
+                && let Some(found) = Found::at(segment, row, distance, moment)
+            {
+                coarse.push(found);
             }
         }
-        segment
-            .graph
-            .search(query.components(), beam, Some(&accept))
+        Ok(())
     }
 
     fn scan_chunks<'a>(
@@ -156,24 +206,16 @@ impl View {
     ) {
         for chunk in self.chunks.iter().filter(|c| c.segment == segment.id) {
             for number in from_row.max(chunk.first_row)..chunk.end_row() {
-                let (Some(row), Some(vector)) = (segment.row(number), chunk.vector(number)) else {
+                let Some(vector) = chunk.vector(number) else {
                     break;
                 };
-                if row.is_visible(moment.sequence, moment.now_ms) {
-                    found.push(Found {
-                        place: Place {
-                            segment: segment.id,
-                            row: number,
-                        },
-                        row,
-                        distance: query.distance(vector.as_slice()),
-                    });
-                }
+                let distance = query.distance(vector.as_slice());
+                found.extend(Found::at(segment, number, distance, moment));
             }
         }
     }
 
-    /// The nearest `k` visible points by scanning every one, with vectors from the shard's log.
+    /// The nearest `k` visible points by scanning every one.
     ///
     /// # Errors
     /// [`SearchError`].
@@ -186,25 +228,16 @@ impl View {
     ) -> Result<Vec<Found<'_>>, SearchError> {
         let mut found = Vec::new();
         for segment in &self.segments {
-            for (number, row) in segment.rows() {
-                if !row.is_visible(moment.sequence, moment.now_ms) {
-                    continue;
-                }
-                let frame = log.read(row.wal).map_err(SearchError::Log)?;
-                let vector = crate::entry::upsert_body(&frame)?.components();
-                found.push(Found {
-                    place: Place {
-                        segment: segment.id,
-                        row: number,
-                    },
-                    row,
-                    distance: query.distance(&vector),
-                });
+            for from in
+                (0..segment.len()).step_by(usize::try_from(EXACT_SLICE_ROWS).unwrap_or(usize::MAX))
+            {
+                let rows = from..segment.len().min(from.saturating_add(EXACT_SLICE_ROWS));
+                scan_rows(segment, rows, query, moment, log, &mut found)?;
+                // Keeps memory at a few times k however many rows there are.
+                found = nearest(found, k);
             }
-            // Keeps memory at a few times k however many rows there are.
-            found = nearest(found, k);
         }
-        Ok(nearest(found, k))
+        Ok(found)
     }
 
     /// Visible points. Rows that can expire are looked at one by one only where there are any.
@@ -220,7 +253,7 @@ impl View {
 
     /// Memory the graphs hold.
     pub fn graph_bytes(&self) -> u64 {
-        let bytes = self.segments.iter().map(|segment| segment.graph.bytes());
+        let bytes = self.segments.iter().map(|segment| segment.graph_bytes());
         u64::try_from(bytes.sum::<usize>()).unwrap_or(u64::MAX)
     }
 
@@ -231,30 +264,64 @@ impl View {
     }
 }
 
-/// Looks at every row the graph holds: a graph may not lead to each of them, and a caller who
-/// asks for about as many points as there are is to get them all.
-fn scan_graph(
-    segment: &Segment,
-    query: &Query<'_>,
-    accept: impl Fn(u32) -> bool,
-) -> Result<Vec<Near>, IndexError> {
-    let mut near = Vec::new();
-    for row in (0..segment.folded()).filter(|row| accept(*row)) {
-        let vector = segment.graph.vector(row)?;
-        near.push(Near {
+impl<'a> Found<'a> {
+    /// The row as found, if it is visible.
+    fn at(segment: &'a Segment, number: u32, distance: f32, moment: Moment) -> Option<Self> {
+        let row = segment.row(number)?;
+        let visible = row.is_visible(moment.sequence, moment.now_ms);
+        visible.then_some(Self {
+            place: Place {
+                segment: segment.id,
+                row: number,
+            },
+            segment,
             row,
-            distance: query.distance(&vector),
-        });
+            distance,
+        })
     }
-    Ok(near)
+}
+
+fn is_visible(segment: &Segment, row: u32, moment: Moment) -> bool {
+    match segment.as_sealed() {
+        Some(sealed) => sealed.is_visible(row, moment.sequence, moment.now_ms),
+        None => segment
+            .row(row)
+            .is_some_and(|row| row.is_visible(moment.sequence, moment.now_ms)),
+    }
+}
+
+/// Looks at every one of `rows`: a graph may not lead to each of them, and a caller who asks
+/// for about as many points as there are is to get them all.
+fn scan_rows<'a>(
+    segment: &'a Segment,
+    rows: Range<u32>,
+    query: &Query<'_>,
+    moment: Moment,
+    log: &wal::Reader,
+    found: &mut Vec<Found<'a>>,
+) -> Result<(), SearchError> {
+    let mut vector = Vec::new();
+    for number in rows {
+        if is_visible(segment, number, moment) {
+            segment.vector(number, log, &mut vector)?;
+            found.extend(Found::at(segment, number, query.distance(&vector), moment));
+        }
+    }
+    Ok(())
 }
 
 /// Sorts by (distance, id) and keeps `k`. A view never shows two rows of one id at one sequence.
 fn nearest(mut found: Vec<Found<'_>>, k: usize) -> Vec<Found<'_>> {
-    found.sort_unstable_by(|a, b| {
+    let order = |a: &Found<'_>, b: &Found<'_>| {
         let by_distance = a.distance.total_cmp(&b.distance);
-        by_distance.then_with(|| a.row.id.cmp(&b.row.id))
-    });
-    found.truncate(k);
+        by_distance.then_with(|| a.row.id.cmp(b.row.id))
+    };
+    if found.len() > k {
+        if let Some(last) = k.checked_sub(1) {
+            found.select_nth_unstable_by(last, order);
+        }
+        found.truncate(k);
+    }
+    found.sort_unstable_by(order);
     found
 }

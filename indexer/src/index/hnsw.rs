@@ -157,19 +157,6 @@ impl Hnsw {
         Ok(loaded)
     }
 
-    /// Its edges. Not while a row is being added.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn adjacency(&self) -> Result<Adjacency, IndexError> {
-        let index = self.shared();
-        let mut serialized = vec![0u8; index.serialized_length()];
-        index
-            .save_to_buffer(&mut serialized)
-            .map_err(|error| backend("save", &error))?;
-        Ok(Adjacency::from_usearch(&serialized)?)
-    }
-
     /// How its rows are coded, if it holds codes.
     pub fn space(&self) -> Option<&Space> {
         match &self.held {
@@ -312,6 +299,15 @@ impl VectorIndex for Hnsw {
 
     fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn adjacency(&self) -> Result<Adjacency, IndexError> {
+        let index = self.shared();
+        let mut serialized = vec![0u8; index.serialized_length()];
+        index
+            .save_to_buffer(&mut serialized)
+            .map_err(|error| backend("save", &error))?;
+        Ok(Adjacency::from_usearch(&serialized)?)
     }
 
     fn save(&self, path: &Path) -> Result<(), IndexError> {

@@ -60,6 +60,12 @@ pub trait VectorIndex: Send + Sync {
     /// Memory it holds.
     fn bytes(&self) -> usize;
 
+    /// Its edges. Not while a row is being added.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    fn adjacency(&self) -> Result<adjacency::Adjacency, IndexError>;
+
     /// Writes it to a file. Not while a row is being added.
     ///
     /// # Errors

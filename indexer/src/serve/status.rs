@@ -19,8 +19,9 @@ impl Refusal {
     pub(super) fn from_read(error: &ReadError) -> Self {
         let kind = match error {
             ReadError::Catalog(error) => error.kind(),
-            ReadError::Log(error) => error.kind(),
-            ReadError::Search(_) | ReadError::Entry(_) => ErrorKind::Corrupt,
+            ReadError::Point(error) => error.kind(),
+            ReadError::Search(error) => error.kind(),
+            ReadError::Entry(_) => ErrorKind::Corrupt,
         };
         let message = chain(error).to_string();
         tracing::error!(error = %message, "shard cannot answer");

@@ -4,17 +4,22 @@
 //! ingest. It is the only thread that adds to the growing graph, and it does not while that graph
 //! is being stored.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use metrics::{counter, gauge, histogram};
-use shoal_runtime::{chain, clock::Stopwatch};
+use metrics::{counter, histogram};
+use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    dlq,
     index::IndexError,
     metrics as names,
-    segment::{Segment, SegmentId},
+    segment::{
+        Segment, SegmentId,
+        growing::{Chunk, Growing},
+        seal::SealError,
+    },
     shard::{
         Shared,
         checkpoint::{Done, Job, Storer},
@@ -29,26 +34,35 @@ use crate::{
 const FOLD_ROWS: u32 = 64;
 /// Rows folded for each row that a compaction moves: ingest at full speed holds neither up.
 const FOLD_ROWS_COMPACTING: u32 = 2;
-/// Whether to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Go {
-    /// Yes.
-    On,
-    /// The shard is closing.
-    Stop,
+/// How long a segment that could not be written rests.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Rows written to a segment's files between two looks at the memtable.
+const WRITE_ROWS: u32 = 32;
+
+/// Why the builder, and with it the shard, cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A graph refuses a row.
+    #[error("cannot fold a row into the graph")]
+    Fold(#[from] IndexError),
+    /// A segment cannot be made.
+    #[error("cannot make a segment")]
+    Seal(#[from] SealError),
 }
 
 /// Runs until cancelled.
 ///
 /// # Errors
-/// [`IndexError`] if a graph refuses a row: the shard cannot go on then.
+/// [`BuildError`]: the shard cannot go on then.
 pub fn run(
     shared: &Arc<Shared>,
     mut storer: Storer,
     next_segment: impl Fn() -> SegmentId,
     cancel: &CancellationToken,
-) -> Result<(), IndexError> {
+) -> Result<(), BuildError> {
     let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
+    // What an earlier process wrote; what this one writes it has just had in its hands.
+    let mut unchecked = shared.view.load().segments.clone();
     loop {
         cpu.tick();
         if fold(shared, FOLD_ROWS)? {
@@ -63,6 +77,7 @@ pub fn run(
             *lock(&shared.fold_limit) = None;
             shared.work().checkpoint_done = Some(Done {
                 position: job.position,
+                needed_from: job.needed_from,
                 stored,
             });
             continue;
@@ -70,9 +85,35 @@ pub fn run(
         if cancel.is_cancelled() {
             return Ok(());
         }
-        if !compact_once(shared, &next_segment, cancel)? {
-            shared.wait_for_work();
+        match make_segment(shared, &next_segment, cancel) {
+            Ok(true) => {}
+            Ok(false) => match unchecked.pop() {
+                Some(segment) => check(shared, &segment),
+                None => shared.wait_for_work(),
+            },
+            // A full disk for one: searches and ingest go on without the new segment.
+            Err(BuildError::Seal(error)) if error.kind() == ErrorKind::Retry => {
+                warn!(
+                    shard = %shared.spec.label(),
+                    error = %chain(&error),
+                    "segment could not be written, it is tried again"
+                );
+                shared.work().compacting = false;
+                dlq::wait(cancel, RETRY_AFTER);
+            }
+            Err(error) => return Err(error),
         }
+    }
+}
+
+/// Reads a sealed segment's files whole, beside everything else: opening looked at lengths only.
+fn check(shared: &Shared, segment: &Segment) {
+    let Some(sealed) = segment.as_sealed() else {
+        return;
+    };
+    if let Err(error) = sealed.manifest.verify(sealed.folder()) {
+        let why = chain(&error).to_string();
+        *lock(&shared.damage) = Some(why);
     }
 }
 
@@ -108,7 +149,10 @@ fn fold(shared: &Shared, most: u32) -> Result<bool, IndexError> {
     let view = shared.view.load_full();
     let mut folded_any = false;
     for segment in &view.segments {
-        let folded = fold_segment(shared, &view, segment, most)?;
+        let Some(growing) = segment.as_growing() else {
+            continue;
+        };
+        let folded = fold_segment(shared, &view, segment, growing, most)?;
         if folded > 0 {
             folded_any = true;
             counter!(names::ROWS_FOLDED_TOTAL, "shard" => shared.spec.label())
@@ -124,6 +168,7 @@ fn fold_segment(
     shared: &Shared,
     view: &View,
     segment: &Segment,
+    growing: &Growing,
     most: u32,
 ) -> Result<u32, IndexError> {
     let start = segment.folded();
@@ -143,16 +188,16 @@ fn fold_segment(
             .find_map(|chunk| chunk.vector(row));
         // The writer pushes a row before its vector, and a chunk newer than this view.
         let Some(vector) = vector else { break };
-        segment.graph.add(row, vector.as_slice())?;
+        growing.graph.add(row, vector.as_slice())?;
         row += 1;
-        segment.set_folded(row);
+        growing.set_folded(row);
     }
     Ok(row - start)
 }
 
 /// Takes chunks out of the view whose rows are all in the graph.
 fn drop_folded_chunks(shared: &Shared) {
-    let is_done = |view: &View, chunk: &crate::segment::Chunk| {
+    let is_done = |view: &View, chunk: &Chunk| {
         let growing = view.growing().id == chunk.segment;
         let folded = view.segment(chunk.segment).map_or(u32::MAX, |s| s.folded());
         chunk.end_row() <= folded && (chunk.is_full() || !growing)
@@ -173,58 +218,112 @@ fn drop_folded_chunks(shared: &Shared) {
     });
 }
 
-/// Compacts once if it is worth it and nothing else of the kind is under way.
-fn compact_once(
+/// Seals or compacts once if it is worth it and nothing else of the kind is under way.
+fn make_segment(
     shared: &Arc<Shared>,
     next_segment: &impl Fn() -> SegmentId,
     cancel: &CancellationToken,
-) -> Result<bool, IndexError> {
+) -> Result<bool, BuildError> {
     let view = shared.view.load_full();
     if compact::is_worn(&shared.spec.engine, view.growing()) {
         shared.work().seal_wanted = true;
     }
-    let inputs = compact::choose(shared, &view);
-    if inputs.is_empty() {
+    let (_, others) = view
+        .segments
+        .split_last()
+        .expect("a view keeps a growing segment");
+    let full = others.iter().find(|segment| {
+        let growing = segment.as_growing();
+        growing.is_some_and(|growing| growing.folded() == growing.len())
+    });
+    let inputs = match full {
+        Some(_) => Vec::new(),
+        None => compact::choose(shared, &view),
+    };
+    if full.is_none() && inputs.is_empty() {
         return Ok(false);
     }
     {
         let mut work = shared.work();
-        // Set until the writer has moved the rows of an earlier one over, or it came to nothing.
+        // Set until the writer has taken over an earlier one, or it came to nothing.
         if work.checkpoint.is_some() || work.compacting {
             return Ok(false);
         }
         work.compacting = true;
     }
+    match full {
+        Some(segment) => seal(shared, segment, cancel)?,
+        None => compact(shared, next_segment(), &inputs, cancel)?,
+    }
+    shared.work_changed.notify_all();
+    Ok(true)
+}
+
+fn seal(
+    shared: &Arc<Shared>,
+    segment: &Arc<Segment>,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
     let watch = Stopwatch::start();
-    let meanwhile = || {
-        if cancel.is_cancelled() {
-            return Ok(Go::Stop);
-        }
-        fold(shared, FOLD_ROWS_COMPACTING)?;
-        Ok(Go::On)
+    let sealed = compact::seal(shared, segment, meanwhile(shared, WRITE_ROWS, cancel))?;
+    let mut work = shared.work();
+    let Some(sealed) = sealed else {
+        work.compacting = false;
+        return Ok(());
     };
-    let built = compact::build(shared, next_segment(), &inputs, meanwhile)?;
-    let rows = {
-        let mut work = shared.work();
-        work.compacted = built;
-        match &work.compacted {
-            Some(compacted) => compacted.output.len(),
-            None => {
-                work.compacting = false;
-                return Ok(true);
-            }
-        }
+    info!(
+        shard = %shared.spec.label(),
+        segment = sealed.id.0,
+        rows = sealed.len(),
+        seconds = watch.seconds(),
+        "segment sealed"
+    );
+    work.sealed = Some(sealed);
+    Ok(())
+}
+
+fn compact(
+    shared: &Arc<Shared>,
+    id: SegmentId,
+    inputs: &[Arc<Segment>],
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    let watch = Stopwatch::start();
+    let built = compact::build(shared, id, inputs, meanwhile(shared, 1, cancel))?;
+    let mut work = shared.work();
+    let Some(compacted) = built else {
+        work.compacting = false;
+        return Ok(());
     };
     histogram!(names::INDEX_BUILD_SECONDS).record(watch.seconds());
     info!(
         shard = %shared.spec.label(),
         segments = inputs.len(),
-        rows,
+        rows = compacted.origins.len(),
         seconds = watch.seconds(),
         "segments compacted"
     );
-    gauge!(names::SEGMENTS, "shard" => shared.spec.label()).set(f64::from(
-        u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
-    ));
-    Ok(true)
+    work.compacted = Some(compacted);
+    Ok(())
+}
+
+/// What is done between rows of a new segment: after each `every` of them some of the memtable is
+/// folded, and the shard's end is looked for.
+fn meanwhile<'a>(
+    shared: &'a Shared,
+    every: u32,
+    cancel: &'a CancellationToken,
+) -> impl FnMut() -> Result<bool, SealError> + 'a {
+    let mut rows = 0u32;
+    move || {
+        rows = rows.wrapping_add(1);
+        if !rows.is_multiple_of(every) {
+            return Ok(true);
+        }
+        if cancel.is_cancelled() {
+            return Ok(false);
+        }
+        fold(shared, FOLD_ROWS_COMPACTING)?;
+        Ok(true)
+    }
 }

@@ -9,30 +9,29 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io::{self, BufWriter, Read, Write},
+    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use shoal_runtime::crash;
-use shoal_schemas::{
-    Dim, IndexParameters, Metric, Offset, PointId, RegionName, Source, Version,
-    digest::{Digest, RowHash},
-};
+use shoal_schemas::{Offset, RegionName, Source, digest::Digest};
 
 use crate::{
     catalog::CatalogError,
     index::IndexError,
-    rule::SourceIndex,
-    segment::{NewRow, Row, Segment, SegmentId, Sequence},
-    shard::{FolderError, Shared, make_folder},
+    segment::{
+        Segment, SegmentId, Sequence,
+        files::{self, FileError, FileMark, Sink, damaged, io_error, sync_folder},
+        growing::Growing,
+        seal::{self, MANIFEST_FILE, Shape},
+    },
+    shard::{FolderError, Shared, growing_file, make_folder},
     wal::{self, Position},
 };
 
-const FORMAT: u32 = 1;
-const ROWS_MAGIC: &[u8; 8] = b"SHOALRW1";
-const NO_TIME: i64 = i64::MIN;
+const FORMAT: u32 = 2;
 
 /// What one checkpoint is to hold. Made by the writer between two turns.
 pub struct Job {
@@ -40,6 +39,8 @@ pub struct Job {
     pub number: u64,
     /// The own log's end; replay starts here.
     pub position: Position,
+    /// Nothing of it needs the own log below this.
+    pub needed_from: Position,
     /// Wall time when it was taken, milliseconds since the Unix epoch.
     pub taken_ms: u64,
     /// Rows that ended after this count as alive.
@@ -63,6 +64,8 @@ pub struct Job {
 pub struct Done {
     /// See [`Job::position`].
     pub position: Position,
+    /// See [`Job::needed_from`].
+    pub needed_from: Position,
     /// Whether it is on disk.
     pub stored: bool,
 }
@@ -97,48 +100,48 @@ pub struct Manifest {
     /// See [`Job::next_segment`].
     pub next_segment: u32,
     /// What the graphs were made with.
-    pub graph: GraphShape,
+    pub graph: Shape,
     /// Oldest first; the last one is growing.
     pub segments: Vec<SegmentFiles>,
 }
 
-/// What has to be equal for a stored graph to be of use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GraphShape {
-    /// Components a vector.
-    pub dim: Dim,
-    /// Its distance.
-    pub metric: Metric,
-    /// Edges, beams, quantization.
-    pub parameters: IndexParameters,
-}
-
-/// The files of one segment.
+/// One segment as a checkpoint keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentFiles {
     /// Its number.
     pub id: u32,
     /// Its rows.
     pub rows: u32,
-    /// Rows that are in the graph.
-    pub folded: u32,
     /// Rows that had ended.
     pub dead: u32,
-    /// The graph; absent while no row is folded.
-    pub graph_file: Option<FileMark>,
-    /// The rows.
-    pub rows_file: FileMark,
+    /// Its files.
+    pub kept: Kept,
 }
 
-/// A file with what it has to look like.
+/// The files of a segment, by what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileMark {
-    /// Its name in the segment's folder.
-    pub name: String,
-    /// Its length.
-    pub bytes: u64,
-    /// CRC-32 of its content.
-    pub crc32: u32,
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// It takes rows; their points stand in the own log.
+    Growing {
+        /// Rows that are in the graph.
+        folded: u32,
+        /// Deletes and refusals.
+        entries: usize,
+        /// Nothing of it stands before this place of the own log.
+        from: u64,
+        /// The graph; absent while no row is folded.
+        graph_file: Option<FileMark>,
+        /// The rows and entries.
+        rows_file: FileMark,
+    },
+    /// Its folder holds everything.
+    Sealed {
+        /// The folder's own manifest.
+        manifest: FileMark,
+        /// Which rows have ended; absent while none has.
+        mask_file: Option<FileMark>,
+    },
 }
 
 /// Why a checkpoint was not stored or read.
@@ -148,14 +151,8 @@ pub enum CheckpointError {
     #[error("checkpoint folder fails")]
     Folder(#[from] FolderError),
     /// A file.
-    #[error("checkpoint file `{}` fails", .path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// The system's own.
-        #[source]
-        source: io::Error,
-    },
+    #[error("a file of the checkpoint fails")]
+    File(#[from] FileError),
     /// A graph.
     #[error("graph of segment {segment} cannot be stored or read")]
     Graph {
@@ -171,28 +168,6 @@ pub enum CheckpointError {
     /// The catalog.
     #[error("the catalog could not be stored")]
     Catalog(#[from] CatalogError),
-    /// A file is not what the manifest says, or does not read.
-    #[error("checkpoint file `{}` is damaged: {detail}", .path.display())]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-}
-
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
-    |source| CheckpointError::File {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-fn damaged(path: &Path, detail: impl Into<String>) -> CheckpointError {
-    CheckpointError::Damaged {
-        path: path.to_owned(),
-        detail: detail.into(),
-    }
 }
 
 impl Manifest {
@@ -204,7 +179,7 @@ impl Manifest {
     /// See [`Job::digest`].
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`].
+    /// [`CheckpointError::File`].
     pub fn digest(&self) -> Result<Digest, CheckpointError> {
         let raw = u128::from_str_radix(&self.digest, 16)
             .map_err(|_| damaged(Path::new("manifest"), "digest is no hexadecimal number"))?;
@@ -224,7 +199,7 @@ impl Manifest {
         let Some(path) = manifests(folder)?.pop() else {
             return Ok(None);
         };
-        let bytes = fs::read(&path).map_err(file_error(&path))?;
+        let bytes = fs::read(&path).map_err(io_error(&path))?;
         let (body, mark) = bytes
             .iter()
             .position(|byte| *byte == b'\n')
@@ -232,13 +207,13 @@ impl Manifest {
             .ok_or_else(|| damaged(&path, "it has one line, two are written"))?;
         let expected = format!("{:08x}", crc32fast::hash(body));
         if mark.trim_ascii() != expected.as_bytes() {
-            return Err(damaged(&path, "its checksum does not fit"));
+            return Err(damaged(&path, "its checksum does not fit").into());
         }
         let manifest: Self =
             serde_json::from_slice(body).map_err(|error| damaged(&path, error.to_string()))?;
         if manifest.format != FORMAT {
             let detail = format!("format is {}, this version reads {FORMAT}", manifest.format);
-            return Err(damaged(&path, detail));
+            return Err(damaged(&path, detail).into());
         }
         Ok(Some(manifest))
     }
@@ -250,12 +225,12 @@ impl Manifest {
         let mark = format!("\n{:08x}\n", crc32fast::hash(&body));
         body.extend_from_slice(mark.as_bytes());
         let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary).map_err(file_error(&temporary))?;
+        let mut file = File::create(&temporary).map_err(io_error(&temporary))?;
         file.write_all(&body)
             .and_then(|()| file.sync_all())
-            .map_err(file_error(&temporary))?;
-        fs::rename(&temporary, &path).map_err(file_error(&path))?;
-        sync_folder(folder)
+            .map_err(io_error(&temporary))?;
+        fs::rename(&temporary, &path).map_err(io_error(&path))?;
+        Ok(sync_folder(folder)?)
     }
 }
 
@@ -276,8 +251,8 @@ pub fn highest_number(folder: &Path) -> Result<u64, CheckpointError> {
 
 fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(file_error(folder))? {
-        let path = entry.map_err(file_error(folder))?.path();
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let path = entry.map_err(io_error(folder))?.path();
         if path
             .extension()
             .is_some_and(|extension| extension == "json")
@@ -287,12 +262,6 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     }
     found.sort();
     Ok(found)
-}
-
-fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
-    File::open(folder)
-        .and_then(|opened| opened.sync_all())
-        .map_err(file_error(folder))
 }
 
 /// Stores checkpoints of one shard and remembers which files are still good.
@@ -342,7 +311,7 @@ impl Storer {
             contested: job.contested,
             points: job.points,
             next_segment: job.next_segment,
-            graph: GraphShape {
+            graph: Shape {
                 dim: shared.spec.collection.dim,
                 metric: shared.spec.collection.metric,
                 parameters: shared.spec.collection.index,
@@ -366,165 +335,126 @@ impl Storer {
         segment: &Segment,
         rows: u32,
     ) -> Result<SegmentFiles, CheckpointError> {
-        let folded = segment.folded().min(rows);
-        let dead = segment
-            .rows()
-            .take_while(|(number, _)| *number < rows)
-            .filter(|(_, row)| !row.outlives(job.sequence));
-        let dead = u32::try_from(dead.count()).unwrap_or(u32::MAX);
+        let ended = |row: u32| segment.end_of(row).is_some_and(|at| at <= job.sequence);
+        let dead = u32::try_from((0..rows).filter(|row| ended(*row)).count()).unwrap_or(u32::MAX);
         let earlier = self.stored.get(&segment.id);
-        if let Some(files) = earlier
-            && (files.rows, files.folded, files.dead) == (rows, folded, dead)
-        {
-            return Ok(files.clone());
-        }
-        let folder = shared.spec.segment_folder(segment.id);
-        make_folder(&folder)?;
-        let same_graph = earlier.filter(|files| files.folded == folded);
-        let graph_file = match same_graph {
-            Some(files) => files.graph_file.clone(),
-            None if folded == 0 => None,
-            None => {
-                let name = format!("graph-{}.usearch", job.number);
-                let path = folder.join(&name);
-                segment
-                    .graph
-                    .save(&path)
-                    .map_err(|source| CheckpointError::Graph {
-                        segment: segment.id.0,
-                        source,
-                    })?;
-                Some(seal_file(&path, name)?)
+        let kept = match (segment.as_sealed(), segment.as_growing()) {
+            (Some(sealed), _) => {
+                let same = earlier.filter(|files| files.dead == dead);
+                match same.map(|files| &files.kept) {
+                    Some(kept @ Kept::Sealed { .. }) => kept.clone(),
+                    _ => Kept::Sealed {
+                        manifest: files::mark(&sealed.folder().join(MANIFEST_FILE))?,
+                        mask_file: match dead {
+                            0 => None,
+                            _ => Some(write_mask(sealed.folder(), job.number, rows, ended)?),
+                        },
+                    },
+                }
             }
+            (None, Some(growing)) => {
+                store_growing(shared, job, segment, growing, (rows, dead), earlier)?
+            }
+            (None, None) => unreachable!("a segment is sealed or growing"),
         };
-        let name = format!("rows-{}.bin", job.number);
-        let path = folder.join(&name);
-        write_rows(&path, segment, rows, job.sequence)?;
-        let rows_file = seal_file(&path, name)?;
-        sync_folder(&folder)?;
         Ok(SegmentFiles {
             id: segment.id.0,
             rows,
-            folded,
             dead,
-            graph_file,
-            rows_file,
+            kept,
         })
     }
 }
 
-/// Makes a file durable and notes its length and checksum.
-fn seal_file(path: &Path, name: String) -> Result<FileMark, CheckpointError> {
-    let file = File::open(path).map_err(file_error(path))?;
-    file.sync_all().map_err(file_error(path))?;
-    let (bytes, crc32) = checksum(file).map_err(file_error(path))?;
-    Ok(FileMark { name, bytes, crc32 })
-}
-
-fn checksum(mut file: File) -> io::Result<(u64, u32)> {
-    let mut hasher = crc32fast::Hasher::new();
-    let mut block = vec![0u8; 1 << 20];
-    let mut bytes = 0u64;
-    loop {
-        let read = file.read(&mut block)?;
-        let Some(filled) = block.get(..read).filter(|filled| !filled.is_empty()) else {
-            return Ok((bytes, hasher.finalize()));
-        };
-        hasher.update(filled);
-        bytes += u64::try_from(read).unwrap_or(u64::MAX);
-    }
-}
-
-/// Checks a file against its mark and gives its path.
-///
-/// # Errors
-/// [`CheckpointError::Damaged`] if it differs.
-pub fn verify_file(folder: &Path, mark: &FileMark) -> Result<PathBuf, CheckpointError> {
-    let path = folder.join(&mark.name);
-    let file = File::open(&path).map_err(file_error(&path))?;
-    let (bytes, crc32) = checksum(file).map_err(file_error(&path))?;
-    if (bytes, crc32) == (mark.bytes, mark.crc32) {
-        Ok(path)
-    } else {
-        let detail = format!(
-            "it has {bytes} bytes and checksum {crc32:08x}, the manifest says {} and {:08x}",
-            mark.bytes, mark.crc32
-        );
-        Err(damaged(&path, detail))
-    }
-}
-
-fn write_rows(
-    path: &Path,
+fn store_growing(
+    shared: &Shared,
+    job: &Job,
     segment: &Segment,
-    rows: u32,
-    sequence: Sequence,
-) -> Result<(), CheckpointError> {
-    let write = || -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 18, File::create(path)?);
-        out.write_all(ROWS_MAGIC)?;
-        out.write_all(&rows.to_le_bytes())?;
-        for (_, row) in segment.rows().take_while(|(number, _)| *number < rows) {
-            let id = row.id.as_str().as_bytes();
-            let length = u16::try_from(id.len()).map_err(io::Error::other)?;
-            out.write_all(&length.to_le_bytes())?;
-            out.write_all(id)?;
-            out.write_all(&row.version.raw().to_le_bytes())?;
-            out.write_all(&row.source.0.to_le_bytes())?;
-            out.write_all(&row.offset.0.to_le_bytes())?;
-            out.write_all(&row.wal.as_u64().to_le_bytes())?;
-            out.write_all(&row.hash.to_bytes())?;
-            out.write_all(&row.expires_at_ms.unwrap_or(NO_TIME).to_le_bytes())?;
-            out.write_all(&[u8::from(row.outlives(sequence))])?;
+    growing: &Growing,
+    (rows, dead): (u32, u32),
+    earlier: Option<&SegmentFiles>,
+) -> Result<Kept, CheckpointError> {
+    let folded_now = growing.folded().min(rows);
+    let entries_now = growing.entry_count();
+    let mut earlier_graph = None;
+    if let Some(files) = earlier
+        && let Kept::Growing {
+            folded,
+            entries,
+            graph_file,
+            ..
+        } = &files.kept
+        && *folded == folded_now
+    {
+        if (files.rows, files.dead, *entries) == (rows, dead, entries_now) {
+            return Ok(files.kept.clone());
         }
-        out.flush()
+        earlier_graph = graph_file.clone();
+    }
+    let folder = shared.spec.growing_folder(segment.id);
+    make_folder(&folder)?;
+    let graph_file = match earlier_graph {
+        Some(mark) => Some(mark),
+        None if folded_now == 0 => None,
+        None => {
+            let path = folder.join(format!("graph-{}.usearch", job.number));
+            let saved = growing.graph.save(&path);
+            saved.map_err(|source| CheckpointError::Graph {
+                segment: segment.id.0,
+                source,
+            })?;
+            Some(files::mark(&path)?)
+        }
     };
-    write().map_err(file_error(path))
+    let path = folder.join(format!("rows-{}.bin", job.number));
+    let rows_file = growing_file::write(&path, growing, (rows, entries_now), job.sequence)?;
+    sync_folder(&folder)?;
+    Ok(Kept::Growing {
+        folded: folded_now,
+        entries: entries_now,
+        from: growing.from.as_u64(),
+        graph_file,
+        rows_file,
+    })
 }
 
-/// Reads a rows file into a segment, oldest row first; ended rows are ended again.
+/// Writes which rows have ended, a bit a row.
+fn write_mask(
+    folder: &Path,
+    number: u64,
+    rows: u32,
+    ended: impl Fn(u32) -> bool,
+) -> Result<FileMark, CheckpointError> {
+    let mut sink = Sink::create(folder.join(format!("mask-{number}.bin")))?;
+    let mut bits = vec![0u8; usize::try_from(rows.div_ceil(8)).unwrap_or_default()];
+    for row in (0..rows).filter(|row| ended(*row)) {
+        if let Some(byte) = bits.get_mut(usize::try_from(row / 8).unwrap_or(usize::MAX)) {
+            *byte |= 1 << (row % 8);
+        }
+    }
+    sink.put(&bits)?;
+    let mark = sink.finish()?;
+    sync_folder(folder)?;
+    Ok(mark)
+}
+
+/// Ends the rows of a segment that a mask says have ended.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`].
-pub fn read_rows(path: &Path, segment: &Segment) -> Result<(), CheckpointError> {
-    let bytes = fs::read(path).map_err(file_error(path))?;
-    let mut rest = bytes.as_slice();
-    parse_rows(&mut rest, segment)
-        .filter(|()| rest.is_empty())
-        .ok_or_else(|| damaged(path, "its rows do not read"))
-}
-
-fn parse_rows(rest: &mut &[u8], segment: &Segment) -> Option<()> {
-    fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
-        let (taken, after) = rest.split_at_checked(count)?;
-        *rest = after;
-        Some(taken)
-    }
-    fn word<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-        take(rest, N)?.try_into().ok()
-    }
-    if take(rest, ROWS_MAGIC.len())? != ROWS_MAGIC {
-        return None;
-    }
-    for _ in 0..u32::from_le_bytes(word(rest)?) {
-        let length = u16::from_le_bytes(word(rest)?);
-        let id = std::str::from_utf8(take(rest, usize::from(length))?).ok()?;
-        let new = NewRow {
-            id: PointId::new(id).ok()?,
-            version: Version::from_raw(u64::from_le_bytes(word(rest)?)),
-            source: SourceIndex(u16::from_le_bytes(word(rest)?)),
-            offset: Offset(u64::from_le_bytes(word(rest)?)),
-            wal: Position::new(u64::from_le_bytes(word(rest)?)),
-            hash: RowHash::from_bytes(word(rest)?),
-            expires_at_ms: Some(i64::from_le_bytes(word(rest)?)).filter(|time| *time != NO_TIME),
-        };
-        let [alive] = word(rest)?;
-        let number = segment.push(Row::new(new, Sequence::default()));
-        if alive == 0 {
-            segment.end(number, Sequence::default());
+/// [`CheckpointError::File`].
+pub fn apply_mask(
+    segment: &Segment,
+    folder: &Path,
+    mark: &FileMark,
+) -> Result<(), CheckpointError> {
+    let path = files::verify(folder, mark)?;
+    let bits = fs::read(&path).map_err(io_error(&path))?;
+    for (at, byte) in (0u32..).zip(bits) {
+        for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
+            segment.end(at * 8 + bit, Sequence::default());
         }
     }
-    Some(())
+    Ok(())
 }
 
 /// Removes manifests and segment files that the newest manifest does not name.
@@ -532,33 +462,49 @@ fn remove_left_over(shared: &Shared, manifest: &Manifest) -> Result<(), Checkpoi
     let folder = shared.spec.checkpoint_folder();
     let own = Manifest::path(&folder, manifest.number);
     for path in manifests(&folder)?.into_iter().filter(|path| *path != own) {
-        fs::remove_file(&path).map_err(file_error(&path))?;
+        fs::remove_file(&path).map_err(io_error(&path))?;
     }
-    let segments = shared.spec.folder.join("segments");
-    make_folder(&segments)?;
-    let mut named = HashSet::new();
+    let (mut growing, mut sealed) = (HashSet::new(), HashSet::new());
     for files in &manifest.segments {
-        let folder = shared.spec.segment_folder(SegmentId(files.id));
-        let graph = files
-            .graph_file
-            .as_ref()
-            .map(|mark| folder.join(&mark.name));
-        named.extend(graph);
-        named.insert(folder.join(&files.rows_file.name));
+        let id = SegmentId(files.id);
+        match &files.kept {
+            Kept::Growing {
+                graph_file,
+                rows_file,
+                ..
+            } => {
+                let folder = shared.spec.growing_folder(id);
+                let marks = graph_file.iter().chain([rows_file]);
+                growing.extend(marks.map(|mark| folder.join(&mark.name)));
+            }
+            Kept::Sealed { mask_file, .. } => {
+                let folder = shared.spec.segment_folder(id);
+                let masks = mask_file.iter().map(|mark| mark.name.as_str());
+                let names = seal::FILES.into_iter().chain(masks);
+                sealed.extend(names.map(|name| folder.join(name)));
+            }
+        }
     }
-    for entry in fs::read_dir(&segments).map_err(file_error(&segments))? {
-        let folder = entry.map_err(file_error(&segments))?.path();
+    remove_unnamed(&shared.spec.growing_root(), &growing)?;
+    remove_unnamed(&shared.spec.segments_root(), &sealed)
+}
+
+/// Removes the files of the folders in `root` that are not named, and folders left empty.
+fn remove_unnamed(root: &Path, named: &HashSet<PathBuf>) -> Result<(), CheckpointError> {
+    make_folder(root)?;
+    for entry in fs::read_dir(root).map_err(io_error(root))? {
+        let folder = entry.map_err(io_error(root))?.path();
         let mut kept = 0usize;
-        for entry in fs::read_dir(&folder).map_err(file_error(&folder))? {
-            let path = entry.map_err(file_error(&folder))?.path();
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let path = entry.map_err(io_error(&folder))?.path();
             if named.contains(&path) {
                 kept += 1;
             } else {
-                fs::remove_file(&path).map_err(file_error(&path))?;
+                fs::remove_file(&path).map_err(io_error(&path))?;
             }
         }
         if kept == 0 {
-            fs::remove_dir(&folder).map_err(file_error(&folder))?;
+            fs::remove_dir(&folder).map_err(io_error(&folder))?;
         }
     }
     Ok(())

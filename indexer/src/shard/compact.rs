@@ -9,11 +9,18 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use shoal_schemas::PointId;
+
 use crate::{
     catalog::CatalogError,
-    index::IndexError,
-    segment::{Place, Row, Segment, SegmentId, Sequence},
-    shard::{Shared, builder},
+    index::adjacency::Adjacency,
+    segment::{
+        Place, Segment, SegmentId, Sequence,
+        entries::Entry,
+        seal::{Origin, SealError, Sealer},
+        sealed::Sealed,
+    },
+    shard::Shared,
     view::View,
 };
 
@@ -22,8 +29,12 @@ const SLICE_ROWS: u32 = 512;
 
 /// A new segment that is to take the place of old ones.
 pub struct Compacted {
-    /// The new segment, its graph complete.
-    pub output: Arc<Segment>,
+    /// The new segment's number.
+    pub id: SegmentId,
+    /// The new segment; `None` if no row was left.
+    pub output: Option<Arc<Segment>>,
+    /// Deletes and refusals that no segment holds then.
+    pub entries: Vec<Entry>,
     /// Where each of its rows came from, by row.
     pub origins: Vec<Place>,
     /// Each old row's number in the new segment, if it was alive.
@@ -37,7 +48,7 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
         .segments
         .split_last()
         .expect("a view keeps a growing segment");
-    let ready = |segment: &&Arc<Segment>| segment.folded() == segment.len();
+    let ready = |segment: &&Arc<Segment>| segment.as_sealed().is_some();
     let is_worn = |segment: &Segment| is_worn(engine, segment);
     let small = engine.seal_rows / 2;
     let small_ones = sealed.iter().filter(ready).filter(|s| s.live() < small);
@@ -72,47 +83,144 @@ pub fn is_worn(engine: &crate::config::EngineConfig, segment: &Segment) -> bool 
         && f64::from(segment.dead()) >= f64::from(segment.len()) * engine.compact_dead_share
 }
 
-/// Builds the new segment. Between rows `meanwhile` keeps the memtable moving.
+/// Writes the segment that takes the place of a growing one which takes no more rows.
+///
+/// `None` if `meanwhile` ended the work.
 ///
 /// # Errors
-/// [`IndexError`]; nothing has changed then.
+/// [`SealError`]; nothing has changed then.
+pub fn seal(
+    shared: &Shared,
+    segment: &Arc<Segment>,
+    meanwhile: impl FnMut() -> Result<bool, SealError>,
+) -> Result<Option<Arc<Segment>>, SealError> {
+    let Some(growing) = segment.as_growing() else {
+        return Ok(None);
+    };
+    let adjacency = growing.graph.adjacency()?;
+    let entries: Vec<Entry> = growing.entries().cloned().collect();
+    let origins = (0..segment.len()).map(|row| Origin {
+        segment: segment.clone(),
+        row,
+        alive: segment.end_of(row).is_none(),
+    });
+    write(
+        shared,
+        segment.id,
+        origins.collect(),
+        &adjacency,
+        &entries,
+        meanwhile,
+    )
+}
+
+fn write(
+    shared: &Shared,
+    id: SegmentId,
+    origins: Vec<Origin>,
+    adjacency: &Adjacency,
+    entries: &[Entry],
+    meanwhile: impl FnMut() -> Result<bool, SealError>,
+) -> Result<Option<Arc<Segment>>, SealError> {
+    let folder = shared.spec.segment_folder(id);
+    let sealer = Sealer {
+        folder: &folder,
+        segment: id.0,
+        shape: shared.spec.shape(),
+        origins: &origins,
+        adjacency,
+        entries,
+        log: &shared.log,
+    };
+    if !sealer.write(meanwhile)? {
+        return Ok(None);
+    }
+    let sealed = Sealed::open(&folder)?;
+    Ok(Some(Arc::new(Segment::sealed(id, sealed))))
+}
+
+/// Builds the new segment. Between rows `meanwhile` keeps the memtable moving, and ends the work
+/// by saying no.
+///
+/// # Errors
+/// [`SealError`]; nothing has changed then.
 pub fn build(
     shared: &Shared,
     id: SegmentId,
     inputs: &[Arc<Segment>],
-    mut meanwhile: impl FnMut() -> Result<builder::Go, IndexError>,
-) -> Result<Option<Compacted>, IndexError> {
-    let output = Arc::new(Segment::new(id, shared.new_graph()?));
+    mut meanwhile: impl FnMut() -> Result<bool, SealError>,
+) -> Result<Option<Compacted>, SealError> {
+    let graph = shared.new_graph()?;
     let mut origins = Vec::new();
     let mut moved = HashMap::new();
+    let mut entries = Vec::new();
+    let mut vector = Vec::new();
     for input in inputs {
         let mut numbers = Vec::new();
-        for (number, row) in input.rows() {
-            if row.is_dead() {
+        for row in 0..input.len() {
+            if input.end_of(row).is_some() {
                 numbers.push(None);
                 continue;
             }
-            let vector = input.graph.vector(number)?;
-            // Everything before is in the output's past: it was alive, so it is from the start.
-            let new = output.push(Row::new(row.again(), Sequence::default()));
-            output.graph.add(new, &vector)?;
+            let new = u32::try_from(origins.len()).unwrap_or(u32::MAX);
+            input.vector(row, &shared.log, &mut vector)?;
+            graph.add(new, &vector)?;
             numbers.push(Some(new));
-            origins.push(Place {
-                segment: input.id,
-                row: number,
+            origins.push(Origin {
+                segment: input.clone(),
+                row,
+                alive: true,
             });
-            if meanwhile()? == builder::Go::Stop {
+            if !meanwhile()? {
                 return Ok(None);
             }
         }
         moved.insert(input.id, numbers);
+        if let Some(sealed) = input.as_sealed() {
+            entries.extend(
+                sealed
+                    .entries()?
+                    .into_iter()
+                    .filter(|entry| is_needed(shared, entry)),
+            );
+        }
     }
-    output.set_folded(output.len());
+    let places = origins.iter().map(|origin| Place {
+        segment: origin.segment.id,
+        row: origin.row,
+    });
+    let places: Vec<Place> = places.collect();
+    let mut output = None;
+    if !origins.is_empty() {
+        let adjacency = graph.adjacency()?;
+        drop(graph);
+        output = write(shared, id, origins, &adjacency, &entries, meanwhile)?;
+        if output.is_none() {
+            return Ok(None);
+        }
+        entries.clear();
+    }
     Ok(Some(Compacted {
+        id,
         output,
-        origins,
+        entries,
+        origins: places,
         moved,
     }))
+}
+
+/// Whether a rebuilt catalog would have to know an entry: its tombstone may still be in the topic,
+/// and it is the latest word of its source about its id.
+fn is_needed(shared: &Shared, entry: &Entry) -> bool {
+    let now_ms = i64::try_from(shared.clock.now_ms()).unwrap_or(i64::MAX);
+    let grace_ms = i64::try_from(shared.spec.collection.delete_retention_ms).unwrap_or(i64::MAX);
+    let is_young = now_ms.saturating_sub(entry.applied_ms) < grace_ms;
+    let is_latest = shared.catalog.read(entry.id.as_str()).map(|state| {
+        let mut known = state.known.iter();
+        known.any(|one| (one.source, one.offset) == (entry.latest.source, entry.latest.offset))
+    });
+    // One that cannot be looked up is kept.
+    is_young && is_latest.unwrap_or(true)
 }
 
 /// A compaction whose rows the writer is moving over.
@@ -124,15 +232,17 @@ pub struct Moving {
 impl Moving {
     /// Starts: rows that ended while the new segment was built end there too.
     pub fn start(shared: &Shared, compacted: Compacted, at: Sequence) -> Self {
-        for (number, origin) in (0u32..).zip(&compacted.origins) {
-            let ended = shared
-                .segment(origin.segment)
-                .and_then(|segment| segment.row(origin.row).map(Row::is_dead));
-            if ended != Some(false) {
-                compacted.output.end(number, at);
+        if let Some(output) = &compacted.output {
+            for (number, origin) in (0u32..).zip(&compacted.origins) {
+                let ended = shared
+                    .segment(origin.segment)
+                    .and_then(|segment| segment.row(origin.row).map(|row| row.is_dead()));
+                if ended != Some(false) {
+                    output.end(number, at);
+                }
             }
         }
-        shared.moving.store(Some(compacted.output.clone()));
+        shared.moving.store(compacted.output.clone());
         Self {
             compacted,
             next_row: 0,
@@ -141,14 +251,14 @@ impl Moving {
 
     /// The same row in the other segment, if there is one.
     pub fn twin(&self, place: Place) -> Option<Place> {
-        if place.segment == self.compacted.output.id {
+        if place.segment == self.compacted.id {
             let row = usize::try_from(place.row).ok()?;
             return self.compacted.origins.get(row).copied();
         }
         let numbers = self.compacted.moved.get(&place.segment)?;
         let row = (*numbers.get(usize::try_from(place.row).ok()?)?)?;
         Some(Place {
-            segment: self.compacted.output.id,
+            segment: self.compacted.id,
             row,
         })
     }
@@ -158,20 +268,24 @@ impl Moving {
     /// # Errors
     /// [`CatalogError`].
     pub fn advance(&mut self, shared: &Shared) -> Result<bool, CatalogError> {
-        let output = &self.compacted.output;
+        let Some(output) = &self.compacted.output else {
+            return Ok(true);
+        };
         let end = output.len().min(self.next_row.saturating_add(SLICE_ROWS));
         for number in self.next_row..end {
             let Some(row) = output.row(number).filter(|row| !row.is_dead()) else {
                 continue;
             };
-            let mut state = shared.catalog.read(row.id.as_str())?;
+            let mut state = shared.catalog.read(row.id)?;
             let place = Place {
                 segment: output.id,
                 row: number,
             };
-            if state.place.and_then(|old| self.twin(old)) == Some(place) {
+            if state.place.and_then(|old| self.twin(old)) == Some(place)
+                && let Ok(id) = PointId::new(row.id)
+            {
                 state.place = Some(place);
-                shared.catalog.put(row.id.clone(), state);
+                shared.catalog.put(id, state);
             }
         }
         self.next_row = end;
@@ -180,25 +294,30 @@ impl Moving {
 
     /// Replaces the old segments in the view.
     pub fn finish(self, shared: &Shared) {
-        let Compacted { output, moved, .. } = self.compacted;
+        let Compacted {
+            output,
+            moved,
+            entries,
+            ..
+        } = self.compacted;
         let complete_from = Sequence(shared.applied.load(Ordering::Acquire));
         shared.change_view(|view| {
             let kept = view
                 .segments
                 .iter()
-                .filter(|segment| !moved.contains_key(&segment.id))
-                .cloned();
-            let mut segments: Vec<_> = (!output.is_empty())
-                .then(|| output.clone())
-                .into_iter()
-                .collect();
-            segments.extend(kept);
+                .filter(|segment| !moved.contains_key(&segment.id));
             View {
-                segments,
+                segments: output.iter().chain(kept).cloned().collect(),
                 chunks: view.chunks.clone(),
                 complete_from,
             }
         });
+        let view = shared.view.load();
+        if let Some(growing) = view.growing().as_growing() {
+            for entry in entries {
+                growing.push_entry(entry);
+            }
+        }
         shared.moving.store(None);
     }
 }

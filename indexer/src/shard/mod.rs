@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod compact;
 mod cpu;
 mod gone;
+mod growing_file;
 pub mod lag;
 pub mod recover;
 mod restore;
@@ -37,7 +38,7 @@ use crate::{
     catalog::Catalog,
     config::EngineConfig,
     index::{IndexError, hnsw},
-    segment::{Place, Segment, SegmentId, Sequence},
+    segment::{Segment, SegmentId, Sequence, growing::Growing, seal::Shape},
     view::View,
     wal::{self, Position},
 };
@@ -146,8 +147,30 @@ impl Spec {
         self.folder.join("checkpoint")
     }
 
+    /// Where sealed segments stand.
+    fn segments_root(&self) -> PathBuf {
+        self.folder.join("segments")
+    }
+
     fn segment_folder(&self, id: SegmentId) -> PathBuf {
-        self.folder.join("segments").join(format!("{:06}", id.0))
+        self.segments_root().join(format!("{:06}", id.0))
+    }
+
+    /// Where checkpoints keep segments that are growing.
+    fn growing_root(&self) -> PathBuf {
+        self.folder.join("growing")
+    }
+
+    fn growing_folder(&self, id: SegmentId) -> PathBuf {
+        self.growing_root().join(format!("{:06}", id.0))
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            dim: self.collection.dim,
+            metric: self.collection.metric,
+            parameters: self.collection.index,
+        }
     }
 }
 
@@ -182,6 +205,8 @@ pub struct Shared {
     /// A segment being stored, and the row from which on it is not folded meanwhile.
     fold_limit: Mutex<Option<(SegmentId, u32)>>,
     wal_bytes: AtomicU64,
+    /// What is wrong with a file of a sealed segment, once that was seen.
+    damage: Mutex<Option<String>>,
 }
 
 /// What the writer asks of the builder, and what the builder hands back.
@@ -191,7 +216,10 @@ struct BuilderWork {
     /// How the last job ended, until the writer has seen it.
     checkpoint_done: Option<checkpoint::Done>,
     compacted: Option<compact::Compacted>,
-    /// The builder is making a segment; a checkpoint would have to wait for it.
+    /// A segment that was sealed, to take the place of the growing one of its number.
+    sealed: Option<Arc<Segment>>,
+    /// The builder is making a segment, or the writer has not taken it over yet; a checkpoint
+    /// would have to wait for it.
     compacting: bool,
     /// The growing segment is worth compacting: seal it early.
     seal_wanted: bool,
@@ -272,12 +300,6 @@ impl Shared {
         self.moving.load_full().filter(|segment| segment.id == id)
     }
 
-    /// Where the own log keeps the point at a place.
-    pub fn log_position(&self, place: Place) -> Option<Position> {
-        let segment = self.segment(place.segment)?;
-        segment.row(place.row).map(|row| row.wal)
-    }
-
     fn work(&self) -> MutexGuard<'_, BuilderWork> {
         lock(&self.work)
     }
@@ -296,6 +318,12 @@ impl Shared {
 
     fn new_graph(&self) -> Result<Arc<dyn crate::index::VectorIndex>, IndexError> {
         Ok(Arc::new(hnsw::Hnsw::new(&self.spec.graph_options())?))
+    }
+
+    /// An empty segment that takes rows whose frames stand at `from` and behind.
+    fn new_segment(&self, id: SegmentId, from: Position) -> Result<Arc<Segment>, IndexError> {
+        let growing = Growing::new(self.new_graph()?, from);
+        Ok(Arc::new(Segment::growing(id, growing)))
     }
 }
 

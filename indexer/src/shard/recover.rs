@@ -2,7 +2,8 @@
 //!
 //! The newest checkpoint gives segments, digest and offsets; the own log after it is replayed by
 //! the same code that applies new records. A checkpoint that is damaged, or made with other graph
-//! parameters, is left aside with a warning and the whole log is replayed: slower, never wrong.
+//! parameters, is left aside with a warning and the whole log is replayed: slower, never wrong. A
+//! log that was cut cannot be: the folder is set aside then, and the topic read from its beginning.
 //! The catalog counts only if it carries the checkpoint's number; otherwise it is rebuilt.
 
 use std::{
@@ -15,7 +16,10 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::{Deserialize, Serialize};
-use shoal_runtime::{ErrorKind, chain, clock::Clock};
+use shoal_runtime::{
+    ErrorKind, chain,
+    clock::{Clock, Stopwatch},
+};
 use shoal_schemas::{
     ClusterId, CollectionName, Dim, Metric, Offset, Partition, Partitioner, digest::Digest,
 };
@@ -26,10 +30,10 @@ use crate::{
     catalog::CatalogError,
     entry::EntryError,
     index::{IndexError, hnsw::Hnsw},
-    segment::{Segment, Sequence},
+    segment::{Segment, Sequence, files::FileError, growing::Growing},
     shard::{
         FolderError, Progress, Shared, Spec,
-        checkpoint::{self, CheckpointError, GraphShape, Manifest, Storer},
+        checkpoint::{self, CheckpointError, Manifest, Storer},
         lag::Lag,
         make_folder,
         restore::{Restored, open_catalog, restore_segments, source_table},
@@ -71,6 +75,14 @@ pub enum OpenError {
         path: PathBuf,
         /// What differs, with both values.
         field: String,
+    },
+    /// Neither a checkpoint nor the own log reaches back to the beginning.
+    #[error("folder `{}` does not hold the shard whole: {why}", .path.display())]
+    Incomplete {
+        /// The shard's folder.
+        path: PathBuf,
+        /// What is missing.
+        why: String,
     },
     /// The own log.
     #[error("cannot open the log of shard `{shard}`")]
@@ -117,6 +129,15 @@ pub enum OpenError {
         #[source]
         source: CheckpointError,
     },
+    /// A segment, when the catalog is rebuilt from it.
+    #[error("cannot read a segment of shard `{shard}`")]
+    Segment {
+        /// The shard.
+        shard: String,
+        /// Which file.
+        #[source]
+        source: FileError,
+    },
     /// A graph.
     #[error("cannot make a graph for shard `{shard}`")]
     Index {
@@ -145,8 +166,11 @@ impl OpenError {
             Self::Identity { .. } => ErrorKind::Caller,
             Self::Log { source, .. } => source.kind(),
             Self::Read { source, .. } => source.kind(),
-            Self::Entry { .. } | Self::Checkpoint { .. } => ErrorKind::Corrupt,
+            Self::Incomplete { .. } | Self::Entry { .. } | Self::Checkpoint { .. } => {
+                ErrorKind::Corrupt
+            }
             Self::Catalog { source, .. } => source.kind(),
+            Self::Segment { source, .. } => source.kind(),
             Self::Index { source, .. } => source.kind(),
             Self::Replay { source, .. } => source.kind(),
         }
@@ -223,11 +247,20 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
                 usable = Some(manifest);
             }
             Err(error) => {
-                warn!(shard, error = %chain(&error), "checkpoint left aside, the whole log is replayed");
+                warn!(shard, error = %chain(&error), "checkpoint is left aside");
             }
         }
     }
     let manifest = usable;
+    if manifest.is_none() && opened.first != Position::START {
+        return Err(OpenError::Incomplete {
+            path: spec.folder.clone(),
+            why: format!(
+                "no checkpoint is of use and the log begins at {}",
+                opened.first
+            ),
+        });
+    }
     let replay_from = manifest.as_ref().map_or(opened.first, Manifest::position);
     let sources = source_table(&spec, manifest.as_ref(), &mut wal, replay_from, &shard)?;
     let index_error = |source| OpenError::Index {
@@ -239,8 +272,9 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         Some(found) => found,
         None => {
             let graph = Hnsw::new(&spec.graph_options()).map_err(index_error)?;
+            let growing = Growing::new(Arc::new(graph), replay_from);
             Restored {
-                segments: vec![Arc::new(Segment::new(numbers.take(), Arc::new(graph)))],
+                segments: vec![Arc::new(Segment::growing(numbers.take(), growing))],
                 chunks: Vec::new(),
             }
         }
@@ -288,6 +322,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         room: Condvar::new(),
         fold_limit: Mutex::new(None),
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
+        damage: Mutex::new(None),
         spec,
     });
     let mut writer = Writer {
@@ -305,6 +340,8 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         checkpoint_position: replay_from,
         checkpoint_running: false,
         checkpoint_failed: None,
+        checkpoint_wanted: false,
+        quiet: Stopwatch::start(),
         heard_ms: manifest.as_ref().map_or(0, |one| one.taken_ms),
         buffer: Vec::new(),
         reordered: 0,
@@ -338,11 +375,10 @@ impl Opened {
                     return ControlFlow::Break(Some(error));
                 }
                 frames += 1;
+                // Not held up by a full memtable: answers come sooner from a long scan than from a
+                // short one that has to wait for the graph.
                 if frames.is_multiple_of(REPLAY_TURN) {
                     writer.publish();
-                    while writer.is_full() && !stop() {
-                        writer.wait_for_room();
-                    }
                 }
                 if stop() {
                     return ControlFlow::Break(None);
@@ -417,17 +453,15 @@ fn usable_manifest(spec: &Spec, log: &wal::Opened) -> Option<Manifest> {
     let manifest = match Manifest::newest(&folder) {
         Ok(manifest) => manifest?,
         Err(error) => {
-            warn!(shard, error = %chain(&error), "checkpoint left aside, the whole log is replayed");
+            warn!(shard, error = %chain(&error), "checkpoint is left aside");
             return None;
         }
     };
-    let shape = GraphShape {
-        dim: spec.collection.dim,
-        metric: spec.collection.metric,
-        parameters: spec.collection.index,
-    };
-    if manifest.graph != shape {
-        info!(shard, "graph parameters changed, the whole log is replayed");
+    if manifest.graph != spec.shape() {
+        info!(
+            shard,
+            "graph parameters changed, the checkpoint is left aside"
+        );
         return None;
     }
     if manifest.position() > log.end || manifest.position() < log.first {
@@ -435,7 +469,7 @@ fn usable_manifest(spec: &Spec, log: &wal::Opened) -> Option<Manifest> {
             shard,
             checkpoint_position = manifest.position().as_u64(),
             log_end = log.end.as_u64(),
-            "checkpoint is not of this log, the whole log is replayed"
+            "checkpoint is not of this log, it is left aside"
         );
         return None;
     }

@@ -11,10 +11,16 @@ use crate::{
     entry::{self, Entry, EntryError, Stamp},
     index::{VectorIndex, hnsw::Hnsw},
     rule::{Latest, Says, SourceIndex, resolve},
-    segment::{Chunk, Place, Segment, SegmentId},
+    segment::{
+        Place, Segment, SegmentId,
+        files::{self, FileError},
+        growing::{Chunk, Growing},
+        sealed::Sealed,
+    },
     shard::{
         SourceSpec, Spec,
-        checkpoint::{self, CheckpointError, Manifest},
+        checkpoint::{self, CheckpointError, Kept, Manifest, SegmentFiles},
+        growing_file,
         recover::OpenError,
         writer::WriteError,
     },
@@ -40,52 +46,88 @@ pub(super) fn restore_segments(
 ) -> Result<Restored, CheckpointError> {
     let mut segments = Vec::with_capacity(manifest.segments.len());
     let mut chunks: Vec<Arc<Chunk>> = Vec::new();
-    for files in &manifest.segments {
-        let id = SegmentId(files.id);
-        let folder = spec.segment_folder(id);
-        let graph_error = |source| CheckpointError::Graph {
-            segment: files.id,
-            source,
-        };
-        let graph: Arc<dyn VectorIndex> = match &files.graph_file {
-            Some(mark) => {
-                let path = checkpoint::verify_file(&folder, mark)?;
-                Arc::new(Hnsw::load(&path, &spec.graph_options()).map_err(graph_error)?)
-            }
-            None => Arc::new(Hnsw::new(&spec.graph_options()).map_err(graph_error)?),
-        };
-        let rows_path = checkpoint::verify_file(&folder, &files.rows_file)?;
-        let folded = usize::try_from(files.folded).unwrap_or(usize::MAX);
-        let segment = Segment::new(id, graph);
-        checkpoint::read_rows(&rows_path, &segment)?;
-        let fits = segment.len() == files.rows && segment.graph.rows() == folded;
-        if !fits {
-            return Err(CheckpointError::Damaged {
-                path: rows_path,
-                detail: format!(
-                    "segment has {} rows and {} in its graph, the manifest says {} and {}",
-                    segment.len(),
-                    segment.graph.rows(),
-                    files.rows,
-                    files.folded
-                ),
-            });
-        }
-        segment.set_folded(files.folded);
-        for number in files.folded..files.rows {
-            let vector = read_vector(spec, &segment, number, log)?;
-            match chunks.last().filter(|c| c.segment == id && !c.is_full()) {
-                Some(chunk) => chunk.push(vector),
-                None => {
-                    let chunk = Chunk::new(id, number);
-                    chunk.push(vector);
-                    chunks.push(Arc::new(chunk));
+    for stored in &manifest.segments {
+        let id = SegmentId(stored.id);
+        let segment = match &stored.kept {
+            Kept::Sealed {
+                manifest,
+                mask_file,
+            } => {
+                let folder = spec.segment_folder(id);
+                files::verify(&folder, manifest)?;
+                let segment = Segment::sealed(id, Sealed::open(&folder)?);
+                if let Some(mask) = mask_file {
+                    checkpoint::apply_mask(&segment, &folder, mask)?;
                 }
+                segment
             }
+            Kept::Growing { folded, .. } => {
+                let segment = restore_growing(spec, stored)?;
+                for number in *folded..stored.rows {
+                    let vector = read_vector(spec, &segment, number, log)?;
+                    match chunks.last().filter(|c| c.segment == id && !c.is_full()) {
+                        Some(chunk) => chunk.push(vector),
+                        None => {
+                            let chunk = Chunk::new(id, number);
+                            chunk.push(vector);
+                            chunks.push(Arc::new(chunk));
+                        }
+                    }
+                }
+                segment
+            }
+        };
+        if (segment.len(), segment.dead()) != (stored.rows, stored.dead) {
+            let detail = format!(
+                "segment {} has {} rows and {} of them ended, the manifest says {} and {}",
+                stored.id,
+                segment.len(),
+                segment.dead(),
+                stored.rows,
+                stored.dead
+            );
+            return Err(files::damaged(&spec.checkpoint_folder(), detail).into());
         }
         segments.push(Arc::new(segment));
     }
     Ok(Restored { segments, chunks })
+}
+
+fn restore_growing(spec: &Spec, stored: &SegmentFiles) -> Result<Segment, CheckpointError> {
+    let Kept::Growing {
+        folded,
+        from,
+        graph_file,
+        rows_file,
+        ..
+    } = &stored.kept
+    else {
+        unreachable!("only asked for a segment that takes rows");
+    };
+    let id = SegmentId(stored.id);
+    let folder = spec.growing_folder(id);
+    let graph_error = |source| CheckpointError::Graph {
+        segment: stored.id,
+        source,
+    };
+    let graph: Arc<dyn VectorIndex> = match graph_file {
+        Some(mark) => {
+            let path = files::verify(&folder, mark)?;
+            Arc::new(Hnsw::load(&path, &spec.graph_options()).map_err(graph_error)?)
+        }
+        None => Arc::new(Hnsw::new(&spec.graph_options()).map_err(graph_error)?),
+    };
+    let rows_path = files::verify(&folder, rows_file)?;
+    let graph_rows = graph.rows();
+    let growing = Growing::new(graph, Position::new(*from));
+    growing.set_folded(*folded);
+    let segment = Segment::growing(id, growing);
+    growing_file::read(&rows_path, &segment)?;
+    if graph_rows != usize::try_from(*folded).unwrap_or(usize::MAX) {
+        let detail = format!("graph has {graph_rows} rows, the manifest says {folded}");
+        return Err(files::damaged(&rows_path, detail).into());
+    }
+    Ok(segment)
 }
 
 fn read_vector(
@@ -94,10 +136,8 @@ fn read_vector(
     number: u32,
     log: &wal::Reader,
 ) -> Result<Vector, CheckpointError> {
-    let damaged = |detail: String| CheckpointError::Damaged {
-        path: spec.wal_folder(),
-        detail,
-    };
+    let damaged =
+        |detail: String| CheckpointError::from(files::damaged(&spec.wal_folder(), detail));
     let row = segment
         .row(number)
         .ok_or_else(|| damaged(format!("segment has no row {number}")))?;
@@ -208,22 +248,19 @@ pub(super) fn open_catalog(
     let Some(manifest) = manifest else {
         return Ok(catalog);
     };
-    info!(
-        shard,
-        checkpoint = manifest.number,
-        "catalog is rebuilt from the log"
-    );
+    info!(shard, checkpoint = manifest.number, "catalog is rebuilt");
     let regions: Vec<_> = sources.iter().map(|one| one.region.clone()).collect();
-    let states = replay_rule(&shard, log, manifest.position(), &regions)?;
-    let mut states = states;
+    // A log that was cut does not know every id any more; one that was not also knows the records
+    // of other regions that are not served.
+    let mut states = match log.first() == Position::START {
+        true => replay_rule(&shard, log, manifest.position(), &regions)?,
+        false => HashMap::new(),
+    };
     for segment in &restored.segments {
-        for (number, row) in segment.rows().filter(|(_, row)| !row.is_dead()) {
-            let state = states.entry(row.id.clone()).or_default();
-            state.place = Some(Place {
-                segment: segment.id,
-                row: number,
-            });
-        }
+        learn_segment(segment, &regions, &mut states).map_err(|source| OpenError::Segment {
+            shard: shard.clone(),
+            source,
+        })?;
     }
     for (id, state) in states {
         catalog.put(id, state);
@@ -233,6 +270,50 @@ pub(super) fn open_catalog(
         .store_frozen(manifest.number)
         .map_err(catalog_error)?;
     Ok(catalog)
+}
+
+/// Takes what a segment knows of ids: its live rows, and what records without a row said.
+fn learn_segment(
+    segment: &Segment,
+    regions: &[RegionName],
+    states: &mut HashMap<PointId, IdState>,
+) -> Result<(), FileError> {
+    let mut learn = |id: PointId, latest: Latest, row: Option<u32>| {
+        let state = states.entry(id).or_default();
+        // Segments are not in the order of their records: `resolve` takes the later offset.
+        resolve(&mut state.known, latest, None, regions);
+        if let Some(row) = row {
+            state.place = Some(Place {
+                segment: segment.id,
+                row,
+            });
+        }
+    };
+    for (number, row) in segment.rows().filter(|(_, row)| !row.is_dead()) {
+        let Ok(id) = PointId::new(row.id) else {
+            continue;
+        };
+        let latest = Latest {
+            source: row.source,
+            offset: row.offset,
+            version: row.version,
+            says: Says::Live(row.wal),
+        };
+        learn(id, latest, Some(number));
+    }
+    match (segment.as_sealed(), segment.as_growing()) {
+        (Some(sealed), _) => {
+            for entry in sealed.entries()? {
+                learn(entry.id, entry.latest, None);
+            }
+        }
+        (None, growing) => {
+            for entry in growing.iter().flat_map(|growing| growing.entries()) {
+                learn(entry.id.clone(), entry.latest, None);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the log up to a position says of every id, without its rows.

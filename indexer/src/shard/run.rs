@@ -143,7 +143,8 @@ pub fn run(context: Context) -> Result<(), ShardError> {
     if let Ended::Gone(why) = outcome? {
         warn!(
             shard,
-            why, "what the shard holds does not lead on to the topic; it is set aside and rebuilt"
+            why,
+            "what the shard holds is damaged or does not lead on to the topic; it is set aside and rebuilt"
         );
         gone::set_aside(&context.spec).map_err(open_error)?;
     }
@@ -161,6 +162,14 @@ fn open_in_time(context: &Context) -> Result<Option<Opened>, OpenError> {
                     folder = %path.display(),
                     differs = field,
                     "folder holds another shard; it is set aside and this one is rebuilt from Kafka"
+                );
+                gone::set_aside(&context.spec)?;
+            }
+            Err(error @ OpenError::Incomplete { .. }) => {
+                warn!(
+                    shard = %context.spec.label(),
+                    error = %chain(&error),
+                    "folder is set aside and the shard is rebuilt from Kafka"
                 );
                 gone::set_aside(&context.spec)?;
             }

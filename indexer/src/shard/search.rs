@@ -13,9 +13,9 @@ use crate::{
     entry::{self, Entry, EntryError},
     index::distance::Query,
     rule::Says,
+    segment::PointError,
     shard::Shared,
     view::{Found, Moment, SearchError},
-    wal,
 };
 
 /// One query, checked.
@@ -41,15 +41,24 @@ pub enum ReadError {
     /// The search itself.
     #[error("search failed")]
     Search(#[from] SearchError),
-    /// The own log.
-    #[error("cannot read a point from the shard's log")]
-    Log(#[from] wal::ReadError),
-    /// A frame of the own log.
-    #[error("point in the shard's log does not read")]
+    /// Where the point is kept.
+    #[error("cannot read a point")]
+    Point(#[from] PointError),
+    /// Its bytes.
+    #[error("point does not read")]
     Entry(#[from] EntryError),
     /// The catalog.
     #[error("catalog fails")]
     Catalog(#[from] CatalogError),
+}
+
+impl ReadError {
+    fn is_outdated(&self) -> bool {
+        match self {
+            Self::Point(error) | Self::Search(SearchError::Point(error)) => error.is_outdated(),
+            _ => false,
+        }
+    }
 }
 
 impl Shared {
@@ -58,6 +67,16 @@ impl Shared {
     /// # Errors
     /// [`ReadError`].
     pub fn search(&self, ask: &Ask) -> Result<Vec<v1::Hit>, ReadError> {
+        loop {
+            match self.search_once(ask) {
+                // A search that was held up while its segment was sealed: the view is a newer one.
+                Err(error) if error.is_outdated() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn search_once(&self, ask: &Ask) -> Result<Vec<v1::Hit>, ReadError> {
         let (view, sequence) = self.moment();
         let moment = Moment {
             sequence,
@@ -68,7 +87,7 @@ impl Shared {
             view.search_exact(&query, ask.k, moment, &self.log)?
         } else {
             let own = usize::from(self.spec.collection.index.ef_search);
-            view.search(&query, ask.k, ask.beam.unwrap_or(own), moment)?
+            view.search(&query, ask.k, ask.beam.unwrap_or(own), moment, &self.log)?
         };
         found
             .iter()
@@ -83,20 +102,18 @@ impl Shared {
         with_payload: bool,
     ) -> Result<v1::Hit, ReadError> {
         let mut hit = v1::Hit {
-            id: found.row.id.as_str().to_owned(),
+            id: found.row.id.to_owned(),
             distance: found.distance,
             version: found.row.version.raw(),
             ..v1::Hit::default()
         };
-        if with_vector || with_payload {
-            let frame = self.log.read(found.row.wal)?;
-            let body = entry::upsert_body(&frame)?;
-            if with_vector {
-                hit.vector = body.components();
-            }
-            if with_payload {
-                hit.payload = Payload::to_proto(&body.payload()?);
-            }
+        if with_vector {
+            let row = found.place.row;
+            found.segment.vector(row, &self.log, &mut hit.vector)?;
+        }
+        if with_payload {
+            let frame = found.segment.frame(found.place.row, &self.log)?;
+            hit.payload = Payload::to_proto(&entry::upsert_body(&frame)?.payload()?);
         }
         Ok(hit)
     }
@@ -112,29 +129,37 @@ impl Shared {
     ) -> Result<Vec<v1::StoredPoint>, ReadError> {
         let mut points = Vec::with_capacity(ids.len());
         for id in ids {
-            if let Some(point) = self.point(id, with_vector)? {
-                points.push(point);
-            }
+            let point = loop {
+                match self.point(id, with_vector) {
+                    Err(error) if error.is_outdated() => {}
+                    other => break other?,
+                }
+            };
+            points.extend(point);
         }
         Ok(points)
     }
 
     fn point(&self, id: &str, with_vector: bool) -> Result<Option<v1::StoredPoint>, ReadError> {
         // A row that moves between two looks is found at the second.
-        let position = loop {
+        let (segment, row) = loop {
             let Some(place) = self.catalog.read(id)?.place else {
                 return Ok(None);
             };
-            if let Some(position) = self.log_position(place) {
-                break position;
+            if let Some(segment) = self.segment(place.segment) {
+                break (segment, place.row);
             }
         };
-        let frame = self.log.read(position)?;
+        let frame = segment.frame(row, &self.log)?;
         let Entry::Upsert(stamp, id, body) = Entry::decode(&frame)? else {
             return Ok(None);
         };
         if body.expires_at_ms.is_some_and(|at| at <= self.now_ms()) {
             return Ok(None);
+        }
+        let mut vector = Vec::new();
+        if with_vector {
+            segment.vector(row, &self.log, &mut vector)?;
         }
         let source = self.sources.get(usize::from(stamp.source.0));
         let (topic, partition) = source.map_or_else(Default::default, |one| {
@@ -143,11 +168,7 @@ impl Shared {
         Ok(Some(v1::StoredPoint {
             point: Some(v1::Point {
                 id: id.to_owned(),
-                vector: if with_vector {
-                    body.components()
-                } else {
-                    Vec::new()
-                },
+                vector,
                 payload: Payload::to_proto(&body.payload()?),
                 model: body.model.unwrap_or_default().to_owned(),
                 event_time_ms: body.event_time_ms.unwrap_or_default(),

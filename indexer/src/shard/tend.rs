@@ -1,14 +1,23 @@
 //! What the writer does between turns: take what the builder hands over, begin checkpoints.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use shoal_runtime::clock::Stopwatch;
+use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
+use tracing::warn;
 
-use crate::shard::{
-    checkpoint::{Job, SourceState},
-    compact::{Compacted, Moving},
-    lock,
-    writer::{WriteError, Writer},
+use crate::{
+    segment::{Segment, Sequence},
+    shard::{
+        checkpoint::{Job, SourceState},
+        compact::{Compacted, Moving},
+        lock,
+        writer::{WriteError, Writer},
+    },
+    view::View,
+    wal::Position,
 };
 
 /// How long a checkpoint that failed rests.
@@ -20,7 +29,7 @@ impl Writer {
     /// # Errors
     /// [`WriteError`].
     pub fn tend(&mut self) -> Result<bool, WriteError> {
-        let (done, compacted, seal) = {
+        let (done, compacted, sealed, seal) = {
             let mut work = self.shared.work();
             let seal = std::mem::take(&mut work.seal_wanted);
             // A second compaction waits until the rows of the first are moved over.
@@ -28,19 +37,29 @@ impl Writer {
                 None => work.compacted.take(),
                 Some(_) => None,
             };
-            (work.checkpoint_done.take(), compacted, seal)
+            (
+                work.checkpoint_done.take(),
+                compacted,
+                work.sealed.take(),
+                seal,
+            )
         };
         if let Some(done) = done {
             self.checkpoint_running = false;
             if done.stored {
                 self.checkpoint_position = done.position;
                 self.checkpoint_failed = None;
+                self.cut(done.needed_from)?;
             } else {
                 self.checkpoint_failed = Some(Stopwatch::start());
             }
         }
-        if seal && !self.shared.view.load().growing().is_empty() {
-            self.begin_segment()?;
+        let rows = self.shared.view.load().growing().len();
+        if rows > 0 && (seal || self.is_idle(rows)) {
+            self.begin_segment(self.wal.end())?;
+        }
+        if let Some(sealed) = sealed {
+            self.take_sealed(&sealed);
         }
         if let Some(compacted) = compacted {
             self.start_moving(compacted);
@@ -48,6 +67,7 @@ impl Writer {
         if let Some(mut moving) = self.moving.take() {
             if moving.advance(&self.shared)? {
                 moving.finish(&self.shared);
+                self.checkpoint_wanted = true;
                 self.shared.work().compacting = false;
             } else {
                 self.moving = Some(moving);
@@ -61,6 +81,64 @@ impl Writer {
         self.moving = Some(Moving::start(&self.shared, compacted, self.sequence));
     }
 
+    /// Whether the growing segment has enough rows, all folded, and no new one for a while.
+    fn is_idle(&self, rows: u32) -> bool {
+        let engine = &self.shared.spec.engine;
+        rows >= engine.idle_seal_rows
+            && self.quiet.elapsed() >= engine.idle_seal_after
+            && self.shared.view.load().growing().folded() == rows
+    }
+
+    /// Puts a sealed segment into the place of the growing one it was made of.
+    fn take_sealed(&mut self, sealed: &Arc<Segment>) {
+        let view = self.shared.view.load_full();
+        if let Some(growing) = view.segment(sealed.id) {
+            // The writer is the only one that ends rows, so none ends meanwhile.
+            for row in 0..growing.len() {
+                if let Some(at) = growing.end_of(row) {
+                    sealed.end(row, at);
+                }
+            }
+        }
+        let complete_from = Sequence(self.shared.applied.load(Ordering::Acquire));
+        self.shared.change_view(|view| {
+            let swapped = view.segments.iter().map(|old| {
+                let is_it = old.id == sealed.id;
+                if is_it { sealed.clone() } else { old.clone() }
+            });
+            View {
+                segments: swapped.collect(),
+                chunks: view.chunks.clone(),
+                complete_from,
+            }
+        });
+        self.checkpoint_wanted = true;
+        self.shared.work().compacting = false;
+    }
+
+    /// Lets go of the own log below a position that nothing needs any more.
+    fn cut(&mut self, needed_from: Position) -> Result<(), WriteError> {
+        // A record that lost against another region's may win again, and then it is read from
+        // the log.
+        if self.shared.sources.len() > 1 {
+            return Ok(());
+        }
+        if let Err(error) = self.wal.cut_below(needed_from) {
+            if error.kind() != ErrorKind::Retry {
+                return Err(error.into());
+            }
+            warn!(
+                shard = %self.shared.spec.label(),
+                error = %chain(&error),
+                "the shard's log could not be cut; it is tried again after the next checkpoint"
+            );
+        }
+        self.shared
+            .wal_bytes
+            .store(self.wal.bytes_on_disk(), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Begins a checkpoint of this moment, if enough was written and none is under way.
     ///
     /// # Errors
@@ -68,7 +146,7 @@ impl Writer {
     pub fn maybe_checkpoint(&mut self, grown_bytes: u64) -> Result<bool, WriteError> {
         let grown = self.wal.end().as_u64() - self.checkpoint_position.as_u64();
         let rests = |failed: &Stopwatch| failed.elapsed() < RETRY_AFTER;
-        if grown < grown_bytes
+        if (grown < grown_bytes && !self.checkpoint_wanted)
             || self.checkpoint_running
             || self.moving.is_some()
             || self.checkpoint_failed.as_ref().is_some_and(rests)
@@ -89,12 +167,21 @@ impl Writer {
         if let Some((growing, rows)) = segments.last() {
             *lock(&self.shared.fold_limit) = Some((growing.id, *rows));
         }
+        let growing = segments
+            .iter()
+            .filter_map(|(segment, _)| segment.as_growing());
+        let needed_from = growing
+            .map(|growing| growing.from)
+            .chain([self.wal.end()])
+            .min();
         self.checkpoint_number += 1;
         self.checkpoint_running = true;
+        self.checkpoint_wanted = false;
         let sources = self.shared.sources.iter().zip(&self.next);
         work.checkpoint = Some(Job {
             number: self.checkpoint_number,
             position: self.wal.end(),
+            needed_from: needed_from.unwrap_or_default(),
             taken_ms: self.shared.heard_ms(),
             sequence: self.sequence,
             sources: sources

@@ -138,6 +138,9 @@ impl Turns {
                 .map_err(|error| self.write_error(error))?;
             let begun = self.writer.maybe_checkpoint(checkpoint_bytes);
             self.retry_when_full(begun)?;
+            if let Some(why) = super::lock(&self.shared.damage).take() {
+                return Ok(Ended::Gone(why));
+            }
             if self.writer.is_full() {
                 self.writer.wait_for_room();
                 continue;

@@ -21,7 +21,10 @@ use crate::{
     entry::{self, Body, Draft, Entry, EntryError, Stamp},
     index::IndexError,
     rule::{Latest, Outcome, Says, SourceIndex, Verdict, resolve},
-    segment::{Chunk, NewRow, Place, Row, Segment, SegmentId, Sequence},
+    segment::{
+        NewRow, Place, Segment, SegmentId, Sequence, entries,
+        growing::{Chunk, Growing},
+    },
     shard::{Progress, Shared, compact::Moving, lock},
     view::View,
     wal::{self, Position, Wal},
@@ -33,6 +36,9 @@ pub enum WriteError {
     /// The own log.
     #[error("cannot append to the shard's log")]
     Append(#[from] wal::AppendError),
+    /// The own log, when it is cut.
+    #[error("cannot cut the shard's log")]
+    Cut(#[from] wal::CutError),
     /// The own log, when an earlier point is read back.
     #[error("cannot read the shard's log")]
     Read(#[from] wal::ReadError),
@@ -67,6 +73,7 @@ impl WriteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Append(error) => error.kind(),
+            Self::Cut(error) => error.kind(),
             Self::Read(error) => error.kind(),
             Self::Entry { .. } | Self::Vector { .. } => ErrorKind::Corrupt,
             Self::Catalog(error) => error.kind(),
@@ -132,6 +139,10 @@ pub struct Writer {
     pub(super) checkpoint_position: Position,
     pub(super) checkpoint_running: bool,
     pub(super) checkpoint_failed: Option<Stopwatch>,
+    /// A segment was sealed or compacted: a checkpoint would let go of what it replaced.
+    pub(super) checkpoint_wanted: bool,
+    /// Since the last row.
+    pub(super) quiet: Stopwatch,
     /// Wall time of the newest progress known, 0 if there is none.
     pub(super) heard_ms: u64,
     pub(super) buffer: Vec<u8>,
@@ -377,6 +388,9 @@ impl Writer {
                 Says::Live(_) | Says::Deleted => Applied::Stale,
             },
         };
+        if !matches!(says, Says::Live(_)) {
+            self.keep_entry(&id, incoming);
+        }
         let is_contested = state.is_contested();
         self.digest_out(&id, was_contested, old_hash);
         self.digest_in(&id, is_contested, new_hash);
@@ -415,22 +429,38 @@ impl Writer {
         }
     }
 
-    fn insert(&self, row: NewRow, vector: Vector) -> Result<Place, WriteError> {
-        let mut growing = self.shared.view.load().growing().clone();
-        if growing.len() >= self.shared.spec.engine.seal_rows {
-            growing = self.begin_segment()?;
+    /// Keeps what a record without a row said, beside the rows of its time.
+    fn keep_entry(&self, id: &PointId, latest: Latest) {
+        let view = self.shared.view.load();
+        if let Some(growing) = view.growing().as_growing() {
+            growing.push_entry(entries::Entry {
+                id: id.clone(),
+                latest,
+                applied_ms: i64::try_from(self.shared.clock.now_ms()).unwrap_or(i64::MAX),
+            });
         }
-        let number = growing.push(Row::new(row, self.sequence));
+    }
+
+    fn insert(&mut self, row: NewRow, vector: Vector) -> Result<Place, WriteError> {
+        self.quiet = Stopwatch::start();
+        let mut segment = self.shared.view.load().growing().clone();
+        let is_open = segment
+            .as_growing()
+            .is_some_and(|growing| growing.len() < self.shared.spec.engine.seal_rows);
+        if !is_open {
+            segment = self.begin_segment(row.wal)?;
+        }
+        let number = growing_of(&segment).push(row, self.sequence);
         let view = self.shared.view.load();
         let open = view
             .chunks
             .last()
-            .filter(|chunk| chunk.segment == growing.id && chunk.end_row() == number)
+            .filter(|chunk| chunk.segment == segment.id && chunk.end_row() == number)
             .filter(|chunk| !chunk.is_full());
         if let Some(chunk) = open {
             chunk.push(vector);
         } else {
-            let chunk = Arc::new(Chunk::new(growing.id, number));
+            let chunk = Arc::new(Chunk::new(segment.id, number));
             chunk.push(vector);
             self.shared.change_view(|view| View {
                 segments: view.segments.clone(),
@@ -439,14 +469,14 @@ impl Writer {
             });
         }
         Ok(Place {
-            segment: growing.id,
+            segment: segment.id,
             row: number,
         })
     }
 
-    /// Seals the growing segment and begins a new one.
-    pub(super) fn begin_segment(&self) -> Result<Arc<Segment>, WriteError> {
-        let segment = Arc::new(Segment::new(self.numbers.take(), self.shared.new_graph()?));
+    /// Ends the growing segment, to be sealed, and begins a new one for frames at `from` and behind.
+    pub(super) fn begin_segment(&self, from: Position) -> Result<Arc<Segment>, WriteError> {
+        let segment = self.shared.new_segment(self.numbers.take(), from)?;
         self.shared.change_view(|view| View {
             segments: view
                 .segments
@@ -457,6 +487,7 @@ impl Writer {
             chunks: view.chunks.clone(),
             complete_from: view.complete_from,
         });
+        self.shared.work_changed.notify_all();
         Ok(segment)
     }
 
@@ -493,6 +524,12 @@ impl Writer {
         self.shared.work_changed.notify_all();
         self.shared.wait_for_room();
     }
+}
+
+fn growing_of(segment: &Segment) -> &Growing {
+    segment
+        .as_growing()
+        .expect("the last segment of a view takes rows")
 }
 
 fn entry_error(position: Position) -> impl FnOnce(EntryError) -> WriteError {

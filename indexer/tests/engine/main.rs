@@ -203,7 +203,10 @@ fn files_below(folder: &Path, suffix: &str) -> Vec<PathBuf> {
 
 #[test]
 fn a_lost_catalog_or_a_damaged_graph_costs_time_and_no_point() {
-    let world = World::new();
+    // Nothing is sealed, so the log is whole.
+    let mut world = World::new();
+    world.engine.seal_rows = 1 << 20;
+    world.engine.compact_dead_rows = 1 << 20;
     let folder = world.folder.path().join("live");
     let live = world.open();
     churn(&world, 250, 6);
@@ -219,17 +222,108 @@ fn a_lost_catalog_or_a_damaged_graph_costs_time_and_no_point() {
     let before = world.caught_up(&live);
     live.close();
     // So is the checkpoint: its graphs carry checksums that usearch does not check.
-    for graph in files_below(&folder.join("segments"), ".usearch") {
-        let mut bytes = fs::read(&graph).unwrap();
-        let middle = bytes.len() / 2;
-        *bytes.get_mut(middle).unwrap() ^= 0x40;
-        fs::write(&graph, bytes).unwrap();
+    for graph in files_below(&folder.join("growing"), ".usearch") {
+        bend(&graph);
     }
     let live = world.open();
     assert_eq!(world.caught_up(&live), before);
     assert_eq!(expected.len(), 10);
     let stored = live.shared.points(&["id-1".to_owned()], false).unwrap();
     assert_eq!(stored.len(), 1);
+    live.close();
+}
+
+/// Turns one bit in the middle of a file.
+fn bend(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    *bytes.get_mut(middle).unwrap() ^= 0x40;
+    fs::write(file, bytes).unwrap();
+}
+
+/// Waits until a segment is sealed, in memory and in a checkpoint, and the own log cut.
+fn sealed(live: &Live, folder: &Path) {
+    eventually(DEADLINE, "segments are sealed and the log is cut", || {
+        let (view, _) = live.shared.moment();
+        let (_, others) = view.segments.split_last().unwrap();
+        let all_sealed = others.iter().all(|one| one.as_sealed().is_some());
+        let cut = !folder.join("wal").join(format!("{:020}.wal", 0)).exists();
+        (!others.is_empty() && all_sealed && cut).then_some(())
+    });
+}
+
+#[test]
+fn sealed_segments_answer_as_the_growing_ones_did_and_free_the_log() {
+    let world = World::new();
+    let folder = world.folder.path().join("live");
+    let live = world.open();
+    for id in 0..1500 {
+        world.upsert(&format!("id-{id}"), id);
+    }
+    for id in 0..100 {
+        world.delete(&format!("id-{id}"));
+    }
+    let before = world.caught_up(&live);
+    sealed(&live, &folder);
+    let check = |live: &Live| {
+        for id in (0..1500).step_by(50) {
+            let name = format!("id-{id}");
+            let found = live.nearest(id, 1);
+            assert_eq!(found.first() == Some(&name), id >= 100, "{name}");
+            let stored = live
+                .shared
+                .points(std::slice::from_ref(&name), true)
+                .unwrap();
+            let stored = stored.into_iter().next().and_then(|one| one.point);
+            assert_eq!(stored.is_some(), id >= 100, "{name}");
+            if let Some(point) = stored {
+                assert_eq!(point.vector, vector(id), "{name} to the last bit");
+            }
+        }
+    };
+    check(&live);
+    live.close();
+    // The log's head is gone, and so is the catalog: deletes are known all the same.
+    fs::remove_dir_all(folder.join("catalog")).unwrap();
+    let live = world.open();
+    assert_eq!(world.caught_up(&live), before);
+    check(&live);
+    for (seed, id) in [(9000, "id-3"), (9001, "id-700")] {
+        world.upsert(id, seed);
+    }
+    world.caught_up(&live);
+    assert_eq!(live.nearest(9000, 1), ["id-3"]);
+    assert_eq!(live.nearest(9001, 1), ["id-700"]);
+    assert_ne!(live.nearest(700, 1), ["id-700"]);
+    let rebuilt = world.open_in(&world.folder.path().join("rebuilt"));
+    assert_eq!(world.caught_up(&rebuilt), world.caught_up(&live));
+    live.close();
+    rebuilt.close();
+}
+
+#[test]
+fn a_damaged_segment_is_noticed_and_the_shard_rebuilt_from_its_topic() {
+    let world = World::new();
+    let folder = world.folder.path().join("live");
+    let live = world.open();
+    for id in 0..1200 {
+        world.upsert(&format!("id-{id}"), id);
+    }
+    let before = world.caught_up(&live);
+    sealed(&live, &folder);
+    live.close();
+    let graphs = files_below(&folder.join("segments"), "graph.bin");
+    bend(graphs.first().unwrap());
+    let live = world.open();
+    let aside = world.folder.path().join("live.aside-0");
+    eventually(DEADLINE, "the shard gives up its folder", || {
+        aside.exists().then_some(())
+    });
+    live.close();
+    let live = world.open();
+    let after = world.caught_up(&live);
+    assert_eq!((after.digest, after.points), (before.digest, before.points));
+    assert_eq!(live.nearest(700, 1), ["id-700"]);
     live.close();
 }
 

@@ -1,0 +1,220 @@
+//! The rows of a segment that takes new ones, in memory, and the memtable's chunks.
+//!
+//! The newest rows are only in the memtable until the builder has folded them into the graph.
+//! Vectors and payload stay in the shard's own log; what a delete or a refusal said is kept as
+//! an entry, because no row says it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use shoal_schemas::{PointId, Vector};
+
+use crate::{
+    index::VectorIndex,
+    segment::{ALIVE, NewRow, Row, SegmentId, Sequence, entries::Entry},
+    wal::Position,
+};
+
+/// A row and its life.
+struct Kept {
+    new: NewRow,
+    born: u64,
+    died: AtomicU64,
+}
+
+/// Rows in memory, with the graph of those below [`Growing::folded`].
+pub struct Growing {
+    /// Finds rows below [`Self::folded`].
+    pub graph: Arc<dyn VectorIndex>,
+    /// Nothing of it stands before this place of the shard's own log.
+    pub from: Position,
+    rows: boxcar::Vec<Kept>,
+    entries: boxcar::Vec<Entry>,
+    folded: AtomicU32,
+    expiring: AtomicU32,
+}
+
+impl Growing {
+    /// No rows, over an empty graph, whose frames will stand at `from` and behind.
+    pub fn new(graph: Arc<dyn VectorIndex>, from: Position) -> Self {
+        Self {
+            graph,
+            from,
+            rows: boxcar::Vec::new(),
+            entries: boxcar::Vec::new(),
+            folded: AtomicU32::new(0),
+            expiring: AtomicU32::new(0),
+        }
+    }
+
+    /// Adds a row that is visible from `born` on. Only the shard's writer.
+    pub fn push(&self, new: NewRow, born: Sequence) -> u32 {
+        if new.expires_at_ms.is_some() {
+            self.expiring.fetch_add(1, Ordering::AcqRel);
+        }
+        let index = self.rows.push(Kept {
+            new,
+            born: born.0,
+            died: AtomicU64::new(ALIVE),
+        });
+        u32::try_from(index).expect("a segment is sealed long before 2^32 rows")
+    }
+
+    /// Keeps what a record without a row said. Only the shard's writer.
+    pub fn push_entry(&self, entry: Entry) {
+        self.entries.push(entry);
+    }
+
+    /// What records without a row said, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().map(|(_, entry)| entry)
+    }
+
+    /// How many [`Self::entries`] there are.
+    pub fn entry_count(&self) -> usize {
+        self.entries.count()
+    }
+
+    /// A row, if there is one of that number.
+    pub fn row(&self, row: u32) -> Option<Row<'_>> {
+        let kept = self.kept(row)?;
+        Some(Row {
+            id: kept.new.id.as_str(),
+            version: kept.new.version,
+            source: kept.new.source,
+            offset: kept.new.offset,
+            wal: kept.new.wal,
+            hash: kept.new.hash,
+            expires_at_ms: kept.new.expires_at_ms,
+            born: kept.born,
+            died: kept.died.load(Ordering::Acquire),
+        })
+    }
+
+    /// The id of a row.
+    pub fn id(&self, row: u32) -> Option<&PointId> {
+        self.kept(row).map(|kept| &kept.new.id)
+    }
+
+    /// Number of rows so far.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.rows.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows below this are in the graph.
+    pub fn folded(&self) -> u32 {
+        self.folded.load(Ordering::Acquire)
+    }
+
+    /// Says that rows below `folded` are in the graph. Only the builder.
+    pub fn set_folded(&self, folded: u32) {
+        self.folded.store(folded, Ordering::Release);
+    }
+
+    /// Whether any row has an expiry.
+    pub fn has_expiring(&self) -> bool {
+        self.expiring.load(Ordering::Acquire) > 0
+    }
+
+    /// When a row ended.
+    pub(super) fn died(&self, row: u32) -> Option<&AtomicU64> {
+        self.kept(row).map(|kept| &kept.died)
+    }
+
+    fn kept(&self, row: u32) -> Option<&Kept> {
+        self.rows.get(usize::try_from(row).ok()?)
+    }
+}
+
+/// How many rows a chunk of the memtable holds.
+pub const CHUNK_ROWS: u32 = 256;
+
+/// Vectors of consecutive rows of the growing segment.
+pub struct Chunk {
+    /// The segment the rows belong to.
+    pub segment: SegmentId,
+    /// The first of the rows.
+    pub first_row: u32,
+    vectors: boxcar::Vec<Vector>,
+}
+
+impl Chunk {
+    /// An empty chunk for rows from `first_row` on.
+    pub fn new(segment: SegmentId, first_row: u32) -> Self {
+        Self {
+            segment,
+            first_row,
+            vectors: boxcar::Vec::new(),
+        }
+    }
+
+    /// Adds the next row's vector. Only the shard's writer, after the row itself.
+    pub fn push(&self, vector: Vector) {
+        self.vectors.push(vector);
+    }
+
+    /// A row's vector, if the chunk holds it.
+    pub fn vector(&self, row: u32) -> Option<&Vector> {
+        let at = row.checked_sub(self.first_row)?;
+        self.vectors.get(usize::try_from(at).ok()?)
+    }
+
+    /// The row after the last one so far.
+    pub fn end_row(&self) -> u32 {
+        self.first_row + u32::try_from(self.vectors.count()).unwrap_or(CHUNK_ROWS)
+    }
+
+    /// Whether it takes no more rows.
+    pub fn is_full(&self) -> bool {
+        self.end_row() >= self.first_row + CHUNK_ROWS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::sync::Arc;
+
+    use shoal_schemas::{Dim, IndexParameters, Metric, Offset, PointId, Version, digest::RowHash};
+
+    use super::Growing;
+    use crate::{
+        index::hnsw::{Hnsw, Options},
+        rule::SourceIndex,
+        segment::{NewRow, Sequence},
+        wal::Position,
+    };
+
+    #[test]
+    fn a_row_is_visible_from_its_birth_to_its_end_and_not_after_it_expires() {
+        let graph = Hnsw::new(&Options {
+            dim: Dim::try_from(2).unwrap(),
+            metric: Metric::L2,
+            parameters: IndexParameters::default(),
+            threads: 1,
+        });
+        let growing = Growing::new(Arc::new(graph.unwrap()), Position::START);
+        let new = NewRow {
+            id: PointId::new("a").unwrap(),
+            version: Version::default(),
+            source: SourceIndex(0),
+            offset: Offset(0),
+            wal: Position::new(0),
+            hash: RowHash::default(),
+            expires_at_ms: Some(1000),
+        };
+        let number = growing.push(new, Sequence(5));
+        let row = growing.row(number).unwrap();
+        assert!(!row.is_visible(Sequence(4), 0));
+        assert!(row.is_visible(Sequence(5), 999));
+        assert!(!row.is_visible(Sequence(5), 1000));
+    }
+}

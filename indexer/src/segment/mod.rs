@@ -1,0 +1,360 @@
+//! A segment: rows that were served at some time, and the graph that finds them.
+//!
+//! Rows are numbered from 0 in the order they came and never move. A row is visible to a search
+//! at sequence `s` if `born <= s < died`: an update makes a new row and ends the old one at the
+//! same sequence, so a search sees exactly one of them. The *growing* segment ([`growing`]) takes
+//! new rows, keeps them in memory, and leaves vectors and payload to the shard's own log. A
+//! *sealed* one ([`sealed`]) takes no more rows: it is a folder of immutable files ([`seal`]) that
+//! holds everything about its points, and the same row numbers. Rows end, but are never taken
+//! out: compaction writes a new segment of what is left.
+
+pub mod entries;
+pub mod files;
+pub mod growing;
+mod map;
+pub mod rows;
+pub mod seal;
+pub mod sealed;
+pub mod vectors;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use shoal_runtime::ErrorKind;
+use shoal_schemas::{Offset, PointId, Version, digest::RowHash};
+
+use crate::{
+    entry::{self, EntryError},
+    index::{IndexError, Near, distance::Query},
+    rule::SourceIndex,
+    segment::{growing::Growing, sealed::Sealed},
+    wal::{self, Position},
+};
+
+/// Number of a segment within its shard; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u32);
+
+/// Where a served point is: which row of which segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The row in it.
+    pub row: u32,
+}
+
+/// The count of changes a shard has applied since it was opened. Searches see a state at one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Sequence(pub u64);
+
+/// A row that has not ended.
+const ALIVE: u64 = u64::MAX;
+/// A row that never expires.
+const NEVER: i64 = i64::MAX;
+
+/// Everything known of a row but its vector and payload.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// The point.
+    pub id: &'a str,
+    /// Its version.
+    pub version: Version,
+    /// Where its record came from.
+    pub source: SourceIndex,
+    /// The record's offset there.
+    pub offset: Offset,
+    /// Its frame's place in the shard's own log, which may be cut away since: a name of the record.
+    pub wal: Position,
+    /// What it adds to the digest.
+    pub hash: RowHash,
+    /// From then on it is hidden.
+    pub expires_at_ms: Option<i64>,
+    born: u64,
+    died: u64,
+}
+
+/// What a row is made of.
+#[derive(Clone, Debug)]
+pub struct NewRow {
+    /// See [`Row::id`].
+    pub id: PointId,
+    /// See [`Row::version`].
+    pub version: Version,
+    /// See [`Row::source`].
+    pub source: SourceIndex,
+    /// See [`Row::offset`].
+    pub offset: Offset,
+    /// See [`Row::wal`].
+    pub wal: Position,
+    /// See [`Row::hash`].
+    pub hash: RowHash,
+    /// See [`Row::expires_at_ms`].
+    pub expires_at_ms: Option<i64>,
+}
+
+impl Row<'_> {
+    /// Whether a search at `at`, at wall time `now_ms`, may answer with it.
+    pub fn is_visible(&self, at: Sequence, now_ms: i64) -> bool {
+        self.born <= at.0 && at.0 < self.died && now_ms < self.expires_at_ms.unwrap_or(NEVER)
+    }
+
+    /// Whether it has ended, as of the newest change.
+    pub fn is_dead(&self) -> bool {
+        self.died != ALIVE
+    }
+
+    /// Whether it lives on after `at`.
+    pub fn outlives(&self, at: Sequence) -> bool {
+        self.died > at.0
+    }
+
+    /// Whether it was born at or before `at`.
+    pub fn is_born_by(&self, at: Sequence) -> bool {
+        self.born <= at.0
+    }
+}
+
+/// Why a row's point is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum PointError {
+    /// There is no such row, or it had ended when its segment was sealed.
+    #[error("segment {segment} holds no point at row {row}")]
+    NoRow {
+        /// The segment's number.
+        segment: u32,
+        /// The row.
+        row: u32,
+    },
+    /// The shard's own log.
+    #[error("cannot read a row from the shard's log")]
+    Log(#[from] wal::ReadError),
+    /// A sealed segment's file.
+    #[error("cannot read a row of a sealed segment")]
+    File(#[from] files::FileError),
+    /// Its bytes.
+    #[error("point of a row does not read")]
+    Entry(#[from] EntryError),
+}
+
+impl PointError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoRow { .. } => ErrorKind::Bug,
+            Self::Log(error) => error.kind(),
+            Self::File(error) => error.kind(),
+            Self::Entry(_) => ErrorKind::Corrupt,
+        }
+    }
+
+    /// Whether the row's segment was sealed, and the shard's own log cut, since the row was found:
+    /// a newer view finds it again.
+    pub fn is_outdated(&self) -> bool {
+        matches!(self, Self::Log(wal::ReadError::Cut { .. }))
+    }
+}
+
+/// Where rows are kept.
+enum Rows {
+    /// In memory.
+    Growing(Growing),
+    /// In files.
+    Sealed(Box<Sealed>),
+}
+
+/// Rows and their graph.
+pub struct Segment {
+    /// Its number.
+    pub id: SegmentId,
+    rows: Rows,
+    dead: AtomicU32,
+}
+
+impl Segment {
+    /// A segment that takes rows.
+    pub fn growing(id: SegmentId, growing: Growing) -> Self {
+        Self {
+            id,
+            rows: Rows::Growing(growing),
+            dead: AtomicU32::new(0),
+        }
+    }
+
+    /// A segment of files.
+    pub fn sealed(id: SegmentId, sealed: Sealed) -> Self {
+        Self {
+            id,
+            rows: Rows::Sealed(Box::new(sealed)),
+            dead: AtomicU32::new(0),
+        }
+    }
+
+    /// Its rows in memory; `None` once it is sealed.
+    pub fn as_growing(&self) -> Option<&Growing> {
+        match &self.rows {
+            Rows::Growing(growing) => Some(growing),
+            Rows::Sealed(_) => None,
+        }
+    }
+
+    /// Its files; `None` while it is growing.
+    pub fn as_sealed(&self) -> Option<&Sealed> {
+        match &self.rows {
+            Rows::Growing(_) => None,
+            Rows::Sealed(sealed) => Some(sealed),
+        }
+    }
+
+    /// A row, if there is one of that number. Its end is read once, here.
+    pub fn row(&self, row: u32) -> Option<Row<'_>> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.row(row),
+            Rows::Sealed(sealed) => sealed.row(row),
+        }
+    }
+
+    /// All rows so far, dead ones too.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, Row<'_>)> {
+        (0..self.len()).filter_map(|number| Some((number, self.row(number)?)))
+    }
+
+    /// Number of rows so far, dead ones too.
+    pub fn len(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(growing) => growing.len(),
+            Rows::Sealed(sealed) => sealed.len(),
+        }
+    }
+
+    /// Whether no row was ever added.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows that have ended.
+    pub fn dead(&self) -> u32 {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Rows that have not ended.
+    pub fn live(&self) -> u32 {
+        self.len().saturating_sub(self.dead())
+    }
+
+    /// Rows below this are in the graph.
+    pub fn folded(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(growing) => growing.folded(),
+            Rows::Sealed(sealed) => sealed.len(),
+        }
+    }
+
+    /// Ends a row at `at`; false if it had ended or is not there. Only the shard's writer.
+    pub fn end(&self, row: u32, at: Sequence) -> bool {
+        let died = match &self.rows {
+            Rows::Growing(growing) => growing.died(row),
+            Rows::Sealed(sealed) => sealed.died(row),
+        };
+        let ended = died.is_some_and(|died| {
+            died.compare_exchange(ALIVE, at.0, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        });
+        if ended {
+            self.dead.fetch_add(1, Ordering::AcqRel);
+        }
+        ended
+    }
+
+    /// When a row ended, if it has.
+    pub fn end_of(&self, row: u32) -> Option<Sequence> {
+        let died = match &self.rows {
+            Rows::Growing(growing) => growing.died(row),
+            Rows::Sealed(sealed) => sealed.died(row),
+        };
+        let died = died?.load(Ordering::Acquire);
+        (died != ALIVE).then_some(Sequence(died))
+    }
+
+    /// Whether any row, dead or alive, has an expiry.
+    pub fn has_expiring(&self) -> bool {
+        match &self.rows {
+            Rows::Growing(growing) => growing.has_expiring(),
+            Rows::Sealed(sealed) => sealed.has_expiring(),
+        }
+    }
+
+    /// Whether a graph search has to look at rows at all: none has ended, none can expire.
+    pub fn is_all_alive(&self) -> bool {
+        self.dead() == 0 && !self.has_expiring()
+    }
+
+    /// About the nearest rows that `accept` takes, nearest first: `want` of them, found by a walk
+    /// as wide as `beam`. Distances are those of the graph's own codes, near the exact ones.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn walk(
+        &self,
+        query: &Query<'_>,
+        beam: usize,
+        want: usize,
+        accept: Option<&dyn Fn(u32) -> bool>,
+    ) -> Result<Vec<Near>, IndexError> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.search(query.components(), beam, accept),
+            Rows::Sealed(sealed) => Ok(sealed.walk(query, beam, want, accept)),
+        }
+    }
+
+    /// A row's frame as the shard's own log had it. A sealed segment leaves the vector out.
+    ///
+    /// # Errors
+    /// [`PointError`].
+    pub fn frame(&self, row: u32, log: &wal::Reader) -> Result<Bytes, PointError> {
+        match &self.rows {
+            Rows::Growing(_) => {
+                let known = self.row(row).ok_or_else(|| self.no_row(row))?;
+                Ok(log.read(known.wal)?)
+            }
+            Rows::Sealed(sealed) => sealed.frame(row)?.ok_or_else(|| self.no_row(row)),
+        }
+    }
+
+    /// A row's vector as it was published, into `out`.
+    ///
+    /// # Errors
+    /// [`PointError`].
+    pub fn vector(
+        &self,
+        row: u32,
+        log: &wal::Reader,
+        out: &mut Vec<f32>,
+    ) -> Result<(), PointError> {
+        match &self.rows {
+            Rows::Growing(_) => {
+                let frame = self.frame(row, log)?;
+                let words = entry::upsert_body(&frame)?.vector.as_chunks::<4>().0.iter();
+                out.clear();
+                out.extend(words.map(|word| f32::from_le_bytes(*word)));
+                Ok(())
+            }
+            Rows::Sealed(sealed) => Ok(sealed.vector(row, out)?),
+        }
+    }
+
+    /// Memory its graph holds, or maps.
+    pub fn graph_bytes(&self) -> usize {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.bytes(),
+            Rows::Sealed(sealed) => sealed.graph_bytes(),
+        }
+    }
+
+    fn no_row(&self, row: u32) -> PointError {
+        PointError::NoRow {
+            segment: self.id.0,
+            row,
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Sealing: the files of a segment that takes no more rows.
+//!
+//! The folder explains itself: `segment.json` names the shape, the precision and every file with
+//! its length and checksum. It is written under a temporary name and renamed when all of it is
+//! durable, so a folder of the final name is whole.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `segment.json` | what the segment is, and its files; a second line is the first one's CRC-32 |
+//! | `graph.bin` | edges and codes ([`crate::index::packed`]) |
+//! | `vectors.bin` | exact vectors ([`super::vectors`]) |
+//! | `rows.bin` | ids, versions, places ([`super::rows`]) |
+//! | `points.bin` | each row's frame without its vector ([`crate::entry`]) |
+//! | `entries.bin` | deletes and refusals ([`super::entries`]) |
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind as ErrorKindIo, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use shoal_runtime::{ErrorKind, crash};
+use shoal_schemas::{Dim, IndexParameters, Metric};
+
+use crate::{
+    entry::{self, EntryError},
+    index::{
+        IndexError,
+        adjacency::Adjacency,
+        packed,
+        space::{Extent, Space},
+    },
+    segment::{
+        PointError, Row, Segment,
+        entries::Entry,
+        files::{self, FileError, FileMark, Sink, damaged, io_error},
+        rows::{self, PointPlace},
+        vectors::{Precision, fits_f16},
+    },
+    wal,
+};
+
+/// Edges and codes.
+pub const GRAPH_FILE: &str = "graph.bin";
+/// Exact vectors.
+pub const VECTORS_FILE: &str = "vectors.bin";
+/// Ids, versions, places.
+pub const ROWS_FILE: &str = "rows.bin";
+/// Frames without vectors.
+pub const POINTS_FILE: &str = "points.bin";
+/// Deletes and refusals.
+pub const ENTRIES_FILE: &str = "entries.bin";
+/// What the segment is.
+pub const MANIFEST_FILE: &str = "segment.json";
+
+/// Every file of a sealed segment but its masks.
+pub const FILES: [&str; 6] = [
+    MANIFEST_FILE,
+    GRAPH_FILE,
+    VECTORS_FILE,
+    ROWS_FILE,
+    POINTS_FILE,
+    ENTRIES_FILE,
+];
+
+const FORMAT: u32 = 1;
+
+/// What a segment's vectors and graph are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Components a vector.
+    pub dim: Dim,
+    /// Its distance.
+    pub metric: Metric,
+    /// Edges, beams, quantization.
+    pub parameters: IndexParameters,
+}
+
+/// What a sealed segment's folder says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    format: u32,
+    /// Its number in the shard.
+    pub segment: u32,
+    /// Rows, dead ones too.
+    pub rows: u32,
+    /// Rows that had ended when it was sealed: they are in the graph and have no point.
+    pub dead: u32,
+    /// Its vectors and graph.
+    pub shape: Shape,
+    /// How the exact vectors are kept.
+    pub precision: Precision,
+    /// Its files.
+    pub files: Vec<FileMark>,
+}
+
+impl Manifest {
+    /// Reads a folder's manifest.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read(folder: &Path) -> Result<Self, FileError> {
+        let path = folder.join(MANIFEST_FILE);
+        let bytes = fs::read(&path).map_err(io_error(&path))?;
+        let (body, crc) = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|end| bytes.split_at(end))
+            .ok_or_else(|| damaged(&path, "it has one line, two are written"))?;
+        if crc.trim_ascii() != format!("{:08x}", crc32fast::hash(body)).as_bytes() {
+            return Err(damaged(&path, "its checksum does not fit"));
+        }
+        let manifest: Self =
+            serde_json::from_slice(body).map_err(|error| damaged(&path, error.to_string()))?;
+        if manifest.format != FORMAT {
+            let detail = format!("format is {}, this version reads {FORMAT}", manifest.format);
+            return Err(damaged(&path, detail));
+        }
+        Ok(manifest)
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), FileError> {
+        let path = folder.join(MANIFEST_FILE);
+        let mut body =
+            serde_json::to_vec(self).map_err(|error| damaged(&path, error.to_string()))?;
+        let crc = format!("\n{:08x}\n", crc32fast::hash(&body));
+        body.extend_from_slice(crc.as_bytes());
+        let mut file = File::create(&path).map_err(io_error(&path))?;
+        file.write_all(&body)
+            .and_then(|()| file.sync_all())
+            .map_err(io_error(&path))
+    }
+
+    /// Reads every file whole and compares checksums.
+    ///
+    /// # Errors
+    /// [`FileError`], naming the first file that differs.
+    pub fn verify(&self, folder: &Path) -> Result<(), FileError> {
+        self.files
+            .iter()
+            .try_for_each(|mark| files::verify(folder, mark).map(drop))
+    }
+}
+
+/// Why a segment was not sealed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// A file.
+    #[error("cannot write a segment")]
+    File(#[from] FileError),
+    /// A row's point.
+    #[error("cannot read a row to be sealed")]
+    Point(#[from] PointError),
+    /// Its bytes.
+    #[error("a row to be sealed does not read")]
+    Entry(#[from] EntryError),
+    /// The graph as it is.
+    #[error("cannot read the graph to be sealed")]
+    Graph(#[from] IndexError),
+    /// The graph as a file.
+    #[error("cannot write the graph of a segment")]
+    Packed(#[from] packed::WriteError),
+}
+
+impl SealError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::File(error) => error.kind(),
+            Self::Point(PointError::File(error)) => error.kind(),
+            Self::Point(PointError::Log(error)) => error.kind(),
+            Self::Point(_) | Self::Entry(_) => ErrorKind::Corrupt,
+            Self::Graph(error) => error.kind(),
+            // A full disk, which may have room again.
+            Self::Packed(packed::WriteError::Write(_)) => ErrorKind::Retry,
+            Self::Packed(error) => error.kind(),
+        }
+    }
+}
+
+/// A row to be sealed.
+pub struct Origin {
+    /// Where it is.
+    pub segment: Arc<Segment>,
+    /// Which it is there.
+    pub row: u32,
+    /// Whether it had not ended. One that had stays in the graph, for walks to pass through.
+    pub alive: bool,
+}
+
+/// Writes the folder of one segment.
+pub struct Sealer<'a> {
+    /// Where it is to be.
+    pub folder: &'a Path,
+    /// Its number.
+    pub segment: u32,
+    /// Its shape.
+    pub shape: Shape,
+    /// Its rows.
+    pub origins: &'a [Origin],
+    /// Their edges.
+    pub adjacency: &'a Adjacency,
+    /// Deletes and refusals.
+    pub entries: &'a [Entry],
+    /// Where points of growing segments stand.
+    pub log: &'a wal::Reader,
+}
+
+impl Sealer<'_> {
+    /// Writes the folder. `meanwhile` is called between rows and ends the work by saying no.
+    ///
+    /// Returns whether the folder was written.
+    ///
+    /// # Errors
+    /// [`SealError`]; nothing of the final name is there then.
+    pub fn write(
+        &self,
+        mut meanwhile: impl FnMut() -> Result<bool, SealError>,
+    ) -> Result<bool, SealError> {
+        let Some((precision, space)) = self.survey(&mut meanwhile)? else {
+            return Ok(false);
+        };
+        let temporary = self.folder.with_extension("tmp");
+        remove(&temporary)?;
+        fs::create_dir_all(&temporary).map_err(io_error(&temporary))?;
+        let Some(files) = self.write_files(&temporary, precision, &space, &mut meanwhile)? else {
+            remove(&temporary)?;
+            return Ok(false);
+        };
+        let dead = self.origins.iter().filter(|origin| !origin.alive).count();
+        let manifest = Manifest {
+            format: FORMAT,
+            segment: self.segment,
+            rows: u32::try_from(self.origins.len()).unwrap_or(u32::MAX),
+            dead: u32::try_from(dead).unwrap_or(u32::MAX),
+            shape: self.shape,
+            precision,
+            files,
+        };
+        manifest.write(&temporary)?;
+        files::sync_folder(&temporary)?;
+        crash::point("segment_written");
+        // One of that name is left from a crash after this point, and no checkpoint names it.
+        remove(self.folder)?;
+        fs::rename(&temporary, self.folder).map_err(io_error(self.folder))?;
+        if let Some(parent) = self.folder.parent() {
+            files::sync_folder(parent)?;
+        }
+        Ok(true)
+    }
+
+    /// Looks at every vector: how exactly they have to be kept, and how they are coded.
+    fn survey(
+        &self,
+        meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
+    ) -> Result<Option<(Precision, Space)>, SealError> {
+        let shape = self.shape;
+        let quantization = shape.parameters.quantization;
+        let mut extent = Extent::new(shape.dim, shape.metric, quantization);
+        let mut precision = Precision::F16;
+        let mut vector = Vec::new();
+        for origin in self.origins.iter().filter(|origin| origin.alive) {
+            if precision == Precision::F32 && !extent.is_needed() {
+                break;
+            }
+            origin.segment.vector(origin.row, self.log, &mut vector)?;
+            if !fits_f16(&vector) {
+                precision = Precision::F32;
+            }
+            extent.include(&vector);
+            if !meanwhile()? {
+                return Ok(None);
+            }
+        }
+        Ok(Some((precision, extent.space())))
+    }
+
+    fn write_files(
+        &self,
+        folder: &Path,
+        precision: Precision,
+        space: &Space,
+        meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
+    ) -> Result<Option<Vec<FileMark>>, SealError> {
+        let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
+        let expiring = self.origins.iter().filter(|origin| {
+            let row = origin.segment.row(origin.row);
+            origin.alive && row.is_some_and(|row| row.expires_at_ms.is_some())
+        });
+        let expiring = u32::try_from(expiring.count()).unwrap_or(u32::MAX);
+        let mut vectors = Sink::create(folder.join(VECTORS_FILE))?;
+        let mut points = Sink::create(folder.join(POINTS_FILE))?;
+        let mut table = rows::Writer::create(folder.join(ROWS_FILE), rows, expiring)?;
+        let (mut codes, mut biases) = (Vec::new(), Vec::new());
+        let (mut vector, mut bytes) = (Vec::new(), Vec::new());
+        for origin in self.origins {
+            let row = origin.row()?;
+            origin.segment.vector(origin.row, self.log, &mut vector)?;
+            biases.push(space.encode_row(&vector, &mut codes));
+            let mut place = PointPlace::default();
+            if origin.alive {
+                let frame = origin.segment.frame(origin.row, self.log)?;
+                entry::without_vector(&frame, &mut bytes)?;
+                place = PointPlace {
+                    at: points.position(),
+                    bytes: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+                    crc32: crc32fast::hash(&bytes),
+                };
+                points.put(&bytes)?;
+            } else {
+                // Nobody asks for it any more, and zeros take no place in any precision.
+                vector.fill(0.0);
+            }
+            table.push(&row, place)?;
+            bytes.clear();
+            precision.encode(&vector, &mut bytes);
+            vectors.put(&bytes)?;
+            if !meanwhile()? {
+                return Ok(None);
+            }
+        }
+        let mut graph = Sink::create(folder.join(GRAPH_FILE))?;
+        let codes = codes.chunks_exact(space.code_bytes()).zip(biases);
+        packed::write(&mut graph, space, self.adjacency, codes)?;
+        let mut entries = Sink::create(folder.join(ENTRIES_FILE))?;
+        for entry in self.entries {
+            bytes.clear();
+            entry.encode(&mut bytes);
+            entries.put(&bytes)?;
+        }
+        let marks = [
+            graph.finish()?,
+            vectors.finish()?,
+            table.finish()?,
+            points.finish()?,
+            entries.finish()?,
+        ];
+        Ok(Some(marks.into()))
+    }
+}
+
+impl Origin {
+    fn row(&self) -> Result<Row<'_>, PointError> {
+        self.segment.row(self.row).ok_or(PointError::NoRow {
+            segment: self.segment.id.0,
+            row: self.row,
+        })
+    }
+}
+
+fn remove(folder: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKindIo::NotFound => Err(io_error(folder)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,151 @@
+//! The exact vectors of a sealed segment: rows of equal length, read one by one.
+//!
+//! They are kept as they were published, to the last bit: in f16 where every component of every
+//! row is a number that f16 holds, which halves the file, else in f32. They are read with plain
+//! reads, not mapped: a search re-scores a handful of rows, and a mapped page would hold five
+//! for each one it is asked for.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+use crate::segment::files::{FileError, io_error};
+
+/// How a component is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 2 bytes; only where nothing is lost.
+    F16,
+    /// 4 bytes.
+    F32,
+}
+
+impl Precision {
+    /// Bytes a component takes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// Appends a row.
+    pub fn encode(self, vector: &[f32], out: &mut Vec<u8>) {
+        match self {
+            Self::F16 => {
+                for component in vector {
+                    out.extend_from_slice(&f16::from_f32(*component).to_le_bytes());
+                }
+            }
+            Self::F32 => {
+                for component in vector {
+                    out.extend_from_slice(&component.to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// Whether f16 holds every component as it is.
+pub fn fits_f16(vector: &[f32]) -> bool {
+    vector
+        .iter()
+        .all(|component| f16::from_f32(*component).to_f32().to_bits() == component.to_bits())
+}
+
+/// A file of exact vectors.
+pub struct Vectors {
+    file: File,
+    path: PathBuf,
+    precision: Precision,
+    row_bytes: usize,
+}
+
+impl Vectors {
+    /// Opens a file of rows of `dim` components.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn open(path: &Path, dim: usize, precision: Precision) -> Result<Self, FileError> {
+        Ok(Self {
+            file: File::open(path).map_err(io_error(path))?,
+            path: path.to_owned(),
+            precision,
+            row_bytes: dim * precision.bytes(),
+        })
+    }
+
+    /// Reads a row into `out`.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn read(&self, row: u32, out: &mut Vec<f32>) -> Result<(), FileError> {
+        let mut bytes = vec![0u8; self.row_bytes];
+        let row_bytes = u64::try_from(self.row_bytes).unwrap_or(u64::MAX);
+        self.file
+            .read_exact_at(&mut bytes, u64::from(row) * row_bytes)
+            .map_err(io_error(&self.path))?;
+        out.clear();
+        match self.precision {
+            Precision::F16 => {
+                let words = bytes.as_chunks::<2>().0.iter();
+                out.extend(words.map(|word| f16::from_le_bytes(*word).to_f32()));
+            }
+            Precision::F32 => {
+                let words = bytes.as_chunks::<4>().0.iter();
+                out.extend(words.map(|word| f32::from_le_bytes(*word)));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::{Precision, Vectors, fits_f16};
+
+    proptest! {
+        #[test]
+        fn rows_read_back_to_the_last_bit(
+            rows in proptest::collection::vec(proptest::collection::vec(-9e4f32..9e4, 5), 1..6),
+            halves in any::<bool>(),
+        ) {
+            let rows: Vec<Vec<f32>> = rows
+                .into_iter()
+                .map(|row| match halves {
+                    true => row.iter().map(|x| half::f16::from_f32(x / 2.0).to_f32()).collect(),
+                    false => row,
+                })
+                .collect();
+            let precision = match rows.iter().all(|row| fits_f16(row)) {
+                true => Precision::F16,
+                false => Precision::F32,
+            };
+            prop_assert!(!halves || precision == Precision::F16);
+            let mut bytes = Vec::new();
+            for row in &rows {
+                precision.encode(row, &mut bytes);
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("vectors");
+            std::fs::write(&path, bytes).unwrap();
+            let vectors = Vectors::open(&path, 5, precision).unwrap();
+            let mut read = Vec::new();
+            for (number, row) in (0u32..).zip(&rows) {
+                vectors.read(number, &mut read).unwrap();
+                prop_assert_eq!(&read, row);
+            }
+            prop_assert!(vectors.read(u32::try_from(rows.len()).unwrap(), &mut read).is_err());
+        }
+    }
+}
