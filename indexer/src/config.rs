@@ -28,6 +28,17 @@ pub struct Config {
     pub ownership: Ownership,
     /// Tuning of every shard.
     pub engine: EngineConfig,
+    /// Memory the node may take, as the kernel counts what only the process can give back (`RssAnon`). Default: no
+    /// limit.
+    ///
+    /// At nine tenths of it ingest stops until some is given back; searches go on. Leave room above
+    /// it for mapped segments: what of them stays in memory decides how fast searches are.
+    pub memory_budget: Option<ByteSize>,
+    /// Free space to leave on the disk of `data_dir`. Default 256 MiB.
+    ///
+    /// Below it ingest stops until there is room; searches go on. Checkpoints and sealing, which
+    /// free space, take about as much as the largest segment for a moment.
+    pub min_free_disk: ByteSize,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub ready_lag: Duration,
@@ -190,6 +201,8 @@ impl Default for Config {
             advertise: None,
             ownership: OwnershipSettings::default().into(),
             engine: EngineConfig::default(),
+            memory_budget: None,
+            min_free_disk: ByteSize::mib(256),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(20),
@@ -201,6 +214,12 @@ impl Validate for Config {
     fn validate(&self, faults: &mut Vec<String>) {
         if self.node.is_empty() {
             faults.push("indexer.node is empty; name this node".into());
+        }
+        let least = ByteSize::mib(64);
+        if let Some(budget) = self.memory_budget.filter(|budget| *budget < least) {
+            faults.push(format!(
+                "indexer.memory_budget is {budget}, allowed are {least} and more; leave it out for no limit"
+            ));
         }
         if self.probe_interval.is_zero() {
             faults.push("indexer.probe_interval is 0; set 1s or so".into());

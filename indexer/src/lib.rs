@@ -14,6 +14,7 @@ pub mod entry;
 pub mod index;
 pub mod metrics;
 pub mod node;
+pub mod pressure;
 pub mod rule;
 pub mod segment;
 pub mod serve;

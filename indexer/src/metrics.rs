@@ -26,6 +26,8 @@ pub const POINTS: &str = "indexer_points";
 pub const CONTESTED_IDS: &str = "indexer_contested_ids";
 /// Rows not yet in a graph, scanned by every search. Labels: `shard`.
 pub const MEMTABLE_ROWS: &str = "indexer_memtable_rows";
+/// 1 while a limit of the node stops ingest, else 0.
+pub const INGEST_STOPPED: &str = "indexer_ingest_stopped";
 /// Segments a search looks into. Labels: `shard`.
 pub const SEGMENTS: &str = "indexer_segments";
 /// Rows folded into a graph. Labels: `shard`.
@@ -74,6 +76,11 @@ pub fn describe() {
         ),
         (MEMTABLE_ROWS, Unit::Count, "rows not yet in a graph"),
         (SEGMENTS, Unit::Count, "segments a search looks into"),
+        (
+            INGEST_STOPPED,
+            Unit::Count,
+            "1 while a limit of the node stops ingest",
+        ),
         (
             SHARD_CPU,
             Unit::Count,

@@ -1,8 +1,9 @@
 //! A node's shards: which it owns, and everything that keeps them going.
 //!
-//! Four threads beside the shards' own: *owner* follows the group (or the static list) and starts
+//! Five threads beside the shards' own: *owner* follows the group (or the static list) and starts
 //! and stops shards; *syncer* makes their logs durable; *prober* asks the broker for its ends;
-//! *claims* tells the control topic who serves what. The group only decides who owns a partition;
+//! *limits* compares what the process uses with what it may; *claims* tells the control topic
+//! who serves what. The group only decides who owns a partition;
 //! a shard's data offsets are its own.
 
 mod owner;
@@ -21,7 +22,7 @@ use shoal_schemas::{CollectionName, Offset, Partition};
 use shoal_topic::{Deps, ReadError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, shard::Shared, wal};
+use crate::{config::Config, pressure::Pressure, shard::Shared, wal};
 
 /// A shard's name: its collection and number.
 pub type ShardKey = (CollectionName, Partition);
@@ -115,6 +116,7 @@ pub struct Node {
     shards: Arc<Mutex<BTreeMap<ShardKey, Arc<Held>>>>,
     /// Whether it is known which shards are this node's; until then having none means nothing.
     placed: Arc<AtomicBool>,
+    pressure: Arc<Pressure>,
 }
 
 impl Node {
@@ -126,6 +128,7 @@ impl Node {
             address: address.into(),
             shards: Arc::default(),
             placed: Arc::default(),
+            pressure: Arc::default(),
         }
     }
 
@@ -160,6 +163,11 @@ impl Node {
         let prober = self.clone();
         tasks.spawn_thread("prober", move || {
             prober.probe();
+            Ok::<_, std::convert::Infallible>(())
+        })?;
+        let limits = self.clone();
+        tasks.spawn_thread("limits", move || {
+            limits.limit();
             Ok::<_, std::convert::Infallible>(())
         })?;
         let claims = self.clone();

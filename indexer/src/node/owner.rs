@@ -229,6 +229,7 @@ impl Node {
             folder,
             self.config.engine.clone(),
         );
+        spec.pressure = self.pressure.clone();
         spec.incarnation = state.defined_at.get(&key.0).copied().unwrap_or_default();
         let label = spec.label();
         let held = Held {

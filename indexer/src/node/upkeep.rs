@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use metrics::gauge;
 use shoal_runtime::{chain, clock::Stopwatch};
 use shoal_schemas::{
     Offset,
@@ -13,7 +14,9 @@ use tracing::{info, warn};
 use crate::{
     config::Ownership,
     dlq::wait,
+    metrics as names,
     node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
+    pressure::{self, Limits},
     shard::Shared,
 };
 
@@ -21,6 +24,8 @@ use crate::{
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the broker is asked while a shard waits to serve.
 const PROBE_OPENING: Duration = Duration::from_millis(50);
+/// How often the limits are looked at: at full speed ingest takes some megabytes in that time.
+const LIMIT_EVERY: Duration = Duration::from_millis(250);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
 
@@ -46,6 +51,32 @@ impl Node {
             wait(cancel, self.config.engine.sync_interval);
         }
         Ok(())
+    }
+
+    /// Compares what the process uses with its limits, until it ends.
+    pub(super) fn limit(&self) {
+        let cancel = self.deps.tasks.cancel();
+        let limits = Limits {
+            memory: self.config.memory_budget,
+            free_disk: self.config.min_free_disk,
+            folder: self.config.data_dir.clone(),
+        };
+        let mut was_told = false;
+        while !cancel.is_cancelled() {
+            match pressure::measure(&limits.folder) {
+                Ok(used) => {
+                    self.pressure.update(&limits, used);
+                    let stopped = self.pressure.reached().is_some();
+                    gauge!(names::INGEST_STOPPED).set(if stopped { 1.0 } else { 0.0 });
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut was_told, true) {
+                        warn!(%error, "the system does not tell what this process uses, limits are not kept");
+                    }
+                }
+            }
+            wait(cancel, LIMIT_EVERY);
+        }
     }
 
     pub(super) fn probe(&self) {

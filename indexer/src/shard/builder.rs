@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use metrics::{counter, histogram};
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     dlq,
@@ -30,6 +30,8 @@ use crate::{
     view::View,
 };
 
+/// Priority of building below that of everything else, as `nice` counts.
+const NICE: i32 = 5;
 /// Rows of a segment folded before the builder looks at anything else.
 const FOLD_ROWS: u32 = 64;
 /// Rows folded for each row that a compaction moves: ingest at full speed holds neither up.
@@ -61,6 +63,10 @@ pub fn run(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
+    // Of the calling thread alone, as Linux has it. Searches come first where processors are short.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        debug!(%error, "the builder runs at the same priority as searches");
+    }
     // What an earlier process wrote; what this one writes it has just had in its hands.
     let mut unchecked = shared.view.load().segments.clone();
     loop {

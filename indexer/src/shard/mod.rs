@@ -38,6 +38,7 @@ use crate::{
     catalog::Catalog,
     config::EngineConfig,
     index::{IndexError, hnsw},
+    pressure::Pressure,
     segment::{Segment, SegmentId, Sequence, growing::Growing, seal::Shape},
     view::View,
     wal::{self, Position},
@@ -83,6 +84,8 @@ pub struct Spec {
     pub folder: PathBuf,
     /// Tuning.
     pub engine: EngineConfig,
+    /// Whether the node has reached a limit.
+    pub pressure: Arc<Pressure>,
 }
 
 impl Spec {
@@ -111,6 +114,7 @@ impl Spec {
             region,
             folder,
             engine,
+            pressure: Arc::default(),
         }
     }
 

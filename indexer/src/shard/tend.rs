@@ -9,7 +9,7 @@ use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
 use tracing::warn;
 
 use crate::{
-    segment::{Segment, Sequence},
+    segment::{Segment, Sequence, growing::CHUNK_ROWS},
     shard::{
         checkpoint::{Job, SourceState},
         compact::{Compacted, Moving},
@@ -79,6 +79,15 @@ impl Writer {
 
     fn start_moving(&mut self, compacted: Compacted) {
         self.moving = Some(Moving::start(&self.shared, compacted, self.sequence));
+    }
+
+    /// Asks for the growing segment to be sealed, if it is large enough for that to free memory.
+    pub fn seal_soon(&self) {
+        let view = self.shared.view.load();
+        let growing = view.growing();
+        if growing.len() >= CHUNK_ROWS && growing.folded() == growing.len() {
+            self.shared.work().seal_wanted = true;
+        }
     }
 
     /// Whether the growing segment has enough rows, all folded, and no new one for a while.

@@ -17,6 +17,7 @@ use crate::{
     dlq::{self, Refused},
     entry::{Draft, Stamp},
     metrics as names,
+    pressure::Reached,
     rule::SourceIndex,
     shard::{
         Shared,
@@ -140,6 +141,13 @@ impl Turns {
             self.retry_when_full(begun)?;
             if let Some(why) = super::lock(&self.shared.damage).take() {
                 return Ok(Ended::Gone(why));
+            }
+            if let Some(reached) = self.shared.spec.pressure.reached() {
+                if reached == Reached::Memory {
+                    self.writer.seal_soon();
+                }
+                self.writer.wait_for_room();
+                continue;
             }
             if self.writer.is_full() {
                 self.writer.wait_for_room();

@@ -1,0 +1,208 @@
+//! Limits of the node: memory and disk. A reached one stops ingest, never searches.
+//!
+//! What is measured is what only this process can give back: its anonymous memory. Mapped files
+//! are the kernel's to drop. Ingest stops at nine tenths of the budget, so that what is under way
+//! still fits, and goes on below eight and a half; on a disk it stops while there is still room for a
+//! checkpoint and for sealing, which free space. The log it does not read meanwhile is Kafka's.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use bytesize::ByteSize;
+use tracing::{info, warn};
+
+/// Share of the memory budget at which ingest stops.
+const STOP_SHARE: f64 = 0.9;
+/// Share below which it goes on.
+const RESUME_SHARE: f64 = 0.85;
+/// How many times the least free space there has to be before ingest goes on.
+const RESUME_FREE: f64 = 1.1;
+
+/// What may be used.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Anonymous memory; none is no limit.
+    pub memory: Option<ByteSize>,
+    /// Free space to leave on the disk of `folder`.
+    pub free_disk: ByteSize,
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+/// What is used, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Anonymous memory, bytes.
+    pub memory_bytes: u64,
+    /// Free space of the disk, bytes; `None` if it could not be asked for.
+    pub free_bytes: Option<u64>,
+}
+
+/// A limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// The memory budget. Sealing what grows gives some back.
+    Memory,
+    /// The disk.
+    Disk,
+}
+
+/// Whether a limit is reached, for every shard of a node to see.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    reached: Mutex<Option<Reached>>,
+}
+
+impl Pressure {
+    /// The limit that is reached, if one is.
+    pub fn reached(&self) -> Option<Reached> {
+        *self.lock()
+    }
+
+    /// Takes a measurement in, and says it when ingest stops or goes on.
+    pub fn update(&self, limits: &Limits, used: Used) {
+        let mut reached = self.lock();
+        let next = judge(limits, used, *reached);
+        if next == *reached {
+            return;
+        }
+        match next {
+            Some(Reached::Memory) => warn!(
+                used = %ByteSize(used.memory_bytes),
+                budget = %limits.memory.unwrap_or_default(),
+                "memory budget is reached: ingest stops, searches go on; raise indexer.memory_budget or move shards to another node"
+            ),
+            Some(Reached::Disk) => warn!(
+                free = %ByteSize(used.free_bytes.unwrap_or_default()),
+                kept_free = %limits.free_disk,
+                folder = %limits.folder.display(),
+                "disk is nearly full: ingest stops, searches go on; make room or lower indexer.min_free_disk"
+            ),
+            None => info!("ingest goes on, no limit is reached any more"),
+        }
+        *reached = next;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Reached>> {
+        self.reached.lock().expect("nothing panics under this lock")
+    }
+}
+
+/// Which limit is reached now, after `before`.
+fn judge(limits: &Limits, used: Used, before: Option<Reached>) -> Option<Reached> {
+    let memory_share = if before == Some(Reached::Memory) {
+        RESUME_SHARE
+    } else {
+        STOP_SHARE
+    };
+    let over_memory = limits
+        .memory
+        .is_some_and(|budget| number(used.memory_bytes) >= number(budget.as_u64()) * memory_share);
+    if over_memory {
+        return Some(Reached::Memory);
+    }
+    let keep = if before == Some(Reached::Disk) {
+        RESUME_FREE
+    } else {
+        1.0
+    };
+    let over_disk = used
+        .free_bytes
+        .is_some_and(|free| number(free) < number(limits.free_disk.as_u64()) * keep);
+    over_disk.then_some(Reached::Disk)
+}
+
+/// What this process uses now.
+///
+/// # Errors
+/// The system's own, if it does not tell.
+pub fn measure(folder: &Path) -> io::Result<Used> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let memory_bytes = anonymous_bytes(&status)
+        .ok_or_else(|| io::Error::other("/proc/self/status has no RssAnon"))?;
+    let disk = rustix::fs::statvfs(folder).ok();
+    Ok(Used {
+        memory_bytes,
+        free_bytes: disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+    })
+}
+
+/// `RssAnon` of a process status, bytes.
+fn anonymous_bytes(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "a share of gigabytes is not told to the byte"
+)]
+fn number(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use bytesize::ByteSize;
+
+    use super::{Limits, Pressure, Reached, Used, anonymous_bytes, measure};
+
+    fn limits() -> Limits {
+        Limits {
+            memory: Some(ByteSize(1000)),
+            free_disk: ByteSize(100),
+            folder: "/".into(),
+        }
+    }
+
+    #[test]
+    fn ingest_stops_below_a_limit_and_goes_on_some_way_further_down() {
+        let pressure = Pressure::default();
+        let after = |memory_bytes, free| {
+            let used = Used {
+                memory_bytes,
+                free_bytes: Some(free),
+            };
+            pressure.update(&limits(), used);
+            pressure.reached()
+        };
+        assert_eq!(after(899, 1000), None);
+        assert_eq!(after(900, 1000), Some(Reached::Memory));
+        assert_eq!(after(851, 1000), Some(Reached::Memory));
+        assert_eq!(after(849, 1000), None);
+        assert_eq!(after(0, 99), Some(Reached::Disk));
+        assert_eq!(after(0, 109), Some(Reached::Disk));
+        assert_eq!(after(0, 111), None);
+    }
+
+    #[test]
+    fn without_a_budget_memory_is_not_limited() {
+        let pressure = Pressure::default();
+        let used = Used {
+            memory_bytes: u64::MAX,
+            free_bytes: None,
+        };
+        pressure.update(&Limits::default(), used);
+        assert_eq!(pressure.reached(), None);
+    }
+
+    #[test]
+    fn a_process_is_measured() {
+        assert_eq!(
+            anonymous_bytes("VmRSS:\t 9 kB\nRssAnon:\t  12 kB\n"),
+            Some(12 * 1024)
+        );
+        let used = measure(std::path::Path::new("/")).unwrap();
+        assert!(used.memory_bytes > 1 << 16);
+        assert!(used.free_bytes.is_some());
+    }
+}
