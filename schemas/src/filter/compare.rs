@@ -13,7 +13,7 @@ const ABOVE_EVERY_INTEGER: f64 = 9_223_372_036_854_775_808.0;
 
 /// Orders two values; `None` if they are of kinds that do not compare. Lists never do: their
 /// items are compared one by one.
-pub(super) fn compare(left: &Value, right: &Value) -> Option<Ordering> {
+pub fn compare(left: &Value, right: &Value) -> Option<Ordering> {
     match (left, right) {
         (Value::String(left), Value::String(right)) => Some(left.as_bytes().cmp(right.as_bytes())),
         (Value::Integer(left), Value::Integer(right))

@@ -6,7 +6,7 @@
 //! edge; past that every field is declared and every value fits its field.
 
 mod check;
-mod compare;
+pub mod compare;
 mod json;
 mod matches;
 mod proto;
