@@ -6,6 +6,23 @@
 
 use std::collections::BTreeMap;
 
+use shoal_schemas::Value;
+
+/// A value that hits share: what a filter's `In` takes for equal is equal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shared {
+    /// A text.
+    Text(String),
+    /// A whole number, or a float that is one.
+    Whole(i64),
+    /// Another float, by its bits.
+    Float(u64),
+    /// True or false.
+    Boolean(bool),
+    /// Milliseconds since the Unix epoch.
+    Timestamp(i64),
+}
+
 /// Groups that are being filled.
 #[derive(Clone, Debug)]
 pub struct Groups<V, H> {
@@ -35,6 +52,45 @@ pub enum Needs<'a, V> {
     NotOf(Vec<&'a V>),
     /// There are all groups, and these are short of hits.
     Of(Vec<&'a V>),
+}
+
+impl Shared {
+    /// What points with this value have in common: for a list each of its items.
+    pub fn of(value: &Value) -> Vec<Self> {
+        match value {
+            Value::String(text) => vec![Self::Text(text.clone())],
+            Value::Strings(texts) => texts.iter().cloned().map(Self::Text).collect(),
+            Value::Integer(number) => vec![Self::Whole(*number)],
+            Value::Float(number) => vec![Self::of_float(*number)],
+            Value::Boolean(truth) => vec![Self::Boolean(*truth)],
+            Value::Timestamp(millis) => vec![Self::Timestamp(*millis)],
+        }
+    }
+
+    /// As a value again: for an answer, or for a filter that asks for more of it.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Self::Text(text) => Value::String(text.clone()),
+            Self::Whole(number) => Value::Integer(*number),
+            Self::Float(bits) => Value::Float(f64::from_bits(*bits)),
+            Self::Boolean(truth) => Value::Boolean(*truth),
+            Self::Timestamp(millis) => Value::Timestamp(*millis),
+        }
+    }
+
+    fn of_float(number: f64) -> Self {
+        /// 2^63, which no `i64` reaches.
+        const ABOVE: f64 = 9_223_372_036_854_775_808.0;
+        let is_whole = number.fract() == 0.0 && (-ABOVE..ABOVE).contains(&number);
+        #[expect(
+            clippy::as_conversions,
+            reason = "a whole float within the range of i64 converts exactly"
+        )]
+        match is_whole {
+            true => Self::Whole(number as i64),
+            false => Self::Float(number.to_bits()),
+        }
+    }
 }
 
 impl<V: Ord + Clone, H: Clone> Groups<V, H> {
@@ -117,7 +173,9 @@ impl<V: Ord + Clone, H: Clone> Groups<V, H> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Group, Groups, Needs};
+    use shoal_schemas::{Value, filter::compare::compare};
+
+    use super::{Group, Groups, Needs, Shared};
 
     fn hits() -> impl Strategy<Value = Vec<Vec<u8>>> {
         proptest::collection::vec(proptest::collection::vec(0u8..6, 0..3), 0..40)
@@ -173,6 +231,50 @@ mod tests {
             prop_assert_eq!(groups.is_full(), groups.needs() == Needs::Nothing);
             prop_assert_eq!(groups.offer(&hits.len(), [value]), needed);
         }
+    }
+
+    #[test]
+    fn what_is_equal_to_a_filter_is_shared() {
+        let numbers = [
+            0.0,
+            -0.0,
+            0.5,
+            1e300,
+            9_007_199_254_740_992.0,
+            9.223_372_036_854_776e18,
+        ];
+        let whole = [
+            0,
+            1,
+            i64::MIN,
+            i64::MAX,
+            9_007_199_254_740_992,
+            9_007_199_254_740_993,
+        ];
+        let mut values: Vec<Value> = numbers.into_iter().map(Value::Float).collect();
+        values.extend(whole.map(Value::Integer));
+        values.extend([
+            Value::Timestamp(0),
+            Value::Boolean(false),
+            Value::String("0".to_owned()),
+        ]);
+        values.push(Value::Float(-9.223_372_036_854_776e18));
+        for left in &values {
+            for right in &values {
+                let is_equal = compare(left, right).is_some_and(std::cmp::Ordering::is_eq);
+                assert_eq!(
+                    Shared::of(left) == Shared::of(right),
+                    is_equal,
+                    "{left:?} {right:?}"
+                );
+            }
+            let back = Shared::of(left).first().map(Shared::to_value);
+            let is_equal =
+                back.is_some_and(|back| compare(&back, left).is_some_and(|order| order.is_eq()));
+            assert!(is_equal, "{left:?}");
+        }
+        let list = Value::Strings(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(Shared::of(&list).len(), 2);
     }
 
     #[test]

@@ -55,6 +55,9 @@ fn wanted(kind: &Option<FieldKind>) -> String {
 }
 
 /// The payload index of a segment that takes no more rows.
+///
+/// Bytes that are damaged give errors or other rows, never a panic; only a checksum over all of
+/// them, which the caller keeps, tells the latter.
 #[derive(Debug)]
 pub struct Sealed<B> {
     bytes: B,
