@@ -5,8 +5,15 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["point", "collection", "search", "publish", "shard"]
-        .map(|name| format!("proto/shoal/v1/{name}.proto"));
+    let files = [
+        "point",
+        "filter",
+        "collection",
+        "search",
+        "publish",
+        "shard",
+    ]
+    .map(|name| format!("proto/shoal/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod config;
 pub mod dlq;
 pub mod entry;
+pub mod fields;
 pub mod index;
 pub mod metrics;
 pub mod node;

@@ -1,6 +1,6 @@
 //! The contract every Shoal role and every foreign client shares.
 //!
-//! Names, points, versions, routing, the record's encodings and headers, tokens, the reasons a
+//! Names, points, filters, versions, routing, the record's encodings and headers, tokens, the reasons a
 //! record is refused, what stands in the control topic, and the protobuf API. Everything here is
 //! pure: no file, no socket, no clock is read, so each rule can be tested and replayed.
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ pub mod control;
 pub mod digest;
 pub mod dlq;
 pub mod event;
+pub mod filter;
 pub mod headers;
 pub mod json;
 pub mod log;
@@ -24,9 +25,10 @@ pub mod v1;
 pub mod vector;
 pub mod version;
 
-pub use collection::{Collection, IndexParameters, Metric, Partitioner, Quantization};
+pub use collection::{Collection, FieldKind, IndexParameters, Metric, Partitioner, Quantization};
 pub use digest::{Digest, RowHash};
 pub use event::{Event, Record};
+pub use filter::Filter;
 pub use log::{ClusterId, Offset, Partition, Source};
 pub use name::{CollectionName, RegionName};
 pub use payload::{Payload, Value};

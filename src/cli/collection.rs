@@ -1,6 +1,7 @@
 //! `shoal collection`: definitions, straight from and into the control topic.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     process::ExitCode,
     time::Duration,
@@ -10,8 +11,9 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use shoal_schemas::{
-    Collection, CollectionName, IndexParameters, Metric, Partition, Partitioner, Quantization,
-    collection::{default_delete_retention_ms, default_max_record_bytes},
+    Collection, CollectionName, FieldKind, IndexParameters, Metric, Partition, Partitioner,
+    Quantization,
+    collection::{FieldKindError, default_delete_retention_ms, default_max_record_bytes},
     vector::Dim,
 };
 use shoal_topic::{collections, control::ControlState};
@@ -78,6 +80,10 @@ pub(super) struct Create {
     /// Largest record, key and value, such as 1MiB
     #[arg(long)]
     max_record_bytes: Option<ByteSize>,
+    /// A payload field to filter and group by, such as year=integer; kinds are keyword, integer,
+    /// float, boolean and timestamp. Give it once a field
+    #[arg(long = "field", value_name = "NAME=KIND", value_parser = field)]
+    fields: Vec<(String, FieldKind)>,
     #[command(flatten)]
     kafka: KafkaFlag,
 }
@@ -164,7 +170,28 @@ impl Verb {
     }
 }
 
+fn field(text: &str) -> Result<(String, FieldKind), Usage> {
+    // The kind has no `=`, a name may have one.
+    let (name, kind) = text
+        .rsplit_once('=')
+        .ok_or_else(|| Usage(format!("`{text}` says no kind; write it as name=keyword")))?;
+    let kind = kind
+        .parse()
+        .map_err(|error: FieldKindError| Usage(error.to_string()))?;
+    Ok((name.to_owned(), kind))
+}
+
 impl Create {
+    fn declared(&self) -> Result<BTreeMap<String, FieldKind>, Usage> {
+        let mut fields = BTreeMap::new();
+        for (name, kind) in &self.fields {
+            if fields.insert(name.clone(), *kind).is_some() {
+                return Err(Usage(format!("field `{name}` is given twice")));
+            }
+        }
+        Ok(fields)
+    }
+
     fn definition(&self) -> Result<Collection, Usage> {
         let defaults = IndexParameters::default();
         let max_record_bytes = match self.max_record_bytes {
@@ -206,6 +233,7 @@ impl Create {
             replication_factor: self.replication_factor,
             delete_retention_ms,
             max_record_bytes,
+            fields: self.declared()?,
         };
         collection
             .check()

@@ -1,8 +1,10 @@
 //! The JSON bodies and query strings that callers send. An unknown field is refused by name.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use shoal_schemas::{
-    Collection, CollectionName, IndexParameters, Metric, Partitioner,
+    Collection, CollectionName, FieldKind, IndexParameters, Metric, Partitioner,
     collection::{default_delete_retention_ms, default_max_record_bytes},
     v1,
     vector::Dim,
@@ -158,6 +160,8 @@ pub(crate) struct Definition {
     delete_retention_ms: u64,
     #[serde(default = "default_max_record_bytes")]
     max_record_bytes: u32,
+    #[serde(default)]
+    fields: BTreeMap<String, FieldKind>,
 }
 
 fn murmur2() -> Partitioner {
@@ -177,6 +181,7 @@ impl Definition {
             replication_factor: self.replication_factor,
             delete_retention_ms: self.delete_retention_ms,
             max_record_bytes: self.max_record_bytes,
+            fields: self.fields,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What a collection is: the shape of its vectors, its partitions, its index.
 
+mod field;
 mod proto;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +11,8 @@ use crate::{
     name::CollectionName,
     vector::{Dim, DimError},
 };
+
+pub use field::{FIELD_KINDS, FieldKind, FieldKindError, MAX_DECLARED_FIELDS};
 
 /// How near two vectors are. Smaller is nearer in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,6 +104,9 @@ pub struct Collection {
     /// Largest record taken, key and value, bytes.
     #[serde(default = "default_max_record_bytes")]
     pub max_record_bytes: u32,
+    /// Payload fields that searches can filter and group by. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, FieldKind>,
 }
 
 /// 7 days: a shard or region away for less sees every delete.
@@ -138,6 +146,33 @@ pub enum DefinitionError {
         /// What may stand there.
         allowed: &'static str,
     },
+    /// A kind of field that this version does not know.
+    #[error("field `{field}` has the unknown kind {found}; set one of {allowed}")]
+    FieldKind {
+        /// The field's name.
+        field: String,
+        /// As given.
+        found: i32,
+        /// What may stand there.
+        allowed: &'static str,
+    },
+    /// Too many fields.
+    #[error("collection declares {found} fields, allowed are {MAX_DECLARED_FIELDS}")]
+    Fields {
+        /// As given.
+        found: usize,
+    },
+    /// A field's empty or overlong name.
+    #[error(
+        "field `{name_start}` has a name of {name_bytes} bytes, allowed are 1 to {}",
+        crate::payload::MAX_NAME_BYTES
+    )]
+    FieldName {
+        /// The name's first characters.
+        name_start: String,
+        /// Its length.
+        name_bytes: usize,
+    },
     /// A number is out of range.
     #[error("{field} is {found}, allowed are {min} to {max}")]
     Range {
@@ -166,13 +201,14 @@ impl Collection {
             replication_factor: None,
             delete_retention_ms: default_delete_retention_ms(),
             max_record_bytes: default_max_record_bytes(),
+            fields: BTreeMap::new(),
         }
     }
 
-    /// Checks every number that has a range.
+    /// Checks every number that has a range, and the declared fields.
     ///
     /// # Errors
-    /// [`DefinitionError::Range`] for the first one outside.
+    /// [`DefinitionError`] for the first fault.
     pub fn check(&self) -> Result<(), DefinitionError> {
         let ranges = [
             ("partitions", u64::from(self.partitions), 1, 4096),
@@ -212,6 +248,6 @@ impl Collection {
                 });
             }
         }
-        Ok(())
+        field::check(&self.fields)
     }
 }

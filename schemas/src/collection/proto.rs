@@ -2,8 +2,10 @@
 //!
 //! Zeros take their defaults on the way in, so that a client names only what it cares about.
 
+use std::collections::BTreeMap;
+
 use super::{
-    Collection, DefinitionError, IndexParameters, Metric, Partitioner, Quantization,
+    Collection, DefinitionError, FieldKind, IndexParameters, Metric, Partitioner, Quantization,
     default_delete_retention_ms, default_max_record_bytes,
 };
 use crate::{v1, vector::Dim};
@@ -12,6 +14,7 @@ const METRICS: &str = "METRIC_COSINE, METRIC_INNER_PRODUCT, METRIC_L2";
 const PARTITIONERS: &str = "PARTITIONER_MURMUR2, PARTITIONER_CRC32";
 const QUANTIZATIONS: &str =
     "QUANTIZATION_F32, QUANTIZATION_F16, QUANTIZATION_BF16, QUANTIZATION_I8";
+const KINDS: &str = "FIELD_KIND_KEYWORD, FIELD_KIND_INTEGER, FIELD_KIND_FLOAT, FIELD_KIND_BOOLEAN, FIELD_KIND_TIMESTAMP";
 
 impl Collection {
     /// The definition as the protobuf API carries it.
@@ -36,6 +39,11 @@ impl Collection {
             replication_factor: self.replication_factor.unwrap_or(0).into(),
             delete_retention_ms: self.delete_retention_ms,
             max_record_bytes: self.max_record_bytes,
+            fields: self
+                .fields
+                .iter()
+                .map(|(name, kind)| (name.clone(), kind.to_proto().into()))
+                .collect(),
         }
     }
 
@@ -78,6 +86,7 @@ impl Collection {
                 0 => default_max_record_bytes(),
                 given => given,
             },
+            fields: declared(collection.fields)?,
         };
         checked.check()?;
         Ok(checked)
@@ -124,6 +133,42 @@ impl IndexParameters {
     }
 }
 
+impl FieldKind {
+    fn to_proto(self) -> v1::FieldKind {
+        match self {
+            Self::Keyword => v1::FieldKind::Keyword,
+            Self::Integer => v1::FieldKind::Integer,
+            Self::Float => v1::FieldKind::Float,
+            Self::Boolean => v1::FieldKind::Boolean,
+            Self::Timestamp => v1::FieldKind::Timestamp,
+        }
+    }
+}
+
+/// Declared fields, whose kinds have no default.
+fn declared(
+    fields: std::collections::HashMap<String, i32>,
+) -> Result<BTreeMap<String, FieldKind>, DefinitionError> {
+    let kinds = fields.into_iter().map(|(name, number)| {
+        let kind = match v1::FieldKind::try_from(number) {
+            Ok(v1::FieldKind::Keyword) => FieldKind::Keyword,
+            Ok(v1::FieldKind::Integer) => FieldKind::Integer,
+            Ok(v1::FieldKind::Float) => FieldKind::Float,
+            Ok(v1::FieldKind::Boolean) => FieldKind::Boolean,
+            Ok(v1::FieldKind::Timestamp) => FieldKind::Timestamp,
+            Ok(v1::FieldKind::Unspecified) | Err(_) => {
+                return Err(DefinitionError::FieldKind {
+                    field: name.chars().take(32).collect(),
+                    found: number,
+                    allowed: KINDS,
+                });
+            }
+        };
+        Ok((name, kind))
+    });
+    kinds.collect()
+}
+
 /// An enumeration's number as its value.
 fn known<E: TryFrom<i32>>(
     field: &'static str,
@@ -153,7 +198,8 @@ mod tests {
 
     use crate::{
         Collection, IndexParameters, Metric, Partitioner, Quantization,
-        collection::DefinitionError, v1,
+        collection::{DefinitionError, FIELD_KINDS},
+        v1,
     };
 
     fn minimal() -> v1::Collection {
@@ -192,6 +238,7 @@ mod tests {
         given.replication_factor = Some(3);
         given.delete_retention_ms = 1;
         given.max_record_bytes = 4096;
+        given.fields = FIELD_KINDS.map(|kind| (kind.to_string(), kind)).into();
         assert_eq!(Collection::from_proto(given.to_proto()).unwrap(), given);
         let json = serde_json::to_string(&given).unwrap();
         assert_eq!(serde_json::from_str::<Collection>(&json).unwrap(), given);
@@ -225,6 +272,17 @@ mod tests {
                 "{refused}"
             );
         }
+        let unknown = with(|c| c.fields = [("year".to_owned(), 9)].into());
+        assert!(unknown.to_string().contains("`year`"), "{unknown}");
+        let unsaid = with(|c| c.fields = [("year".to_owned(), 0)].into());
+        assert!(
+            unsaid.to_string().contains("FIELD_KIND_KEYWORD"),
+            "{unsaid}"
+        );
+        let nameless = with(|c| c.fields = [(String::new(), 1)].into());
+        assert!(matches!(nameless, DefinitionError::FieldName { .. }));
+        let many = with(|c| c.fields = (0..65).map(|n| (n.to_string(), 1)).collect());
+        assert!(matches!(many, DefinitionError::Fields { found: 65 }));
         assert!(matches!(with(|c| c.dim = 1), DefinitionError::Dim(_)));
         assert!(matches!(with(|c| c.name.clear()), DefinitionError::Name(_)));
     }

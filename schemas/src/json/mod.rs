@@ -9,7 +9,7 @@
 //! the record's key and topic. An unknown field is refused by name: a misspelt `expires_at`
 //! must not silently mean for ever.
 
-mod time;
+pub(crate) mod time;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json, json};

@@ -48,7 +48,7 @@ impl de::Visitor<'_> for Visitor {
 }
 
 /// Reads `2026-01-31T23:59:59.123+01:00`; `None` if it is anything else.
-fn rfc3339(text: &[u8]) -> Option<i64> {
+pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
     let (date_time, rest) = text.split_first_chunk::<19>()?;
     let [
         y1,

@@ -57,7 +57,7 @@ impl Value {
     ///
     /// # Errors
     /// What was found instead of a value that a payload holds.
-    fn from_json(json: Json) -> Result<Self, &'static str> {
+    pub(crate) fn from_json(json: Json) -> Result<Self, &'static str> {
         match json {
             Json::Null => Err("null"),
             Json::Bool(truth) => Ok(Self::Boolean(truth)),

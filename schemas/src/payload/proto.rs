@@ -36,7 +36,7 @@ impl Payload {
 }
 
 impl Value {
-    fn to_proto(&self) -> v1::Value {
+    pub(crate) fn to_proto(&self) -> v1::Value {
         let kind = match self {
             Self::String(text) => Proto::String(text.clone()),
             Self::Integer(number) => Proto::Integer(*number),
@@ -50,7 +50,7 @@ impl Value {
         v1::Value { kind: Some(kind) }
     }
 
-    fn from_proto(kind: Proto) -> Self {
+    pub(crate) fn from_proto(kind: Proto) -> Self {
         match kind {
             Proto::String(text) => Self::String(text),
             Proto::Integer(number) => Self::Integer(number),

@@ -1,8 +1,8 @@
 //! In what two definitions of one collection differ, for a person to read.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
-use shoal_schemas::{Collection, IndexParameters};
+use shoal_schemas::{Collection, FieldKind, IndexParameters};
 
 /// A field in which two definitions differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
         replication_factor,
         delete_retention_ms,
         max_record_bytes,
+        fields,
     } = wanted;
     let replicas =
         |factor: Option<u16>| factor.map_or("the broker's default".into(), |n| n.to_string());
@@ -76,6 +77,7 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             found.max_record_bytes.to_string(),
             max_record_bytes.to_string(),
         ),
+        ("fields", spelt(&found.fields), spelt(fields)),
     ];
     pairs
         .into_iter()
@@ -86,6 +88,18 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             wanted,
         })
         .collect()
+}
+
+/// Declared fields as the command line spells them.
+fn spelt(fields: &BTreeMap<String, FieldKind>) -> String {
+    if fields.is_empty() {
+        return "none".into();
+    }
+    let all: Vec<String> = fields
+        .iter()
+        .map(|(name, kind)| format!("{name}={kind}"))
+        .collect();
+    all.join(",")
 }
 
 /// An enum's value as the definition spells it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use shoal_runtime::{clock::System, tasks::Tasks};
 use shoal_schemas::{
-    Collection, CollectionName, Metric, Partition, Partitioner,
+    Collection, CollectionName, FieldKind, Metric, Partition, Partitioner,
     control::{Claim, Entry, Key},
 };
 use tokio_util::sync::CancellationToken;
@@ -108,15 +108,17 @@ async fn another_definition_is_refused_with_every_difference() {
     other.dim = 8.try_into().unwrap();
     other.partitioner = Partitioner::Crc32;
     other.index.m = 32;
+    other.fields = [("year".to_owned(), FieldKind::Integer)].into();
     let refused = world.create(&other).await.unwrap_err().to_string();
     for difference in [
         "dim is 4, asked for was 8",
         "partitioner is murmur2, asked for was crc32",
         "index.m is 16, asked for was 32",
+        "fields is none, asked for was year=integer",
     ] {
         assert!(refused.contains(difference), "{refused}");
     }
-    assert_eq!(refused.matches("asked for was").count(), 3, "{refused}");
+    assert_eq!(refused.matches("asked for was").count(), 4, "{refused}");
 }
 
 #[tokio::test]
