@@ -57,15 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let offset = block_on(cluster.writer.send(&home, &record)?)?.offset;
         let applied = || (shared.progress().borrow().next.first() > Some(&offset)).then_some(());
         eventually(wait, "the record is applied", applied);
-        let (vector, beam) = (vec![1.0, 0.1, 0.0], None);
-        let wants = search::Ask {
-            vector,
-            k: 1,
-            beam,
-            with_vector: false,
-            with_payload: false,
-            exact: false,
-        };
+        let wants = search::Ask::nearest(vec![1.0, 0.1, 0.0], 1);
         println!(
             "after offset {offset} the nearest is {:?}",
             shared.search(&wants)?

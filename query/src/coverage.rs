@@ -78,6 +78,9 @@ pub enum CoverageError {
     /// A shard says that the request is wrong.
     #[error("{0}")]
     Refused(Unanswered),
+    /// A shard does not know how to do what is asked.
+    #[error("{0}")]
+    Unsupported(Unanswered),
     /// A token's write did not show in time.
     #[error(
         "the write of a token was not applied before the deadline: {}; allow more time, or search \
@@ -98,7 +101,7 @@ impl CoverageError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Refused(_) => ErrorKind::Caller,
+            Self::Refused(_) | Self::Unsupported(_) => ErrorKind::Caller,
             Self::TokenTooLate(_) | Self::Missing { .. } => ErrorKind::Retry,
         }
     }
@@ -131,6 +134,11 @@ pub(crate) fn judge<B>(
     };
     if let Some(refused) = misses.iter().find(|miss| miss.outcome == Outcome::Refused) {
         return Err(CoverageError::Refused(told(refused)));
+    }
+    // An answer without it would be one to another question.
+    let unsupported = |miss: &&Miss| miss.outcome == Outcome::Unsupported;
+    if let Some(refused) = misses.iter().find(unsupported) {
+        return Err(CoverageError::Unsupported(told(refused)));
     }
     // A token that cannot be honoured fails the call: an answer without its write would look
     // like one with it.
@@ -179,6 +187,21 @@ pub(crate) fn judge<B>(
         coverage.shards.sort_by_key(|shard| shard.shard);
     }
     Ok((bodies, coverage))
+}
+
+/// Takes back that a shard answered, because it did not answer all that was asked of it.
+pub(crate) fn withdraw(coverage: &mut v1::Coverage, miss: &Miss) {
+    let shard = coverage
+        .shards
+        .iter_mut()
+        .find(|one| one.shard == miss.shard.0);
+    if let Some(shard) = shard
+        && shard.answered
+    {
+        shard.answered = false;
+        shard.error.clone_from(&miss.why);
+        coverage.shards_answered = coverage.shards_answered.saturating_sub(1);
+    }
 }
 
 fn number(shards: usize) -> u32 {

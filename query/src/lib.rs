@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Stateless: a node can be added or killed at any time. It holds no points and no index, and
-//! takes no writes except definitions of collections. Deciding ([`plan`], [`merge`], [`tokens`],
-//! [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
+//! takes no writes except definitions of collections. Deciding ([`plan`], [`merge`], [`groups`],
+//! [`tokens`], [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
 //! `serve/` only, axum in `http/` only.
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ pub mod config;
 pub mod coordinator;
 pub mod coverage;
 pub mod definitions;
+pub mod groups;
 mod http;
 pub mod merge;
 pub mod metrics;

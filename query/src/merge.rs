@@ -48,6 +48,22 @@ pub fn merge(mut lists: Vec<Vec<v1::Hit>>, k: usize) -> Vec<v1::Hit> {
     merged
 }
 
+/// Merges pages of points into one, by the bytes of their ids, each id once in its highest
+/// version.
+///
+/// # Shapes
+/// Lists may have any length and may be empty; the result holds at most `limit`.
+pub fn merge_points(lists: Vec<Vec<v1::StoredPoint>>, limit: usize) -> Vec<v1::StoredPoint> {
+    fn id(stored: &v1::StoredPoint) -> &str {
+        stored.point.as_ref().map_or("", |point| point.id.as_str())
+    }
+    let mut all: Vec<v1::StoredPoint> = lists.into_iter().flatten().collect();
+    all.sort_by(|a, b| id(a).cmp(id(b)).then_with(|| b.version.cmp(&a.version)));
+    all.dedup_by(|later, kept| id(later) == id(kept));
+    all.truncate(limit);
+    all
+}
+
 /// The order of an answer. `total_cmp` gives even a NaN its place.
 pub fn by_distance_then_id(a: &v1::Hit, b: &v1::Hit) -> Ordering {
     let by_distance = a.distance.total_cmp(&b.distance);
@@ -123,7 +139,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
     use shoal_schemas::v1;
 
-    use super::{by_distance_then_id, merge};
+    use super::{by_distance_then_id, merge, merge_points};
 
     fn hit(id: impl ToString, distance: f32, version: u64) -> v1::Hit {
         v1::Hit {
@@ -178,6 +194,28 @@ mod tests {
             9,
         );
         assert_eq!(ids(&merged), ["a", "c", "b"]);
+    }
+
+    #[test]
+    fn pages_merge_by_id_and_an_id_of_two_shards_keeps_its_higher_version() {
+        let stored = |id: &str, version: u64| v1::StoredPoint {
+            point: Some(v1::Point {
+                id: id.to_owned(),
+                ..v1::Point::default()
+            }),
+            version,
+            ..v1::StoredPoint::default()
+        };
+        let lists = vec![
+            vec![stored("a", 1), stored("c", 1)],
+            vec![stored("a", 2), stored("b", 1), stored("d", 1)],
+        ];
+        let merged = merge_points(lists, 3);
+        let found: Vec<(&str, u64)> = merged
+            .iter()
+            .map(|stored| (stored.point.as_ref().unwrap().id.as_str(), stored.version))
+            .collect();
+        assert_eq!(found, [("a", 2), ("b", 1), ("c", 1)]);
     }
 
     /// What the merge stands for, said as slowly as possible.

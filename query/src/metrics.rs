@@ -10,8 +10,8 @@ pub const VECTOR_SEARCH_LATENCY_SECONDS: &str = "vector_search_latency_seconds";
 ///
 /// Only of complete answers without tokens: waiting for a write is nobody's overhead.
 pub const QUERY_COORDINATOR_SECONDS: &str = "query_coordinator_seconds";
-/// Calls answered. Labels: `verb` (`search`, `search_batch`, `get`, `count`), `outcome` (`ok`,
-/// `partial`, `caller`, `deadline`, `unavailable`).
+/// Calls answered. Labels: `verb` (`search`, `search_batch`, `get`, `count`, `scroll`), `outcome`
+/// (`ok`, `partial`, `caller`, `deadline`, `unavailable`).
 pub const QUERY_REQUESTS_TOTAL: &str = "query_requests_total";
 /// Query vectors answered, those of batches one by one; its rate is queries a second.
 pub const QUERY_VECTORS_TOTAL: &str = "query_vectors_total";
@@ -25,10 +25,17 @@ pub(crate) enum Verb {
     SearchBatch,
     Get,
     Count,
+    Scroll,
 }
 
 impl Verb {
-    const ALL: [Self; 4] = [Self::Search, Self::SearchBatch, Self::Get, Self::Count];
+    const ALL: [Self; 5] = [
+        Self::Search,
+        Self::SearchBatch,
+        Self::Get,
+        Self::Count,
+        Self::Scroll,
+    ];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -36,6 +43,7 @@ impl Verb {
             Self::SearchBatch => "search_batch",
             Self::Get => "get",
             Self::Count => "count",
+            Self::Scroll => "scroll",
         }
     }
 }

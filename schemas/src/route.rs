@@ -56,6 +56,16 @@ pub fn partition_of(collection: &Collection, id: &PointId) -> Partition {
     place(collection.partitioner, key, collection.partitions)
 }
 
+/// The partition of every id with this part before its first `/`, where a collection routes by
+/// prefix.
+pub fn partition_of_prefix(collection: &Collection, prefix: &str) -> Partition {
+    place(
+        collection.partitioner,
+        prefix.as_bytes(),
+        collection.partitions,
+    )
+}
+
 /// Refuses a record found in another partition than [`partition_of`] names.
 ///
 /// The text says which rule the record seems to have been routed by, if one fits, and what to set.

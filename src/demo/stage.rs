@@ -95,6 +95,7 @@ impl Stage {
         let wanted = v1::CountRequest {
             collection: COLLECTION.into(),
             read: Some(insisting(seen)),
+            ..v1::CountRequest::default()
         };
         let answer = self.searches.count(timed(wanted)).await;
         Ok(answer.map_err(refused)?.into_inner().points)

@@ -44,6 +44,7 @@ fn contested(shared: &Shared, collection: &Collection) -> u64 {
     let ask = v1::CountRequest {
         collection: collection.name.to_string(),
         read: client::at_least(&[]),
+        ..v1::CountRequest::default()
     };
     shared.query.count(ask).unwrap().contested
 }
@@ -76,6 +77,7 @@ fn a_refused_record_is_listed_shown_corrected_and_its_contested_id_settles() {
     let ask = v1::CountRequest {
         collection: "letters".to_owned(),
         read: None,
+        ..v1::CountRequest::default()
     };
     assert_eq!(shared.query.count(ask).unwrap().points, 6);
 
@@ -220,6 +222,7 @@ fn vector(shared: &Shared, collection: &str, id: &str) -> Option<Vec<f32>> {
         ids: vec![id.to_owned()],
         with_vector: true,
         read: None,
+        ..v1::GetRequest::default()
     };
     let got = shared.query.get(ask).unwrap();
     got.points

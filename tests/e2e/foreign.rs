@@ -136,6 +136,7 @@ fn get(collection: &Collection, ids: Vec<String>) -> BTreeMap<String, v1::Stored
         ids,
         with_vector: true,
         read: None,
+        ..v1::GetRequest::default()
     };
     let got = shared().query.get(ask).unwrap();
     let coverage = got.coverage.unwrap();

@@ -93,6 +93,7 @@ fn count(up: &Up) -> u64 {
     let ask = v1::CountRequest {
         collection: "kept".to_owned(),
         read: client::at_least(&[]),
+        ..v1::CountRequest::default()
     };
     up.query.count(ask).unwrap().points
 }

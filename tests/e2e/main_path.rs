@@ -90,6 +90,7 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         ids: wanted.clone(),
         with_vector: true,
         read: at_least(&tokens),
+        ..v1::GetRequest::default()
     };
     let got = shared.query.get(ask).unwrap();
     assert_eq!(got.points.len(), 400);
@@ -129,6 +130,7 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         ids: vec![id.as_str().to_owned()],
         with_vector: true,
         read: at_least(&[tokens[0].to_proto()]),
+        ..v1::GetRequest::default()
     };
     let got = shared.query.get(ask).unwrap();
     assert_eq!(
@@ -152,6 +154,7 @@ fn what_is_published_is_found_read_counted_replaced_and_deleted() {
         ids: vec![id.as_str().to_owned()],
         with_vector: false,
         read,
+        ..v1::GetRequest::default()
     };
     assert_eq!(shared.query.get(ask).unwrap().points, []);
     assert_eq!(count(&[tokens[0].to_proto()]), (399, 0));
@@ -164,6 +167,7 @@ fn count(tokens: &[v1::Token]) -> (u64, u64) {
     let ask = v1::CountRequest {
         collection: "main".to_owned(),
         read: at_least(tokens),
+        ..v1::CountRequest::default()
     };
     let counted = shared().query.count(ask).unwrap();
     (counted.points, counted.contested)
@@ -313,6 +317,7 @@ fn a_point_disappears_when_it_expires() {
         let ask = v1::CountRequest {
             collection: "expiring".to_owned(),
             read: at_least(&tokens),
+            ..v1::CountRequest::default()
         };
         (shared.query.count(ask).unwrap().points == 30).then_some(())
     });

@@ -56,6 +56,7 @@ fn all_is_served(query: &client::Query, model: &Model) {
     let ask = v1::CountRequest {
         collection: model.collection.name.to_string(),
         read: client::at_least(&[]),
+        ..v1::CountRequest::default()
     };
     let mut last = None;
     eventually(DEADLINE, "every point to be counted", || {

@@ -1,43 +1,207 @@
-//! Queries as they come over the wire, checked against the collection.
+//! What comes over the wire, checked against the collection: queries, counts and scrolls.
+//!
+//! A query node checks the same before it asks. Here it is checked again, because a shard answers
+//! whoever asks it, and because the definitions of two processes may differ for a moment.
 
-use shoal_schemas::{Collection, Vector, v1};
+use shoal_schemas::{Collection, Filter, PointId, Tenant, Vector, payload::Selection, v1};
 use tonic::Code;
 
-use crate::{serve::Refusal, shard::search::Ask};
+use crate::{
+    serve::Refusal,
+    shard::search::{After, Ask, CountAsk, GroupBy, ScrollAsk},
+};
 
-/// Most points one query may ask for.
+/// Most points one query may ask for; also groups times their size.
 const MAX_K: u32 = 10_000;
+
+/// The refusal of what the shard behind this service does not execute: the one place that makes it.
+pub(super) fn not_executed(feature: &str) -> Refusal {
+    Refusal {
+        code: Code::Unimplemented,
+        message: format!("this indexer does not execute {feature} yet"),
+    }
+}
+
+/// Refuses the first feature that is asked for.
+fn refuse(features: &[(&str, bool)]) -> Result<(), Refusal> {
+    match features.iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((feature, _)) => Err(not_executed(feature)),
+    }
+}
+
+fn invalid(message: impl std::fmt::Display) -> Refusal {
+    Refusal {
+        code: Code::InvalidArgument,
+        message: message.to_string(),
+    }
+}
 
 /// Checks all queries of a call.
 ///
 /// # Errors
-/// [`Refusal`] with `INVALID_ARGUMENT`, naming the query.
+/// [`Refusal`], naming the query: `INVALID_ARGUMENT` if it is wrong, `UNIMPLEMENTED` if it is
+/// right and the shard cannot do it.
 pub(super) fn check(queries: &[v1::Query], collection: &Collection) -> Result<Vec<Ask>, Refusal> {
-    let refuse = |number: usize, text: String| Refusal {
-        code: Code::InvalidArgument,
-        message: format!("query {number}: {text}"),
-    };
     let checked = queries.iter().enumerate().map(|(number, query)| {
-        let k = match query.k {
-            1..=MAX_K => usize::try_from(query.k).unwrap_or(usize::MAX),
-            k => {
-                return Err(refuse(
-                    number,
-                    format!("k is {k}, allowed are 1 to {MAX_K}"),
-                ));
-            }
-        };
-        Vector::new(&query.vector, collection.dim, collection.metric)
-            .map_err(|error| refuse(number, error.to_string()))?;
-        let beam = query.ef.min(MAX_K);
-        Ok(Ask {
-            vector: query.vector.clone(),
-            k,
-            beam: (beam > 0).then(|| usize::try_from(beam).unwrap_or(usize::MAX)),
-            with_vector: query.with_vector,
-            with_payload: query.with_payload,
-            exact: query.exact,
-        })
+        let ask = check_query(query, collection).map_err(|refusal| Refusal {
+            message: format!("query {number}: {}", refusal.message),
+            ..refusal
+        })?;
+        refuse(&[
+            ("filters", ask.filter.is_some()),
+            ("group_by", ask.group_by.is_some()),
+            ("after", ask.after.is_some()),
+            ("explain", ask.explain),
+            ("tenants", ask.tenant.is_some()),
+        ])?;
+        Ok(ask)
     });
     checked.collect()
 }
+
+fn check_query(query: &v1::Query, collection: &Collection) -> Result<Ask, Refusal> {
+    let k = up_to("k", query.k)?;
+    Vector::new(&query.vector, collection.dim, collection.metric).map_err(invalid)?;
+    if query.offset != 0 {
+        return Err(invalid(
+            "offset is for query nodes, which skip hits of all shards together; ask for more",
+        ));
+    }
+    if query.max_distance.is_some_and(f32::is_nan) {
+        return Err(invalid("max_distance is no number"));
+    }
+    let group_by = (query.group_by.as_ref())
+        .map(|group_by| check_group_by(group_by, query.k, collection))
+        .transpose()?;
+    let after = query.after.as_ref().map(check_after).transpose()?;
+    if after.is_some() && group_by.is_some() {
+        return Err(invalid("after does not go with group_by"));
+    }
+    let beam = query.ef.min(MAX_K);
+    let selection = Selection::new(&query.include_payload, &query.exclude_payload);
+    Ok(Ask {
+        vector: query.vector.clone(),
+        k,
+        beam: (beam > 0).then(|| usize::try_from(beam).unwrap_or(usize::MAX)),
+        with_vector: query.with_vector,
+        with_payload: query.with_payload || !selection.is_all(),
+        exact: query.exact,
+        filter: check_filter(query.filter.as_ref(), collection)?,
+        max_distance: query.max_distance,
+        group_by,
+        selection,
+        after,
+        explain: query.explain,
+        tenant: check_tenant(&query.tenant, collection)?,
+    })
+}
+
+/// Checks a count.
+///
+/// # Errors
+/// [`Refusal`].
+pub(super) fn check_count(
+    filter: Option<&v1::Filter>,
+    tenant: &str,
+    collection: &Collection,
+) -> Result<CountAsk, Refusal> {
+    let ask = CountAsk {
+        filter: check_filter(filter, collection)?,
+        tenant: check_tenant(tenant, collection)?,
+    };
+    refuse(&[
+        ("counts by filter", ask.filter.is_some()),
+        ("counts by tenant", ask.tenant.is_some()),
+    ])?;
+    Ok(ask)
+}
+
+/// Checks a page of points by id.
+///
+/// # Errors
+/// [`Refusal`].
+pub(super) fn check_scroll(
+    request: &v1::ShardScrollRequest,
+    collection: &Collection,
+) -> Result<ScrollAsk, Refusal> {
+    if !request.after_id.is_empty() {
+        PointId::new(&request.after_id).map_err(invalid)?;
+    }
+    Ok(ScrollAsk {
+        filter: check_filter(request.filter.as_ref(), collection)?,
+        tenant: check_tenant(&request.tenant, collection)?,
+        after_id: request.after_id.clone(),
+        limit: up_to("limit", request.limit)?,
+        with_vector: request.with_vector,
+        selection: Selection::new(&request.include_payload, &request.exclude_payload),
+    })
+}
+
+/// Does to a shard's nearest `k` what needs no more than them, with the same result as inside.
+pub(super) fn finish(ask: &Ask, hits: &mut Vec<v1::Hit>) {
+    if let Some(most) = ask.max_distance {
+        hits.retain(|hit| hit.distance.total_cmp(&most).is_le());
+    }
+    for hit in hits {
+        ask.selection.cut(&mut hit.payload);
+    }
+}
+
+fn up_to(field: &str, found: u32) -> Result<usize, Refusal> {
+    match found {
+        1..=MAX_K => Ok(usize::try_from(found).unwrap_or(usize::MAX)),
+        _ => Err(invalid(format_args!(
+            "{field} is {found}, allowed are 1 to {MAX_K}"
+        ))),
+    }
+}
+
+fn check_filter(
+    filter: Option<&v1::Filter>,
+    collection: &Collection,
+) -> Result<Option<Filter>, Refusal> {
+    let Some(filter) = filter else {
+        return Ok(None);
+    };
+    let read = Filter::from_proto(filter.clone()).map_err(invalid)?;
+    read.resolve(&collection.fields).map(Some).map_err(invalid)
+}
+
+fn check_tenant(tenant: &str, collection: &Collection) -> Result<Option<Tenant>, Refusal> {
+    Tenant::asked(tenant, collection).map_err(invalid)
+}
+
+fn check_group_by(
+    group_by: &v1::GroupBy,
+    k: u32,
+    collection: &Collection,
+) -> Result<GroupBy, Refusal> {
+    let Some(kind) = collection.fields.get(&group_by.field) else {
+        return Err(invalid(format_args!(
+            "group_by field `{}` is not declared",
+            group_by.field.chars().take(80).collect::<String>()
+        )));
+    };
+    up_to("k times group_size", k.saturating_mul(group_by.group_size))?;
+    Ok(GroupBy {
+        field: group_by.field.clone(),
+        kind: *kind,
+        group_size: up_to("group_size", group_by.group_size)?,
+    })
+}
+
+fn check_after(after: &v1::After) -> Result<After, Refusal> {
+    if after.distance.is_nan() {
+        return Err(invalid("the distance of after is no number"));
+    }
+    PointId::new(&after.id).map_err(invalid)?;
+    Ok(After {
+        distance: after.distance,
+        id: after.id.clone(),
+    })
+}
+
+#[cfg(test)]
+#[path = "ask_tests.rs"]
+mod tests;

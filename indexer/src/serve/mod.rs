@@ -134,7 +134,12 @@ impl Service {
             counter!(names::SEARCHES_TOTAL, "shard" => label)
                 .increment(u64::try_from(asks.len()).unwrap_or(u64::MAX));
             self.on_shard(shared, move |shared| {
-                asks.iter().map(|ask: &Ask| shared.search(ask)).collect()
+                let found = asks.iter().map(|ask: &Ask| {
+                    let mut hits = shared.search(ask)?;
+                    ask::finish(ask, &mut hits);
+                    Ok(hits)
+                });
+                found.collect()
             })
             .await
         };
@@ -145,7 +150,10 @@ impl Service {
                     coverage: Some(coverage),
                     results: results
                         .into_iter()
-                        .map(|hits| v1::HitList { hits })
+                        .map(|hits| v1::HitList {
+                            hits,
+                            ..v1::HitList::default()
+                        })
                         .collect(),
                     code: 0,
                 }
@@ -183,6 +191,57 @@ impl Service {
                 points: Vec::new(),
                 code: refusal.number(),
             },
+        }
+    }
+
+    async fn count_of_shard(
+        &self,
+        collection: CollectionName,
+        ask: v1::ShardAsk,
+        wanted: Arc<v1::CountPointsRequest>,
+        deadline: Deadline,
+    ) -> v1::ShardCount {
+        let answered = async {
+            let shared = self.ready_shard(&collection, &ask, deadline).await?;
+            let of = &shared.spec.collection;
+            // What it checks is refused there as long as it is more than a plain count.
+            ask::check_count(wanted.filter.as_ref(), &wanted.tenant, of)?;
+            self.on_shard(shared, |shared| Ok(shared.live_points()))
+                .await
+        };
+        match answered.await {
+            Ok((points, coverage)) => v1::ShardCount {
+                coverage: Some(coverage),
+                points,
+                code: 0,
+            },
+            Err(refusal) => v1::ShardCount {
+                coverage: Some(self.uncovered(ask.shard, &refusal)),
+                points: 0,
+                code: refusal.number(),
+            },
+        }
+    }
+
+    async fn scroll_of_shard(
+        &self,
+        collection: CollectionName,
+        ask: v1::ShardAsk,
+        wanted: Arc<v1::ShardScrollRequest>,
+        deadline: Deadline,
+    ) -> v1::ShardPoints {
+        let answered = async {
+            let shared = self.ready_shard(&collection, &ask, deadline).await?;
+            ask::check_scroll(&wanted, &shared.spec.collection)
+        };
+        let refusal = match answered.await {
+            Ok(_page) => ask::not_executed("scroll"),
+            Err(refusal) => refusal,
+        };
+        v1::ShardPoints {
+            coverage: Some(self.uncovered(ask.shard, &refusal)),
+            points: Vec::new(),
+            code: refusal.number(),
         }
     }
 
@@ -248,6 +307,48 @@ impl v1::shard_server::Shard for Service {
             });
             let shards = futures::future::join_all(asks).await;
             Ok(Response::new(v1::GetPointsResponse { shards }))
+        })
+        .instrument(span)
+        .await
+    }
+
+    async fn count_points(
+        &self,
+        request: Request<v1::CountPointsRequest>,
+    ) -> Result<Response<v1::CountPointsResponse>, Status> {
+        let deadline = deadline(&request);
+        let span = request_span("count_points", &request);
+        let mut request = request.into_inner();
+        let collection = collection_name(&request.collection)?;
+        let asks = std::mem::take(&mut request.shards);
+        let wanted = Arc::new(request);
+        timed("count", async {
+            let asks = asks
+                .into_iter()
+                .map(|ask| self.count_of_shard(collection.clone(), ask, wanted.clone(), deadline));
+            let shards = futures::future::join_all(asks).await;
+            Ok(Response::new(v1::CountPointsResponse { shards }))
+        })
+        .instrument(span)
+        .await
+    }
+
+    async fn shard_scroll(
+        &self,
+        request: Request<v1::ShardScrollRequest>,
+    ) -> Result<Response<v1::ShardScrollResponse>, Status> {
+        let deadline = deadline(&request);
+        let span = request_span("shard_scroll", &request);
+        let mut request = request.into_inner();
+        let collection = collection_name(&request.collection)?;
+        let asks = std::mem::take(&mut request.shards);
+        let wanted = Arc::new(request);
+        timed("scroll", async {
+            let asks = asks
+                .into_iter()
+                .map(|ask| self.scroll_of_shard(collection.clone(), ask, wanted.clone(), deadline));
+            let shards = futures::future::join_all(asks).await;
+            Ok(Response::new(v1::ShardScrollResponse { shards }))
         })
         .instrument(span)
         .await

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use shoal_runtime::clock::Stopwatch;
-use shoal_schemas::{Offset, Payload, Token, Version, v1};
+use shoal_schemas::{
+    FieldKind, Filter, Offset, Payload, Tenant, Token, Version, payload::Selection, v1,
+};
 
 use crate::{
     catalog::CatalogError,
@@ -33,6 +35,88 @@ pub struct Ask {
     pub with_payload: bool,
     /// Scan instead of walking the graph.
     pub exact: bool,
+    /// Only rows that match; fits the collection's declared fields. A value of another kind than
+    /// declared counts as absent ([`Filter::matches_declared`]).
+    pub filter: Option<Filter>,
+    /// Only rows at this distance or nearer; a number.
+    pub max_distance: Option<f32>,
+    /// Answer groups instead of hits; `k` then counts groups.
+    pub group_by: Option<GroupBy>,
+    /// The fields of a payload that are wanted, where payloads are.
+    pub selection: Selection,
+    /// Only rows behind this (distance, id), by the order of an answer. Not with `group_by`.
+    pub after: Option<After>,
+    /// Whether the answer says what was done and how long it took.
+    pub explain: bool,
+    /// Only rows whose id is the tenant's.
+    pub tenant: Option<Tenant>,
+}
+
+impl Ask {
+    /// A query for the nearest `k` and nothing else.
+    pub fn nearest(vector: Vec<f32>, k: usize) -> Self {
+        Self {
+            vector,
+            k,
+            beam: None,
+            with_vector: false,
+            with_payload: false,
+            exact: false,
+            filter: None,
+            max_distance: None,
+            group_by: None,
+            selection: Selection::default(),
+            after: None,
+            explain: false,
+            tenant: None,
+        }
+    }
+}
+
+/// How hits are grouped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupBy {
+    /// A declared field.
+    pub field: String,
+    /// Its kind, which says the groups of a value ([`FieldKind::groups`]).
+    pub kind: FieldKind,
+    /// Nearest hits of a group, at least 1.
+    pub group_size: usize,
+}
+
+/// The last hit of the page before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct After {
+    /// Its distance; a number.
+    pub distance: f32,
+    /// Its id, which tells equal distances apart.
+    pub id: String,
+}
+
+/// A count, checked.
+#[derive(Clone, Debug)]
+pub struct CountAsk {
+    /// Only points that match.
+    pub filter: Option<Filter>,
+    /// Only the tenant's points.
+    pub tenant: Option<Tenant>,
+}
+
+/// A page of points by id, checked.
+#[derive(Clone, Debug)]
+pub struct ScrollAsk {
+    /// Only points that match.
+    pub filter: Option<Filter>,
+    /// Only the tenant's points.
+    pub tenant: Option<Tenant>,
+    /// Only ids behind this one; empty for the first page.
+    pub after_id: String,
+    /// Most points, at least 1.
+    pub limit: usize,
+    /// Whether vectors are wanted back.
+    pub with_vector: bool,
+    /// The fields of a payload that are wanted.
+    pub selection: Selection,
 }
 
 /// Why reading failed.

@@ -211,14 +211,7 @@ impl Live {
     }
 
     pub(crate) fn nearest(&self, seed: u64, k: usize) -> Vec<String> {
-        let hits = self.shared.search(&Ask {
-            vector: vector(seed),
-            k,
-            beam: None,
-            with_vector: false,
-            with_payload: false,
-            exact: false,
-        });
+        let hits = self.shared.search(&Ask::nearest(vector(seed), k));
         hits.unwrap().into_iter().map(|hit| hit.id).collect()
     }
 }

@@ -177,6 +177,32 @@ impl ShardClient for Channels {
         )
     }
 
+    fn count_points<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::CountPointsRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::CountPointsResponse, CallError>> {
+        Box::pin(
+            self.call(address, request, call, |mut stub, request| async move {
+                stub.count_points(request).await
+            }),
+        )
+    }
+
+    fn shard_scroll<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::ShardScrollRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::ShardScrollResponse, CallError>> {
+        Box::pin(
+            self.call(address, request, call, |mut stub, request| async move {
+                stub.shard_scroll(request).await
+            }),
+        )
+    }
+
     fn retain(&self, addresses: &BTreeSet<String>) {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         open.retain(|address, _| {

@@ -59,6 +59,28 @@ pub trait ShardClient: Send + Sync {
         call: ShardCall,
     ) -> BoxFuture<'a, Result<v1::ShardStatusResponse, CallError>>;
 
+    /// Counts points that match.
+    ///
+    /// # Errors
+    /// [`CallError`] if nothing came back for any shard.
+    fn count_points<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::CountPointsRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::CountPointsResponse, CallError>>;
+
+    /// Fetches the next points by id.
+    ///
+    /// # Errors
+    /// [`CallError`] if nothing came back for any shard.
+    fn shard_scroll<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::ShardScrollRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::ShardScrollResponse, CallError>>;
+
     /// Lets go of every connection to an address that is not among these.
     fn retain(&self, addresses: &BTreeSet<String>);
 }
@@ -100,7 +122,7 @@ impl CallError {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => ErrorKind::Retry,
             Self::Refused { code, .. } => match Outcome::of_code(*code) {
-                Outcome::Refused => ErrorKind::Caller,
+                Outcome::Refused | Outcome::Unsupported => ErrorKind::Caller,
                 _ => ErrorKind::Retry,
             },
         }
@@ -133,6 +155,8 @@ pub(crate) enum Outcome {
     TimedOut,
     /// The request itself is wrong.
     Refused,
+    /// The node does not know how to do what is asked.
+    Unsupported,
     /// Anything else.
     Failed,
 }
@@ -146,6 +170,7 @@ impl Outcome {
             1 | 4 => Self::TimedOut,
             3 | 11 => Self::Refused,
             5 | 9 => Self::Moved,
+            12 => Self::Unsupported,
             14 => Self::Unreachable,
             _ => Self::Failed,
         }

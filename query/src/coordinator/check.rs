@@ -1,20 +1,28 @@
 //! Checks of what callers send, before any shard is asked: pure.
 
-use shoal_schemas::{Collection, PointId, Vector, v1};
+use shoal_schemas::{Collection, PointId, v1};
 
-use crate::{coordinator::QueryError, shard_map::ShardMap};
+use crate::{
+    coordinator::{
+        QueryError,
+        wanted::{Most, Wanted},
+    },
+    shard_map::ShardMap,
+};
 
 /// Beam width an index takes at most.
 const MAX_EF: u32 = 10_000;
+/// Most hits of one group.
+const MAX_GROUP_SIZE: u32 = 1_000;
 
 /// How much one call may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest `k`.
+    /// Largest `k`, also of `k + offset` and of hits in groups.
     pub max_k: u32,
     /// Most queries in a batch.
     pub max_batch_queries: u32,
-    /// Most ids in a get.
+    /// Most ids in a get, and points of a page.
     pub max_get_ids: u32,
 }
 
@@ -29,21 +37,30 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses the first query that no shard could answer.
+    /// The queries, each checked; refuses the first that no shard could answer.
     pub(crate) fn check_queries(
         &self,
         collection: &Collection,
-        queries: &[v1::Query],
-    ) -> Result<(), QueryError> {
+        queries: Vec<v1::Query>,
+    ) -> Result<Vec<Wanted>, QueryError> {
         let (count, most) = (counted(queries.len()), self.max_batch_queries.into());
         in_range("number of queries", count, 1, most)?;
-        for (at, query) in queries.iter().enumerate() {
-            in_range("k", query.k.into(), 1, self.max_k.into())?;
-            in_range("ef", query.ef.into(), 0, MAX_EF.into())?;
-            Vector::new(&query.vector, collection.dim, collection.metric)
-                .map_err(|source| QueryError::Vector { at, source })?;
-        }
-        Ok(())
+        let most = Most {
+            k: self.max_k,
+            ef: MAX_EF,
+            group_size: MAX_GROUP_SIZE,
+        };
+        let check = |(at, query)| {
+            Wanted::check(query, collection, most)
+                .map_err(|source| QueryError::Query { at, source })
+        };
+        queries.into_iter().enumerate().map(check).collect()
+    }
+
+    /// How many points a page holds.
+    pub(crate) fn check_page(&self, limit: u32) -> Result<usize, QueryError> {
+        in_range("limit", limit.into(), 1, self.max_get_ids.into())?;
+        Ok(usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
     /// The ids, each checked.

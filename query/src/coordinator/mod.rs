@@ -4,23 +4,27 @@
 //! between calls; everything a call needs is the newest shard map and the clients.
 
 mod check;
+mod nearest;
 mod question;
+mod reads;
+mod wanted;
 
 use std::{sync::Arc, time::Duration};
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch};
-use shoal_schemas::{ClusterId, Partition, point::IdError, route, v1, vector::VectorError};
+use shoal_schemas::{
+    ClusterId, Partition, filter::FilterError, point::IdError, tenant::TenantError, v1,
+};
 use tokio::sync::SetOnce;
 use tracing::{Instrument as _, debug};
 
 pub use check::Limits;
+pub use wanted::QueryFault;
 
 use crate::{
     call::{Call, TimeoutError},
     client::ShardClient,
-    coordinator::question::{CountOf, PointsOf, SearchOf},
     coverage::{CoverageError, Gathered, judge},
-    merge::merge,
     metrics::{Ending, Meters, Verb},
     scatter::{Question, Scatter},
     shard_map::{Maps, Shards},
@@ -30,7 +34,7 @@ use crate::{
 /// The id of the cluster whose tokens name their shard; empty until a broker has told it.
 pub type HomeCluster = Arc<SetOnce<ClusterId>>;
 
-/// Answers searches, gets and counts. Share it in an `Arc`.
+/// Answers searches, gets, counts and scrolls. Share it in an `Arc`.
 pub struct Coordinator {
     limits: Limits,
     maps: Maps,
@@ -53,13 +57,27 @@ pub enum QueryError {
         /// Names that exist, for reading.
         existing: String,
     },
-    /// A query vector.
+    /// A query.
     #[error("query {at} is refused")]
-    Vector {
+    Query {
         /// Its place in the request, from 0.
         at: usize,
         /// What is wrong with it.
-        source: VectorError,
+        source: QueryFault,
+    },
+    /// The filter of a count or a scroll.
+    #[error(transparent)]
+    Filter(FilterError),
+    /// The tenant of a get, a count or a scroll.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
+    /// An id of somebody else.
+    #[error("id {at} is not one of tenant `{tenant}`: its ids begin with `{tenant}/`")]
+    ForeignId {
+        /// Its place in the request, from 0.
+        at: usize,
+        /// The tenant.
+        tenant: String,
     },
     /// A number out of range.
     #[error("{field} is {found}, allowed are {min} to {max}")]
@@ -160,6 +178,15 @@ impl Coordinator {
             with_vector: request.with_vector,
             with_payload: request.with_payload,
             exact: request.exact,
+            filter: request.filter,
+            max_distance: request.max_distance,
+            group_by: request.group_by,
+            include_payload: request.include_payload,
+            exclude_payload: request.exclude_payload,
+            offset: request.offset,
+            after: request.after,
+            explain: request.explain,
+            tenant: request.tenant,
         };
         let search = self.nearest(request.collection, vec![query], request.read, call);
         let answer = async {
@@ -168,9 +195,12 @@ impl Coordinator {
             answer
         };
         let (results, coverage) = answer.instrument(span).await?;
+        let found = results.into_iter().next().unwrap_or_default();
         Ok(v1::SearchResponse {
-            hits: results.into_iter().next().unwrap_or_default(),
+            hits: found.hits,
             coverage: Some(coverage),
+            groups: found.groups,
+            explain: found.explain,
         })
     }
 
@@ -192,10 +222,7 @@ impl Coordinator {
         };
         let (results, coverage) = answer.instrument(span).await?;
         Ok(v1::SearchBatchResponse {
-            results: results
-                .into_iter()
-                .map(|hits| v1::HitList { hits })
-                .collect(),
+            results,
             coverage: Some(coverage),
         })
     }
@@ -218,7 +245,25 @@ impl Coordinator {
         answer.instrument(span).await
     }
 
-    /// How many points there are.
+    /// Points in the order of their ids, page by page.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub async fn scroll(
+        &self,
+        request: v1::ScrollRequest,
+        call: Call,
+    ) -> Result<v1::ScrollResponse, QueryError> {
+        let span = call.span(Verb::Scroll.label(), &request.collection);
+        let answer = async {
+            let answer = self.page(request, call).await;
+            self.note(Verb::Scroll, &answer, covered_by_scroll);
+            answer
+        };
+        answer.instrument(span).await
+    }
+
+    /// How many points there are, or how many match.
     ///
     /// # Errors
     /// [`QueryError`].
@@ -236,88 +281,6 @@ impl Coordinator {
         answer.instrument(span).await
     }
 
-    async fn nearest(
-        &self,
-        collection: String,
-        queries: Vec<v1::Query>,
-        read: Option<v1::ReadOptions>,
-        call: Call,
-    ) -> Result<(Vec<Vec<v1::Hit>>, v1::Coverage), QueryError> {
-        let since = Stopwatch::start();
-        let shards = self.shards(&collection)?;
-        self.limits.check_queries(&shards.collection, &queries)?;
-        let (tokens, require_all) = self.tokens(&shards, read, &call).await?;
-        let question = SearchOf {
-            collection,
-            queries,
-        };
-        let wanted = shards.numbers();
-        let asked = self.ask(&shards, &question, wanted, &tokens, require_all, call);
-        let Told {
-            bodies,
-            coverage,
-            waited,
-        } = asked.await?;
-        let results = merge_each(&question.queries, bodies);
-        let total = since.elapsed();
-        self.meters.searched(question.queries.len(), total, waited);
-        if tokens.is_empty() && coverage.shards_answered == coverage.shards_asked {
-            let slowest_us = coverage.shards.iter().map(|shard| shard.shard_us).max();
-            let slowest = Duration::from_micros(slowest_us.unwrap_or(0));
-            self.meters.coordinated(total.saturating_sub(slowest));
-        }
-        Ok((results, coverage))
-    }
-
-    async fn fetch(
-        &self,
-        request: v1::GetRequest,
-        call: Call,
-    ) -> Result<v1::GetResponse, QueryError> {
-        let shards = self.shards(&request.collection)?;
-        let ids = self.limits.check_ids(&request.ids)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
-        let mut question = PointsOf::new(request.collection, request.with_vector);
-        for id in ids {
-            let shard = route::partition_of(&shards.collection, &id);
-            question.add(shard, id);
-        }
-        // A shard without ids is asked too if a token names it: the token still has to hold.
-        let wanted: Vec<_> = (shards.numbers())
-            .filter(|shard| question.names(*shard) || tokens.contains_key(shard))
-            .collect();
-        let asked = self.ask(&shards, &question, wanted, &tokens, require_all, call);
-        let Told {
-            bodies, coverage, ..
-        } = asked.await?;
-        Ok(v1::GetResponse {
-            points: question.in_order(bodies.into_iter().flatten()),
-            coverage: Some(coverage),
-        })
-    }
-
-    async fn tally(
-        &self,
-        request: v1::CountRequest,
-        call: Call,
-    ) -> Result<v1::CountResponse, QueryError> {
-        let shards = self.shards(&request.collection)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
-        let question = CountOf {
-            collection: request.collection,
-        };
-        let wanted = shards.numbers();
-        let asked = self.ask(&shards, &question, wanted, &tokens, require_all, call);
-        let Told {
-            bodies, coverage, ..
-        } = asked.await?;
-        Ok(v1::CountResponse {
-            points: bodies.iter().map(|counted| counted.live_points).sum(),
-            contested: bodies.iter().map(|counted| counted.contested).sum(),
-            coverage: Some(coverage),
-        })
-    }
-
     async fn ask<Q: Question>(
         &self,
         shards: &Shards,
@@ -327,6 +290,23 @@ impl Coordinator {
         require_all: bool,
         call: Call,
     ) -> Result<Told<Q::Body>, QueryError> {
+        let (gathered, waited) = self.gather(shards, question, wanted, tokens, call).await?;
+        let (bodies, coverage) = judge(gathered, tokens, require_all)?;
+        Ok(Told {
+            bodies,
+            coverage,
+            waited,
+        })
+    }
+
+    async fn gather<Q: Question>(
+        &self,
+        shards: &Shards,
+        question: &Q,
+        wanted: impl IntoIterator<Item = Partition>,
+        tokens: &TokensByShard,
+        call: Call,
+    ) -> Result<(Gathered<Q::Body>, Duration), QueryError> {
         let call = Call {
             deadline: call.deadline.for_shards(),
             ..call
@@ -347,12 +327,7 @@ impl Coordinator {
         for miss in &gathered.misses {
             debug!(shard = %miss.shard, node = miss.node, why = miss.why, "shard did not answer");
         }
-        let (bodies, coverage) = judge(gathered, tokens, require_all)?;
-        Ok(Told {
-            bodies,
-            coverage,
-            waited,
-        })
+        Ok((gathered, waited))
     }
 
     fn shards(&self, collection: &str) -> Result<Arc<Shards>, QueryError> {
@@ -422,18 +397,6 @@ fn covered_by_count(answer: &v1::CountResponse) -> &v1::Coverage {
     answer.coverage.as_ref().unwrap_or(&UNCOVERED)
 }
 
-/// Merges the shards' hits query by query.
-fn merge_each(queries: &[v1::Query], bodies: Vec<Vec<v1::HitList>>) -> Vec<Vec<v1::Hit>> {
-    let mut shards: Vec<_> = bodies.into_iter().map(Vec::into_iter).collect();
-    let merged = queries.iter().map(|query| {
-        let lists = shards
-            .iter_mut()
-            .filter_map(Iterator::next)
-            .map(|list| list.hits);
-        merge(
-            lists.collect(),
-            usize::try_from(query.k).unwrap_or(usize::MAX),
-        )
-    });
-    merged.collect()
+fn covered_by_scroll(answer: &v1::ScrollResponse) -> &v1::Coverage {
+    answer.coverage.as_ref().unwrap_or(&UNCOVERED)
 }

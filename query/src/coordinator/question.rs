@@ -1,4 +1,4 @@
-//! The three questions a node is asked: nearest points, points by id, counts.
+//! The questions a node is asked: nearest points, points by id, pages of points, counts.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -178,6 +178,72 @@ impl Question for CountOf {
                     live_points: status.live_points,
                     contested: status.contested,
                 },
+            });
+            Ok(replies.collect())
+        };
+        answered.boxed()
+    }
+}
+
+/// How many points match.
+pub(crate) struct MatchesOf {
+    pub(crate) collection: String,
+    pub(crate) filter: Option<v1::Filter>,
+    pub(crate) tenant: String,
+}
+
+impl Question for MatchesOf {
+    type Body = u64;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a dyn ShardClient,
+        address: &'a str,
+        shards: Vec<v1::ShardAsk>,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let request = v1::CountPointsRequest {
+            collection: self.collection.clone(),
+            shards,
+            filter: self.filter.clone(),
+            tenant: self.tenant.clone(),
+        };
+        let answered = async move {
+            let response = client.count_points(address, request, call).await?;
+            let replies = response.shards.into_iter().map(|counted| Reply {
+                coverage: counted.coverage.unwrap_or_default(),
+                code: counted.code,
+                body: counted.points,
+            });
+            Ok(replies.collect())
+        };
+        answered.boxed()
+    }
+}
+
+/// The next points by id: a request without its shards.
+pub(crate) struct PageOf(pub(crate) v1::ShardScrollRequest);
+
+impl Question for PageOf {
+    type Body = Vec<v1::StoredPoint>;
+
+    fn ask<'a>(
+        &'a self,
+        client: &'a dyn ShardClient,
+        address: &'a str,
+        shards: Vec<v1::ShardAsk>,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let request = v1::ShardScrollRequest {
+            shards,
+            ..self.0.clone()
+        };
+        let answered = async move {
+            let response = client.shard_scroll(address, request, call).await?;
+            let replies = response.shards.into_iter().map(|answer| Reply {
+                coverage: answer.coverage.unwrap_or_default(),
+                code: answer.code,
+                body: answer.points,
             });
             Ok(replies.collect())
         };

@@ -10,27 +10,118 @@ use shoal_schemas::{Collection, v1};
 
 /// Answer to a search.
 #[derive(Serialize)]
-pub(crate) struct Hits<'a> {
-    pub(crate) hits: Vec<Hit<'a>>,
+pub(crate) struct Searched<'a> {
+    #[serde(flatten)]
+    pub(crate) found: Found<'a>,
     pub(crate) coverage: Coverage<'a>,
 }
 
 /// Answer to a batch.
 #[derive(Serialize)]
 pub(crate) struct Batch<'a> {
-    pub(crate) results: Vec<HitList<'a>>,
+    pub(crate) results: Vec<Found<'a>>,
     pub(crate) coverage: Coverage<'a>,
 }
 
-/// The hits of one query.
+/// What a query asked to be told.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    payload: bool,
+    vector: bool,
+    groups: bool,
+    explain: bool,
+}
+
+impl Parts {
+    pub(crate) fn of(query: &v1::Query) -> Self {
+        let selects = !query.include_payload.is_empty() || !query.exclude_payload.is_empty();
+        Self {
+            payload: query.with_payload || selects,
+            vector: query.with_vector,
+            groups: query.group_by.is_some(),
+            explain: query.explain,
+        }
+    }
+}
+
+/// What one query found: hits, or groups of hits.
 #[derive(Serialize)]
-pub(crate) struct HitList<'a> {
-    pub(crate) hits: Vec<Hit<'a>>,
+pub(crate) struct Found<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hits: Option<Vec<Hit<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    groups: Option<Vec<Group<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Vec<Explain>>,
+}
+
+impl<'a> Found<'a> {
+    pub(crate) fn of(
+        hits: &'a [v1::Hit],
+        groups: &'a [v1::HitGroup],
+        explain: &[v1::ShardExplain],
+        parts: Parts,
+    ) -> Self {
+        let group = |group: &'a v1::HitGroup| Group {
+            value: group.value.as_ref().map(Value),
+            hits: hits_of(&group.hits, parts),
+        };
+        Self {
+            hits: (!parts.groups).then(|| hits_of(hits, parts)),
+            groups: parts.groups.then(|| groups.iter().map(group).collect()),
+            explain: (parts.explain).then(|| explain.iter().map(Explain::from).collect()),
+        }
+    }
+}
+
+/// The nearest hits of one value.
+#[derive(Serialize)]
+struct Group<'a> {
+    value: Option<Value<'a>>,
+    hits: Vec<Hit<'a>>,
+}
+
+/// What one shard did.
+#[derive(Serialize)]
+struct Explain {
+    shard: u32,
+    plan: &'static str,
+    estimated_matches: u64,
+    matches: Option<u64>,
+    rows_scanned: u64,
+    segments: u32,
+    plan_us: u64,
+    search_us: u64,
+    rescore_us: u64,
+    payload_us: u64,
+}
+
+impl From<&v1::ShardExplain> for Explain {
+    fn from(told: &v1::ShardExplain) -> Self {
+        Self {
+            shard: told.shard,
+            plan: match told.plan() {
+                v1::SearchPlan::Unspecified => "unspecified",
+                v1::SearchPlan::MemtableOnly => "memtable_only",
+                v1::SearchPlan::Exact => "exact",
+                v1::SearchPlan::FilteredGraph => "filtered_graph",
+                v1::SearchPlan::Graph => "graph",
+            },
+            estimated_matches: told.estimated_matches,
+            matches: told.matches,
+            rows_scanned: told.rows_scanned,
+            segments: told.segments,
+            plan_us: told.plan_us,
+            search_us: told.search_us,
+            rescore_us: told.rescore_us,
+            payload_us: told.payload_us,
+        }
+    }
 }
 
 /// One hit.
 #[derive(Serialize)]
-pub(crate) struct Hit<'a> {
+struct Hit<'a> {
     id: &'a str,
     distance: f32,
     version: String,
@@ -41,15 +132,15 @@ pub(crate) struct Hit<'a> {
 }
 
 /// Hits with those parts that were asked for.
-pub(crate) fn hits(hits: &[v1::Hit], with_payload: bool, with_vector: bool) -> Vec<Hit<'_>> {
-    let parts = hits.iter().map(|hit| Hit {
+fn hits_of(hits: &[v1::Hit], parts: Parts) -> Vec<Hit<'_>> {
+    let told = hits.iter().map(|hit| Hit {
         id: &hit.id,
         distance: hit.distance,
         version: hit.version.to_string(),
-        payload: with_payload.then(|| Payload::from(&hit.payload)),
-        vector: with_vector.then_some(hit.vector.as_slice()),
+        payload: parts.payload.then(|| Payload::from(&hit.payload)),
+        vector: parts.vector.then_some(hit.vector.as_slice()),
     });
-    parts.collect()
+    told.collect()
 }
 
 /// A payload, by name.
@@ -137,6 +228,15 @@ impl<'a> Coverage<'a> {
 #[derive(Serialize)]
 pub(crate) struct Points<'a> {
     pub(crate) points: Vec<Stored<'a>>,
+    pub(crate) coverage: Coverage<'a>,
+}
+
+/// Answer to a scroll.
+#[derive(Serialize)]
+pub(crate) struct Page<'a> {
+    pub(crate) points: Vec<Stored<'a>>,
+    /// Null behind the last page.
+    pub(crate) next_after_id: Option<&'a str>,
     pub(crate) coverage: Coverage<'a>,
 }
 

@@ -62,6 +62,7 @@ pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
             get(points::get_one),
         )
         .route("/v1/collections/{collection}/count", post(points::count))
+        .route("/v1/collections/{collection}/scroll", post(points::scroll))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
@@ -71,13 +72,13 @@ pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
 async fn no_route() -> Failure {
     Failure::from(Refusal::not_found(
         "no such route; there are /v1/collections, and under /v1/collections/<name>: /search, \
-         /search/batch, /get, /points/<id>, /count",
+         /search/batch, /get, /points/<id>, /count, /scroll",
     ))
 }
 
 async fn wrong_method() -> Failure {
     let told = Refusal::invalid(
-        "this route takes another method: POST to search, get or count, GET to read a point or \
+        "this route takes another method: POST to search, get, count or scroll, GET to read a point or \
          collection, PUT and DELETE for collections",
     );
     Failure {

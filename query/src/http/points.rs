@@ -1,4 +1,4 @@
-//! `GET .../points/<id>`, `POST .../get` and `POST .../count`.
+//! `GET .../points/<id>`, `POST .../get`, `POST .../scroll` and `POST .../count`.
 
 use axum::{
     body::Bytes,
@@ -36,6 +36,7 @@ pub(crate) async fn get_one(
         with_vector: wanted.with_vector,
         // Without its shard there is no telling whether the point exists.
         read: read_options(tokens, true)?,
+        tenant: wanted.tenant,
     };
     let found = api.coordinator.get(request, call).await?;
     let point = found
@@ -69,6 +70,7 @@ pub(crate) async fn get_many(
         )?,
         ids: wanted.ids,
         with_vector: wanted.with_vector,
+        tenant: wanted.tenant,
     };
     let found = api.coordinator.get(request, call).await?;
     let points = found.points.iter();
@@ -89,17 +91,41 @@ pub(crate) async fn count(
 ) -> Result<Response, Failure> {
     let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
     let wanted: request::Count = read(body)?;
-    let request = v1::CountRequest {
-        collection,
-        read: read_options(
-            wanted.at_least.iter().map(String::as_str),
-            wanted.require_all,
-        )?,
-    };
+    let options = read_options(
+        wanted.at_least.iter().map(String::as_str),
+        wanted.require_all,
+    )?;
+    let request = wanted.into_proto(collection, options)?;
     let found = api.coordinator.count(request, call).await?;
     Ok(json(&answer::Counted {
         points: found.points,
         contested: found.contested,
+        coverage: Coverage::of(&found.coverage),
+    }))
+}
+
+pub(crate) async fn scroll(
+    State(api): State<Api>,
+    Path(collection): Path<String>,
+    query: Result<Query<Timing>, QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Failure> {
+    let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
+    let wanted: request::Scroll = read(body)?;
+    let options = read_options(
+        wanted.at_least.iter().map(String::as_str),
+        wanted.require_all,
+    )?;
+    let with_vector = wanted.with_vector;
+    let request = wanted.into_proto(collection, options)?;
+    let found = api.coordinator.scroll(request, call).await?;
+    let points = found.points.iter();
+    Ok(json(&answer::Page {
+        points: points
+            .filter_map(|point| answer::stored(point, with_vector))
+            .collect(),
+        next_after_id: (!found.next_after_id.is_empty()).then_some(&found.next_after_id),
         coverage: Coverage::of(&found.coverage),
     }))
 }

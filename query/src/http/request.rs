@@ -3,14 +3,19 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value as Json;
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, IndexParameters, Metric, Partitioner,
+    Collection, CollectionName, FieldKind, Filter, IndexParameters, Metric, Partitioner,
     collection::{default_delete_retention_ms, default_max_record_bytes},
     v1,
     vector::Dim,
 };
 
+use crate::serve::status::Refusal;
+
 /// Body of a search.
+///
+/// `Query` flattened would lose the refusal of unknown fields, so its fields stand here again.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Search {
@@ -20,11 +25,25 @@ pub(crate) struct Search {
     #[serde(default)]
     ef: u32,
     #[serde(default)]
-    pub(crate) with_payload: bool,
+    with_payload: bool,
     #[serde(default)]
-    pub(crate) with_vector: bool,
+    with_vector: bool,
     #[serde(default)]
     exact: bool,
+    filter: Option<Json>,
+    max_distance: Option<f32>,
+    group_by: Option<GroupBy>,
+    #[serde(default)]
+    include_payload: Vec<String>,
+    #[serde(default)]
+    exclude_payload: Vec<String>,
+    #[serde(default)]
+    offset: u32,
+    after: Option<After>,
+    #[serde(default)]
+    explain: bool,
+    #[serde(default)]
+    tenant: String,
     #[serde(default)]
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
@@ -32,21 +51,26 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    pub(crate) fn into_proto(
-        self,
-        collection: String,
-        read: Option<v1::ReadOptions>,
-    ) -> v1::SearchRequest {
-        v1::SearchRequest {
-            collection,
+    /// The query in it.
+    pub(crate) fn into_query(self) -> Result<v1::Query, Refusal> {
+        let query = Query {
             vector: self.vector,
             k: self.k,
             ef: self.ef,
-            with_vector: self.with_vector,
             with_payload: self.with_payload,
-            read,
+            with_vector: self.with_vector,
             exact: self.exact,
-        }
+            filter: self.filter,
+            max_distance: self.max_distance,
+            group_by: self.group_by,
+            include_payload: self.include_payload,
+            exclude_payload: self.exclude_payload,
+            offset: self.offset,
+            after: self.after,
+            explain: self.explain,
+            tenant: self.tenant,
+        };
+        query.into_proto()
     }
 }
 
@@ -71,24 +95,81 @@ pub(crate) struct Query {
     #[serde(default)]
     ef: u32,
     #[serde(default)]
-    pub(crate) with_payload: bool,
+    with_payload: bool,
     #[serde(default)]
-    pub(crate) with_vector: bool,
+    with_vector: bool,
     #[serde(default)]
     exact: bool,
+    filter: Option<Json>,
+    max_distance: Option<f32>,
+    group_by: Option<GroupBy>,
+    #[serde(default)]
+    include_payload: Vec<String>,
+    #[serde(default)]
+    exclude_payload: Vec<String>,
+    #[serde(default)]
+    offset: u32,
+    after: Option<After>,
+    #[serde(default)]
+    explain: bool,
+    #[serde(default)]
+    tenant: String,
 }
 
-impl From<Query> for v1::Query {
-    fn from(query: Query) -> Self {
-        Self {
-            vector: query.vector,
-            k: query.k,
-            ef: query.ef,
-            with_vector: query.with_vector,
-            with_payload: query.with_payload,
-            exact: query.exact,
-        }
+/// How hits are grouped.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GroupBy {
+    field: String,
+    #[serde(default = "one")]
+    group_size: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The last hit of the page before.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct After {
+    distance: f32,
+    id: String,
+}
+
+impl Query {
+    pub(crate) fn into_proto(self) -> Result<v1::Query, Refusal> {
+        Ok(v1::Query {
+            vector: self.vector,
+            k: self.k,
+            ef: self.ef,
+            with_vector: self.with_vector,
+            with_payload: self.with_payload,
+            exact: self.exact,
+            filter: filter(self.filter.as_ref())?,
+            max_distance: self.max_distance,
+            group_by: self.group_by.map(|group_by| v1::GroupBy {
+                field: group_by.field,
+                group_size: group_by.group_size,
+            }),
+            include_payload: self.include_payload,
+            exclude_payload: self.exclude_payload,
+            offset: self.offset,
+            after: self.after.map(|after| v1::After {
+                distance: after.distance,
+                id: after.id,
+            }),
+            explain: self.explain,
+            tenant: self.tenant,
+        })
     }
+}
+
+/// Reads a filter; whether it fits the collection is checked with the rest of the call.
+fn filter(json: Option<&Json>) -> Result<Option<v1::Filter>, Refusal> {
+    let read = json.map(|json| Filter::from_json(json).map(|filter| filter.to_proto()));
+    read.transpose()
+        .map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 /// Body of a get of several points.
@@ -99,6 +180,8 @@ pub(crate) struct Get {
     #[serde(default)]
     pub(crate) with_vector: bool,
     #[serde(default)]
+    pub(crate) tenant: String,
+    #[serde(default)]
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
@@ -108,10 +191,76 @@ pub(crate) struct Get {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Count {
+    filter: Option<Json>,
+    #[serde(default)]
+    tenant: String,
     #[serde(default)]
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+}
+
+impl Count {
+    pub(crate) fn into_proto(
+        self,
+        collection: String,
+        read: Option<v1::ReadOptions>,
+    ) -> Result<v1::CountRequest, Refusal> {
+        Ok(v1::CountRequest {
+            collection,
+            read,
+            filter: filter(self.filter.as_ref())?,
+            tenant: self.tenant,
+        })
+    }
+}
+
+/// Body of a scroll; may be empty.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scroll {
+    filter: Option<Json>,
+    #[serde(default)]
+    tenant: String,
+    #[serde(default)]
+    after_id: String,
+    #[serde(default = "page")]
+    limit: u32,
+    #[serde(default)]
+    pub(crate) with_vector: bool,
+    #[serde(default)]
+    include_payload: Vec<String>,
+    #[serde(default)]
+    exclude_payload: Vec<String>,
+    #[serde(default)]
+    pub(crate) at_least: Vec<String>,
+    #[serde(default)]
+    pub(crate) require_all: bool,
+}
+
+/// Points of a page whose size nobody says.
+fn page() -> u32 {
+    100
+}
+
+impl Scroll {
+    pub(crate) fn into_proto(
+        self,
+        collection: String,
+        read: Option<v1::ReadOptions>,
+    ) -> Result<v1::ScrollRequest, Refusal> {
+        Ok(v1::ScrollRequest {
+            collection,
+            filter: filter(self.filter.as_ref())?,
+            tenant: self.tenant,
+            after_id: self.after_id,
+            limit: self.limit,
+            with_vector: self.with_vector,
+            include_payload: self.include_payload,
+            exclude_payload: self.exclude_payload,
+            read,
+        })
+    }
 }
 
 /// Query string of every call that takes time.
@@ -127,6 +276,8 @@ pub(crate) struct Timing {
 pub(crate) struct GetOne {
     #[serde(default)]
     pub(crate) with_vector: bool,
+    #[serde(default)]
+    pub(crate) tenant: String,
     /// Tokens, parted by commas.
     #[serde(default)]
     pub(crate) at_least: String,

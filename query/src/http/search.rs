@@ -13,7 +13,7 @@ use shoal_schemas::v1;
 
 use crate::http::{
     Api, Failure,
-    answer::{self, Coverage},
+    answer::{self, Coverage, Found, Parts},
     asked, call, json, read, read_options,
     request::{self, Timing},
 };
@@ -27,15 +27,34 @@ pub(crate) async fn search(
 ) -> Result<Response, Failure> {
     let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
     let wanted: request::Search = read(body)?;
-    let (with_payload, with_vector) = (wanted.with_payload, wanted.with_vector);
     let options = read_options(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
     )?;
-    let request = wanted.into_proto(collection, options);
+    let query = wanted.into_query()?;
+    let parts = Parts::of(&query);
+    let request = v1::SearchRequest {
+        collection,
+        vector: query.vector,
+        k: query.k,
+        ef: query.ef,
+        with_vector: query.with_vector,
+        with_payload: query.with_payload,
+        read: options,
+        exact: query.exact,
+        filter: query.filter,
+        max_distance: query.max_distance,
+        group_by: query.group_by,
+        include_payload: query.include_payload,
+        exclude_payload: query.exclude_payload,
+        offset: query.offset,
+        after: query.after,
+        explain: query.explain,
+        tenant: query.tenant,
+    };
     let found = api.coordinator.search(request, call).await?;
-    Ok(json(&answer::Hits {
-        hits: answer::hits(&found.hits, with_payload, with_vector),
+    Ok(json(&answer::Searched {
+        found: Found::of(&found.hits, &found.groups, &found.explain, parts),
         coverage: Coverage::of(&found.coverage),
     }))
 }
@@ -53,28 +72,23 @@ pub(crate) async fn search_batch(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
     )?;
-    let parts: Vec<(bool, bool)> = wanted
+    let queries: Vec<v1::Query> = wanted
         .queries
-        .iter()
-        .map(|query| (query.with_payload, query.with_vector))
-        .collect();
+        .into_iter()
+        .map(request::Query::into_proto)
+        .collect::<Result<_, _>>()?;
+    let parts: Vec<Parts> = queries.iter().map(Parts::of).collect();
     let request = v1::SearchBatchRequest {
         collection,
-        queries: wanted.queries.into_iter().map(v1::Query::from).collect(),
+        queries,
         read: options,
     };
     let found = api.coordinator.search_batch(request, call).await?;
     let lists = found.results.iter().zip(parts);
     Ok(json(&answer::Batch {
         results: lists
-            .map(|(list, (payload, vector))| list_of(list, payload, vector))
+            .map(|(list, parts)| Found::of(&list.hits, &list.groups, &list.explain, parts))
             .collect(),
         coverage: Coverage::of(&found.coverage),
     }))
-}
-
-fn list_of(list: &v1::HitList, with_payload: bool, with_vector: bool) -> answer::HitList<'_> {
-    answer::HitList {
-        hits: answer::hits(&list.hits, with_payload, with_vector),
-    }
 }

@@ -78,6 +78,14 @@ impl v1::search_server::Search for SearchService {
         answer(self.coordinator.get(request.into_inner(), call).await)
     }
 
+    async fn scroll(
+        &self,
+        request: Request<v1::ScrollRequest>,
+    ) -> Result<Response<v1::ScrollResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.scroll(request.into_inner(), call).await)
+    }
+
     async fn count(
         &self,
         request: Request<v1::CountRequest>,

@@ -45,6 +45,7 @@ impl Refusal {
             Code::Aborted => "ABORTED",
             Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Code::Unavailable => "UNAVAILABLE",
+            Code::Unimplemented => "UNIMPLEMENTED",
             _ => "INTERNAL",
         }
     }
@@ -57,6 +58,7 @@ impl Refusal {
             Code::AlreadyExists | Code::Aborted => 409,
             Code::DeadlineExceeded => 504,
             Code::Unavailable => 503,
+            Code::Unimplemented => 501,
             _ => 500,
         }
     }
@@ -73,13 +75,17 @@ impl From<QueryError> for Refusal {
         let code = match &error {
             QueryError::NotCaughtUp | QueryError::HomeUnknown => Code::Unavailable,
             QueryError::UnknownCollection { .. } => Code::NotFound,
-            QueryError::Vector { .. }
+            QueryError::Query { .. }
+            | QueryError::Filter(_)
+            | QueryError::Tenant(_)
+            | QueryError::ForeignId { .. }
             | QueryError::Range { .. }
             | QueryError::Id { .. }
             | QueryError::Token(_)
             | QueryError::Timeout(_) => Code::InvalidArgument,
             QueryError::NoTime => Code::DeadlineExceeded,
             QueryError::Coverage(CoverageError::Refused(_)) => Code::InvalidArgument,
+            QueryError::Coverage(CoverageError::Unsupported(_)) => Code::Unimplemented,
             QueryError::Coverage(CoverageError::TokenTooLate(_)) => Code::DeadlineExceeded,
             QueryError::Coverage(CoverageError::Missing { .. }) => Code::Unavailable,
         };

@@ -144,6 +144,7 @@ async fn points_come_by_id_and_counts_add_up() {
         ids: ["p7", "nobody", "p0", "p24"].map(String::from).to_vec(),
         with_vector: true,
         read: None,
+        ..v1::GetRequest::default()
     };
     let answer = world.search().get(request).await.unwrap().into_inner();
     let points: Vec<_> = answer
@@ -165,6 +166,7 @@ async fn points_come_by_id_and_counts_add_up() {
     let request = v1::CountRequest {
         collection: "docs".into(),
         read: None,
+        ..v1::CountRequest::default()
     };
     let count = world.search().count(request).await.unwrap().into_inner();
     assert_eq!((count.points, count.contested), (25, 0));

@@ -92,6 +92,7 @@ async fn no_answer_at_all_is_an_error_that_names_the_shards() {
     let request = v1::CountRequest {
         collection: "docs".into(),
         read: None,
+        ..v1::CountRequest::default()
     };
     let refused = world.search().count(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);

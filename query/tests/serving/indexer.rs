@@ -166,6 +166,39 @@ impl v1::shard_server::Shard for Indexer {
         Ok(Response::new(answer))
     }
 
+    async fn count_points(
+        &self,
+        request: Request<v1::CountPointsRequest>,
+    ) -> Result<Response<v1::CountPointsResponse>, Status> {
+        let failing = self
+            .meet(&request, request.get_ref().shards.clone())
+            .await?;
+        let mut answer = self.node.count(request.get_ref());
+        for shard in &mut answer.shards {
+            if let Some(code) = failing {
+                fail(&mut shard.coverage, &mut shard.code, code);
+            }
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn shard_scroll(
+        &self,
+        request: Request<v1::ShardScrollRequest>,
+    ) -> Result<Response<v1::ShardScrollResponse>, Status> {
+        let failing = self
+            .meet(&request, request.get_ref().shards.clone())
+            .await?;
+        let mut answer = self.node.scroll(request.get_ref());
+        for shard in &mut answer.shards {
+            if let Some(code) = failing {
+                fail(&mut shard.coverage, &mut shard.code, code);
+                shard.points.clear();
+            }
+        }
+        Ok(Response::new(answer))
+    }
+
     async fn shard_status(
         &self,
         request: Request<v1::ShardStatusRequest>,

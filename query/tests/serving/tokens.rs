@@ -101,6 +101,7 @@ async fn a_write_that_is_not_there_in_time_fails_the_call() {
     let count = v1::CountRequest {
         collection: "docs".into(),
         read: read(&tokens, false),
+        ..v1::CountRequest::default()
     };
     let refused = world
         .search()
@@ -145,6 +146,7 @@ async fn a_get_waits_for_a_token_of_a_shard_it_would_not_ask() {
         ids: vec![wanted.key.to_string()],
         with_vector: false,
         read: read(tokens, false),
+        ..v1::GetRequest::default()
     };
     let answer = world
         .search()

@@ -39,18 +39,26 @@ fn compare_exactly(whole: i64, float: f64) -> Option<Ordering> {
     if float < -ABOVE_EVERY_INTEGER {
         return Some(Ordering::Greater);
     }
-    #[expect(
-        clippy::as_conversions,
-        clippy::cast_possible_truncation,
-        reason = "a float without fraction within the range of i64 converts exactly"
-    )]
-    let truncated = float.trunc() as i64;
+    let truncated = as_whole(float.trunc())?;
     let fraction = float.fract();
     Some(
         whole
             .cmp(&truncated)
             .then(0.0_f64.total_cmp(&(fraction + 0.0))),
     )
+}
+
+/// A float as the whole number that it is, if it is one of 64 bits.
+pub(super) fn as_whole(float: f64) -> Option<i64> {
+    let is_whole = float.fract() == 0.0;
+    let fits = (-ABOVE_EVERY_INTEGER..ABOVE_EVERY_INTEGER).contains(&float);
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        reason = "a float without fraction within the range of i64 converts exactly"
+    )]
+    let converted = float as i64;
+    (is_whole && fits).then_some(converted)
 }
 
 impl Bounds {

@@ -7,6 +7,7 @@
 
 mod check;
 pub mod compare;
+mod group;
 mod json;
 mod matches;
 mod proto;

@@ -7,8 +7,11 @@
 mod canonical;
 mod json;
 mod proto;
+mod selection;
 
 use std::collections::BTreeMap;
+
+pub use selection::Selection;
 
 /// Most fields of one payload.
 pub const MAX_FIELDS: usize = 256;

@@ -36,7 +36,8 @@ impl Payload {
 }
 
 impl Value {
-    pub(crate) fn to_proto(&self) -> v1::Value {
+    /// The value as a message.
+    pub fn to_proto(&self) -> v1::Value {
         let kind = match self {
             Self::String(text) => Proto::String(text.clone()),
             Self::Integer(number) => Proto::Integer(*number),

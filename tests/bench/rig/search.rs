@@ -258,14 +258,7 @@ fn ask_for(
             let watch = Stopwatch::start();
             for (number, vector) in queries {
                 let asked = Stopwatch::start();
-                let ask = Ask {
-                    vector: vector.clone(),
-                    k: K,
-                    beam: None,
-                    with_vector: false,
-                    with_payload: false,
-                    exact: false,
-                };
+                let ask = Ask::nearest(vector.clone(), K);
                 answers.push((number, shared.search(&ask)?));
                 latencies.push(asked.elapsed());
                 if watch.elapsed() >= time {

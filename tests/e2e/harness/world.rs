@@ -205,6 +205,7 @@ impl Shared {
         let ask = v1::CountRequest {
             collection: collection.name.to_string(),
             read: client::at_least(&[]),
+            ..v1::CountRequest::default()
         };
         eventually(DEADLINE, "every shard to serve", || {
             self.query.count(ask.clone()).ok()

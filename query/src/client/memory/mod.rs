@@ -3,6 +3,8 @@
 //! A [`Node`] keeps the points of some shards and answers what an indexer would, message for
 //! message, except that it waits for nothing: a token's write is there or its time is over.
 
+mod brute;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -10,12 +12,12 @@ use std::{
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 use shoal_schemas::{
-    Collection, CollectionName, Metric, Offset, Partition, Point, PointId, Version, route, v1,
+    Collection, CollectionName, Offset, Partition, Point, PointId, Version, route, v1,
 };
 
-use crate::{
-    client::{CallError, ShardCall, ShardClient},
-    merge::by_distance_then_id,
+use crate::client::{
+    CallError, ShardCall, ShardClient,
+    memory::brute::{Points, Which},
 };
 
 /// `google.rpc.Code` numbers that a shard answers with.
@@ -77,6 +79,24 @@ impl ShardClient for Nodes {
         self.answer(address, |node| node.status(&request))
     }
 
+    fn count_points<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::CountPointsRequest,
+        _call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::CountPointsResponse, CallError>> {
+        self.answer(address, |node| node.count(&request))
+    }
+
+    fn shard_scroll<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::ShardScrollRequest,
+        _call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::ShardScrollResponse, CallError>> {
+        self.answer(address, |node| node.scroll(&request))
+    }
+
     fn retain(&self, _addresses: &BTreeSet<String>) {}
 }
 
@@ -91,7 +111,7 @@ pub struct Node {
 struct Shard {
     collection: Collection,
     number: Partition,
-    points: BTreeMap<String, v1::StoredPoint>,
+    points: Points,
     next_offset: Offset,
 }
 
@@ -109,7 +129,7 @@ impl Node {
         let shard = Shard {
             collection: collection.clone(),
             number,
-            points: BTreeMap::new(),
+            points: Points::new(),
             next_offset: Offset(0),
         };
         self.write()
@@ -156,7 +176,12 @@ impl Node {
         let answer = |ask: &v1::ShardAsk| {
             let (coverage, shard) = self.look_up(&shards, &request.collection, ask);
             let results = (shard.iter())
-                .flat_map(|shard| request.queries.iter().map(|query| shard.nearest(query)))
+                .flat_map(|shard| {
+                    let number = shard.number.0;
+                    request.queries.iter().map(move |query| {
+                        brute::search(&shard.collection, number, &shard.points, query)
+                    })
+                })
                 .collect();
             v1::ShardAnswer {
                 code: code(&coverage, shard),
@@ -190,7 +215,46 @@ impl Node {
         }
     }
 
-    /// What it answers to a count.
+    /// What it answers to a count of what matches.
+    pub fn count(&self, request: &v1::CountPointsRequest) -> v1::CountPointsResponse {
+        let shards = self.read();
+        let answer = |ask: &v1::ShardAsk| {
+            let (coverage, shard) = self.look_up(&shards, &request.collection, ask);
+            let points = shard.map_or(0, |shard| {
+                let of = &shard.collection;
+                let which = Which::of(of, request.filter.as_ref(), &request.tenant);
+                count(which.select(of, &shard.points).count())
+            });
+            v1::ShardCount {
+                code: code(&coverage, shard),
+                coverage: Some(coverage),
+                points,
+            }
+        };
+        v1::CountPointsResponse {
+            shards: request.shards.iter().map(answer).collect(),
+        }
+    }
+
+    /// What it answers to a scroll.
+    pub fn scroll(&self, request: &v1::ShardScrollRequest) -> v1::ShardScrollResponse {
+        let shards = self.read();
+        let answer = |ask: &v1::ShardAsk| {
+            let (coverage, shard) = self.look_up(&shards, &request.collection, ask);
+            v1::ShardPoints {
+                code: code(&coverage, shard),
+                coverage: Some(coverage),
+                points: shard.map_or_else(Vec::new, |shard| {
+                    brute::page(&shard.collection, &shard.points, request)
+                }),
+            }
+        };
+        v1::ShardScrollResponse {
+            shards: request.shards.iter().map(answer).collect(),
+        }
+    }
+
+    /// What it answers to a question for its state.
     pub fn status(&self, request: &v1::ShardStatusRequest) -> v1::ShardStatusResponse {
         let shards = self.read();
         let answer = |ask: &v1::ShardAsk| {
@@ -246,38 +310,6 @@ impl Node {
     }
 }
 
-impl Shard {
-    fn nearest(&self, query: &v1::Query) -> v1::HitList {
-        let points = self.points.values().filter_map(|stored| {
-            let point = stored.point.as_ref()?;
-            Some(v1::Hit {
-                id: point.id.clone(),
-                distance: distance(self.collection.metric, &query.vector, &point.vector),
-                version: stored.version,
-                payload: if query.with_payload {
-                    point.payload.clone()
-                } else {
-                    Default::default()
-                },
-                vector: if query.with_vector {
-                    point.vector.clone()
-                } else {
-                    Vec::new()
-                },
-            })
-        });
-        let mut hits: Vec<v1::Hit> = points.collect();
-        hits.sort_unstable_by(by_distance_then_id);
-        hits.truncate(usize::try_from(query.k).unwrap_or(usize::MAX));
-        debug_assert!(
-            hits.len() <= self.points.len(),
-            "shard {} invents hits",
-            self.number
-        );
-        v1::HitList { hits }
-    }
-}
-
 fn code(coverage: &v1::ShardCoverage, shard: Option<&Shard>) -> i32 {
     match shard {
         Some(_) => ANSWERED,
@@ -297,14 +329,4 @@ fn with_or_without_vector(stored: &v1::StoredPoint, with_vector: bool) -> v1::St
 
 fn count(points: usize) -> u64 {
     u64::try_from(points).unwrap_or(u64::MAX)
-}
-
-/// The collection's distance, in the plainest way.
-fn distance(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    match metric {
-        Metric::Cosine => 1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt(),
-        Metric::InnerProduct => 1.0 - dot(a, b),
-        Metric::L2 => a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum(),
-    }
 }

@@ -1,0 +1,163 @@
+//! Gets, counts and scrolls: reading points without a vector.
+
+use shoal_schemas::{Filter, Partition, PointId, Tenant, filter::FilterError, route, v1};
+
+use crate::{
+    call::Call,
+    coordinator::{
+        Coordinator, QueryError, Told,
+        question::{CountOf, MatchesOf, PageOf, PointsOf},
+    },
+    merge::merge_points,
+    shard_map::Shards,
+    tokens::TokensByShard,
+};
+
+impl Coordinator {
+    pub(super) async fn fetch(
+        &self,
+        request: v1::GetRequest,
+        call: Call,
+    ) -> Result<v1::GetResponse, QueryError> {
+        let shards = self.shards(&request.collection)?;
+        let ids = self.limits.check_ids(&request.ids)?;
+        if let Some(tenant) = Tenant::asked(&request.tenant, &shards.collection)? {
+            check_ids_of(&tenant, &ids)?;
+        }
+        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        let mut question = PointsOf::new(request.collection, request.with_vector);
+        for id in ids {
+            let shard = route::partition_of(&shards.collection, &id);
+            question.add(shard, id);
+        }
+        // A shard without ids is asked too if a token names it: the token still has to hold.
+        let wanted: Vec<_> = (shards.numbers())
+            .filter(|shard| question.names(*shard) || tokens.contains_key(shard))
+            .collect();
+        let asked = self.ask(&shards, &question, wanted, &tokens, require_all, call);
+        let Told {
+            bodies, coverage, ..
+        } = asked.await?;
+        Ok(v1::GetResponse {
+            points: question.in_order(bodies.into_iter().flatten()),
+            coverage: Some(coverage),
+        })
+    }
+
+    pub(super) async fn tally(
+        &self,
+        request: v1::CountRequest,
+        call: Call,
+    ) -> Result<v1::CountResponse, QueryError> {
+        let shards = self.shards(&request.collection)?;
+        let filter = check_filter(request.filter, &shards)?;
+        let tenant = Tenant::asked(&request.tenant, &shards.collection)?;
+        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        if filter.is_none() && tenant.is_none() {
+            let question = CountOf {
+                collection: request.collection,
+            };
+            let all = shards.numbers();
+            let asked = self.ask(&shards, &question, all, &tokens, require_all, call);
+            let Told {
+                bodies, coverage, ..
+            } = asked.await?;
+            return Ok(v1::CountResponse {
+                points: bodies.iter().map(|counted| counted.live_points).sum(),
+                contested: bodies.iter().map(|counted| counted.contested).sum(),
+                coverage: Some(coverage),
+            });
+        }
+        let question = MatchesOf {
+            collection: request.collection,
+            filter,
+            tenant: request.tenant,
+        };
+        let homes = homes(tenant.as_ref(), &shards, &tokens);
+        let asked = self.ask(&shards, &question, homes, &tokens, require_all, call);
+        let Told {
+            bodies, coverage, ..
+        } = asked.await?;
+        Ok(v1::CountResponse {
+            points: bodies.into_iter().sum(),
+            contested: 0,
+            coverage: Some(coverage),
+        })
+    }
+
+    pub(super) async fn page(
+        &self,
+        request: v1::ScrollRequest,
+        call: Call,
+    ) -> Result<v1::ScrollResponse, QueryError> {
+        let shards = self.shards(&request.collection)?;
+        let limit = self.limits.check_page(request.limit)?;
+        if !request.after_id.is_empty() {
+            let checked = PointId::new(&request.after_id);
+            checked.map_err(|source| QueryError::Id { at: 0, source })?;
+        }
+        let tenant = Tenant::asked(&request.tenant, &shards.collection)?;
+        let filter = check_filter(request.filter, &shards)?;
+        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        let question = PageOf(v1::ShardScrollRequest {
+            collection: request.collection,
+            shards: Vec::new(),
+            filter,
+            tenant: request.tenant,
+            after_id: request.after_id,
+            limit: request.limit,
+            with_vector: request.with_vector,
+            include_payload: request.include_payload,
+            exclude_payload: request.exclude_payload,
+        });
+        let homes = homes(tenant.as_ref(), &shards, &tokens);
+        let asked = self.ask(&shards, &question, homes, &tokens, require_all, call);
+        let Told {
+            bodies, coverage, ..
+        } = asked.await?;
+        // A shard that filled its page may have more; so do points that were cut off.
+        let found: usize = bodies.iter().map(Vec::len).sum();
+        let may_have_more = found > limit || bodies.iter().any(|points| points.len() >= limit);
+        let points = merge_points(bodies, limit);
+        let last = points.last().and_then(|stored| stored.point.as_ref());
+        let next_after_id = match last {
+            Some(point) if may_have_more => point.id.clone(),
+            _ => String::new(),
+        };
+        Ok(v1::ScrollResponse {
+            points,
+            next_after_id,
+            coverage: Some(coverage),
+        })
+    }
+}
+
+/// The filter with its values as the fields are declared.
+fn check_filter(
+    filter: Option<v1::Filter>,
+    shards: &Shards,
+) -> Result<Option<v1::Filter>, QueryError> {
+    let resolve = |filter| -> Result<v1::Filter, FilterError> {
+        let read = Filter::from_proto(filter)?.resolve(&shards.collection.fields)?;
+        Ok(read.to_proto())
+    };
+    filter.map(resolve).transpose().map_err(QueryError::Filter)
+}
+
+fn check_ids_of(tenant: &Tenant, ids: &[PointId]) -> Result<(), QueryError> {
+    match ids.iter().position(|id| !tenant.holds(id.as_str())) {
+        None => Ok(()),
+        Some(at) => Err(QueryError::ForeignId {
+            at,
+            tenant: tenant.to_string(),
+        }),
+    }
+}
+
+/// The tenant's shard, or all; and those that tokens name.
+fn homes(tenant: Option<&Tenant>, shards: &Shards, tokens: &TokensByShard) -> Vec<Partition> {
+    let home = tenant.map(|tenant| tenant.shard(&shards.collection));
+    let is_asked =
+        |shard: &Partition| home.is_none_or(|home| home == *shard) || tokens.contains_key(shard);
+    shards.numbers().filter(is_asked).collect()
+}
