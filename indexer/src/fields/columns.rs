@@ -10,6 +10,7 @@ use shoal_schemas::{
 };
 
 use super::{
+    keyed::Key,
     layout::{Column, Directory, Exists, Form, Keyed, Section},
     rows::{Span, at, row},
     sealed::{ReadError, Sealed},
@@ -135,7 +136,7 @@ impl Columns {
 #[derive(Clone, Copy)]
 pub(super) enum Told<'a> {
     Exists,
-    Key(super::keyed::Key<'a>),
+    Key(Key<'a>),
 }
 
 impl Gathered {
@@ -156,13 +157,12 @@ impl Gathered {
     }
 
     fn absorb(&mut self, told: Told<'_>, rows: impl Iterator<Item = u32>) {
-        use super::keyed::Key::{Float, Text, Whole};
         match told {
             Told::Exists => self.exists.extend(rows),
-            Told::Key(Whole(key)) => self.whole.extend(rows.map(|row| (key, row))),
-            Told::Key(Float(key)) if key.is_nan() => {}
-            Told::Key(Float(key)) => self.float.extend(rows.map(|row| (Finite(key), row))),
-            Told::Key(Text(key)) => self.texts.push(key, rows),
+            Told::Key(Key::Whole(key)) => self.whole.extend(rows.map(|row| (key, row))),
+            Told::Key(Key::Float(key)) if key.is_nan() => {}
+            Told::Key(Key::Float(key)) => self.float.extend(rows.map(|row| (Finite(key), row))),
+            Told::Key(Key::Text(key)) => self.texts.push(key, rows),
         }
     }
 

@@ -5,7 +5,10 @@
 //! of `rows` and the bits of the frequent keys among them. Nothing here trusts the sections:
 //! whatever contradicts itself is [`Damage`], never a panic.
 
-use std::{cmp::Ordering, ops::Range};
+use std::{
+    cmp::Ordering,
+    ops::{Bound, Range},
+};
 
 use shoal_schemas::{
     FieldKind,
@@ -15,7 +18,8 @@ use shoal_schemas::{
 
 use super::{
     layout::{Form, Keyed, Section},
-    rows::{Bits, RowSet, Span, at, row},
+    ranks::Ranks,
+    rows::{Bits, RowSet, Span, at},
 };
 
 /// A list of rows of several keys has to be sorted, so it pays only below one row in this many.
@@ -63,14 +67,6 @@ pub(super) enum Key<'a> {
     Text(&'a [u8]),
 }
 
-#[derive(Clone, Copy)]
-enum Ranks<'a> {
-    Missing,
-    Byte(&'a [u8]),
-    Two(&'a [[u8; 2]]),
-    Four(&'a [[u8; 4]]),
-}
-
 impl<'a> View<'a> {
     /// The directory was checked against the length of the body.
     pub(super) fn new(keyed: &Keyed, kind: FieldKind, span: Span, body: &'a [u8]) -> Self {
@@ -94,12 +90,7 @@ impl<'a> View<'a> {
             rows: section(&keyed.rows).as_chunks().0,
             frequents: section(&keyed.frequents).as_chunks().0,
             bits: section(&keyed.bits).as_chunks().0,
-            ranks: match keyed.rank_width(span) {
-                1 => Ranks::Byte(ranks),
-                2 => Ranks::Two(ranks.as_chunks().0),
-                4 => Ranks::Four(ranks.as_chunks().0),
-                _ => Ranks::Missing,
-            },
+            ranks: Ranks::new(ranks, keyed.rank_width(span)),
         }
     }
 
@@ -110,7 +101,7 @@ impl<'a> View<'a> {
 
     /// Whether [`View::probe`] works.
     pub(super) fn has_ranks(&self) -> bool {
-        !matches!(self.ranks, Ranks::Missing)
+        !self.ranks.are_missing()
     }
 
     /// A key by its place.
@@ -150,22 +141,19 @@ impl<'a> View<'a> {
 
     /// The keys within bounds.
     pub(super) fn keys_within(&self, bounds: &Bounds) -> Result<KeyRanges, Damage> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
         let from = match &bounds.lower {
-            Unbounded => Some(0),
-            Included(end) => self.below(end, false)?,
-            Excluded(end) => self.below(end, true)?,
+            Bound::Unbounded => Some(0),
+            Bound::Included(end) => self.below(end, false)?,
+            Bound::Excluded(end) => self.below(end, true)?,
         };
         let to = match &bounds.upper {
-            Unbounded => Some(self.distinct),
-            Included(end) => self.below(end, true)?,
-            Excluded(end) => self.below(end, false)?,
+            Bound::Unbounded => Some(self.distinct),
+            Bound::Included(end) => self.below(end, true)?,
+            Bound::Excluded(end) => self.below(end, false)?,
         };
-        let range = from.zip(to).filter(|(from, to)| from < to);
         let has_ranges = self.kind != FieldKind::Boolean;
-        Ok(range
-            .filter(|_| has_ranges)
-            .map_or_else(KeyRanges::new, |(from, to)| vec![from..to]))
+        let range = from.zip(to).filter(|(from, to)| has_ranges && from < to);
+        Ok(range.map(|(from, to)| from..to).into_iter().collect())
     }
 
     /// The texts that begin with these bytes.
@@ -178,11 +166,8 @@ impl<'a> View<'a> {
         let to = self.search(|place| {
             Ok(text(place)?.is_none_or(|text| text < prefix || text.starts_with(prefix)))
         })?;
-        Ok(if from < to {
-            vec![from..to]
-        } else {
-            Vec::new()
-        })
+        let range = Some(from..to).filter(|keys| !keys.is_empty());
+        Ok(range.into_iter().collect())
     }
 
     /// Number of keys below a value, or up to it; `None` if they do not compare with it.
@@ -290,7 +275,7 @@ impl<'a> View<'a> {
             && self.has_ranks()
             && listed.saturating_mul(RANKS_SHARE) > self.span.len()
         {
-            return Ok(RowSet::bits(self.scan(keys)));
+            return Ok(RowSet::bits(self.ranks.scan(keys, self.span)));
         }
         let mut bits = Bits::empty(self.span);
         for keys in ranges {
@@ -325,57 +310,20 @@ impl<'a> View<'a> {
         Ok(RowSet::list(list))
     }
 
-    /// The rows whose rank is in a range of keys, which the rank of no key never is. Free of
-    /// branches, so that it runs at some rows a nanosecond.
-    fn scan(&self, keys: &Range<usize>) -> Bits {
-        let mut bits = Bits::empty(self.span);
-        let (from, len) = (row(keys.start), row(keys.len()));
-        let skew = at(self.span.first % 64);
-        let words = bits.words_mut();
-        match self.ranks {
-            Ranks::Missing => {}
-            Ranks::Byte(ranks) => mark(words, skew, ranks, |rank| {
-                u32::from(*rank).wrapping_sub(from) < len
-            }),
-            Ranks::Two(ranks) => mark(words, skew, ranks, |rank| {
-                u32::from(u16::from_le_bytes(*rank)).wrapping_sub(from) < len
-            }),
-            Ranks::Four(ranks) => mark(words, skew, ranks, |rank| {
-                u32::from_le_bytes(*rank).wrapping_sub(from) < len
-            }),
-        }
-        bits
-    }
-
     /// Those of `within` that have a key of the ranges, by looking each one up.
     pub(super) fn probe(&self, ranges: &[Range<usize>], within: &RowSet) -> RowSet {
         let has = |row: &u32| {
-            let Some(key) = self.span.place(*row).and_then(|place| self.rank(place)) else {
+            let Some(key) = self
+                .span
+                .place(*row)
+                .and_then(|place| self.ranks.key(place))
+            else {
                 return false;
             };
             let before = ranges.partition_point(|keys| keys.end <= key);
             ranges.get(before).is_some_and(|keys| keys.contains(&key))
         };
         RowSet::fitting(within.iter().filter(has).collect(), self.span)
-    }
-
-    /// The key of a row, if it has one.
-    fn rank(&self, place: usize) -> Option<usize> {
-        match self.ranks {
-            Ranks::Missing => None,
-            Ranks::Byte(ranks) => Some(ranks.get(place).filter(|rank| **rank != u8::MAX)?)
-                .map(|rank| usize::from(*rank)),
-            Ranks::Two(ranks) => ranks
-                .get(place)
-                .map(|rank| u16::from_le_bytes(*rank))
-                .filter(|rank| *rank != u16::MAX)
-                .map(usize::from),
-            Ranks::Four(ranks) => ranks
-                .get(place)
-                .map(|rank| u32::from_le_bytes(*rank))
-                .filter(|rank| *rank != u32::MAX)
-                .map(at),
-        }
     }
 
     fn add_frequent(&self, number: usize, bits: &mut Bits) -> Result<(), Damage> {
@@ -426,43 +374,4 @@ pub(super) fn add_words(
         *word |= more;
     }
     Ok(())
-}
-
-/// Sets the bits of the ranks that pass; the first rank is bit `skew` of the first word.
-fn mark<T>(words: &mut [u64], skew: usize, ranks: &[T], passes: impl Fn(&T) -> bool) {
-    let pack = |ranks: &[T], from: usize| {
-        let bits = ranks.iter().enumerate();
-        bits.fold(0_u64, |word, (bit, rank)| {
-            word | u64::from(passes(rank)) << (from + bit)
-        })
-    };
-    let (head, rest) = ranks.split_at(ranks.len().min((64 - skew) % 64));
-    let mut words = words.iter_mut();
-    if !head.is_empty()
-        && let Some(word) = words.next()
-    {
-        *word = pack(head, skew);
-    }
-    let (whole, tail) = rest.as_chunks::<64>();
-    for (ranks, word) in whole.iter().zip(words.by_ref()) {
-        let mut flags = [0_u8; 64];
-        for (flag, rank) in flags.iter_mut().zip(ranks) {
-            *flag = u8::from(passes(rank));
-        }
-        *word = word_of(&flags);
-    }
-    if let Some(word) = words.next() {
-        *word = pack(tail, 0);
-    }
-}
-
-/// Bit `n` is flag `n`, each of which is 0 or 1: the factor brings eight flags together in the
-/// highest byte.
-fn word_of(flags: &[u8; 64]) -> u64 {
-    const TOGETHER: u64 = 0x0102_0408_1020_4080;
-    let (eights, _) = flags.as_chunks::<8>();
-    let bytes = eights
-        .iter()
-        .map(|eight| u64::from_le_bytes(*eight).wrapping_mul(TOGETHER) >> 56);
-    bytes.rev().fold(0, |word, byte| word << 8 | byte)
 }

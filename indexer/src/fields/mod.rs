@@ -19,6 +19,7 @@ mod growing;
 mod keyed;
 mod layout;
 pub mod plan;
+mod ranks;
 mod rows;
 mod sealed;
 
