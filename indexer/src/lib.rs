@@ -12,6 +12,7 @@ pub mod config;
 pub mod dlq;
 pub mod entry;
 pub mod fields;
+pub mod find;
 pub mod index;
 pub mod metrics;
 pub mod node;

@@ -25,7 +25,10 @@ use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind, VectorType};
 
 use crate::index::{
-    IndexError, Near, VectorIndex, adjacency::Adjacency, distance::square, space::Space,
+    IndexError, Near, VectorIndex,
+    adjacency::Adjacency,
+    distance::{Query, square},
+    space::Space,
 };
 
 /// Room reserved first, in rows; doubled whenever it is used up.
@@ -50,6 +53,7 @@ pub struct Options {
 pub struct Hnsw {
     index: RwLock<Index>,
     dim: usize,
+    metric: Metric,
     threads: usize,
     /// Memory it holds, as its allocators say after each add.
     bytes: AtomicUsize,
@@ -112,6 +116,7 @@ impl Hnsw {
             bytes: AtomicUsize::new(allocated(&index)),
             index: RwLock::new(index),
             dim: options.dim.len(),
+            metric: options.metric,
             threads: options.threads,
             held,
         })
@@ -146,6 +151,7 @@ impl Hnsw {
             bytes: AtomicUsize::new(allocated(&index)),
             index: RwLock::new(index),
             dim: options.dim.len(),
+            metric: options.metric,
             threads: options.threads,
             held,
         };
@@ -282,6 +288,34 @@ impl VectorIndex for Hnsw {
                 Ok(near)
             }
         }
+    }
+
+    fn measure(&self, query: &[f32], rows: &[u32]) -> Result<Vec<Near>, IndexError> {
+        let mut near = Vec::with_capacity(rows.len());
+        if let Held::Codes(space) = &self.held {
+            let query = space.encode_query(query);
+            let mut code = vec![0i8; space.code_bytes()];
+            for row in rows {
+                self.get(*row, &mut code)?;
+                let distance = query.distance(bytemuck::cast_slice(&code), 0.0);
+                near.push(Near {
+                    row: *row,
+                    distance,
+                });
+            }
+            return Ok(near);
+        }
+        let query = Query::new(self.metric, query);
+        let mut vector = vec![0.0f32; self.dim];
+        for row in rows {
+            self.get(*row, &mut vector)?;
+            let distance = query.distance(&vector);
+            near.push(Near {
+                row: *row,
+                distance,
+            });
+        }
+        Ok(near)
     }
 
     fn vector(&self, row: u32) -> Result<Vec<f32>, IndexError> {

@@ -48,6 +48,12 @@ pub trait VectorIndex: Send + Sync {
         accept: Option<&dyn Fn(u32) -> bool>,
     ) -> Result<Vec<Near>, IndexError>;
 
+    /// About the distances of rows, in their order.
+    ///
+    /// # Errors
+    /// [`IndexError::NoRow`] if one is not there.
+    fn measure(&self, query: &[f32], rows: &[u32]) -> Result<Vec<Near>, IndexError>;
+
     /// The index's own, perhaps rounded, copy of a row's vector.
     ///
     /// # Errors

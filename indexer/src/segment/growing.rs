@@ -9,9 +9,10 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use shoal_schemas::{PointId, Vector};
+use shoal_schemas::{Payload, PointId, Vector, filter::Fields};
 
 use crate::{
+    fields,
     index::VectorIndex,
     segment::{ALIVE, NewRow, Row, SegmentId, Sequence, entries::Entry},
     wal::Position,
@@ -28,6 +29,8 @@ struct Kept {
 pub struct Growing {
     /// Finds rows below [`Self::folded`].
     pub graph: Arc<dyn VectorIndex>,
+    /// Finds rows by their payload.
+    pub fields: fields::Growing,
     /// Nothing of it stands before this place of the shard's own log.
     pub from: Position,
     rows: boxcar::Vec<Kept>,
@@ -38,9 +41,10 @@ pub struct Growing {
 
 impl Growing {
     /// No rows, over an empty graph, whose frames will stand at `from` and behind.
-    pub fn new(graph: Arc<dyn VectorIndex>, from: Position) -> Self {
+    pub fn new(graph: Arc<dyn VectorIndex>, fields: Fields, from: Position) -> Self {
         Self {
             graph,
+            fields: fields::Growing::new(fields),
             from,
             rows: boxcar::Vec::new(),
             entries: boxcar::Vec::new(),
@@ -49,8 +53,15 @@ impl Growing {
         }
     }
 
-    /// Adds a row that is visible from `born` on. Only the shard's writer.
-    pub fn push(&self, new: NewRow, born: Sequence) -> u32 {
+    /// Adds a row that is visible from `born` on, with its payload as [`super::indexed`] has it.
+    /// Only the shard's writer.
+    pub fn push(&self, new: NewRow, payload: &Payload, born: Sequence) -> u32 {
+        let number = self.push_row(new, born);
+        self.fields.push(number, payload);
+        number
+    }
+
+    fn push_row(&self, new: NewRow, born: Sequence) -> u32 {
         if new.expires_at_ms.is_some() {
             self.expiring.fetch_add(1, Ordering::AcqRel);
         }
@@ -183,7 +194,10 @@ mod tests {
 
     use std::sync::Arc;
 
-    use shoal_schemas::{Dim, IndexParameters, Metric, Offset, PointId, Version, digest::RowHash};
+    use shoal_schemas::{
+        Dim, IndexParameters, Metric, Offset, Payload, PointId, Version, digest::RowHash,
+        filter::Fields,
+    };
 
     use super::Growing;
     use crate::{
@@ -201,7 +215,7 @@ mod tests {
             parameters: IndexParameters::default(),
             threads: 1,
         });
-        let growing = Growing::new(Arc::new(graph.unwrap()), Position::START);
+        let growing = Growing::new(Arc::new(graph.unwrap()), Fields::new(), Position::START);
         let new = NewRow {
             id: PointId::new("a").unwrap(),
             version: Version::default(),
@@ -211,7 +225,7 @@ mod tests {
             hash: RowHash::default(),
             expires_at_ms: Some(1000),
         };
-        let number = growing.push(new, Sequence(5));
+        let number = growing.push(new, &Payload::default(), Sequence(5));
         let row = growing.row(number).unwrap();
         assert!(!row.is_visible(Sequence(4), 0));
         assert!(row.is_visible(Sequence(5), 999));

@@ -11,6 +11,7 @@
 pub mod entries;
 pub mod files;
 pub mod growing;
+pub mod indexed;
 mod map;
 pub mod rows;
 pub mod seal;
@@ -21,11 +22,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use shoal_runtime::ErrorKind;
-use shoal_schemas::{Offset, PointId, Version, digest::RowHash};
+use shoal_schemas::{Filter, Offset, PointId, Version, digest::RowHash};
 
 use crate::{
     entry::{self, EntryError},
-    index::{IndexError, Near, distance::Query},
+    fields::{self, Estimate, RowSet},
+    index::{IndexError, Near, distance::Query, packed},
     rule::SourceIndex,
     segment::{growing::Growing, sealed::Sealed},
     wal::{self, Position},
@@ -300,10 +302,36 @@ impl Segment {
         beam: usize,
         want: usize,
         accept: Option<&dyn Fn(u32) -> bool>,
-    ) -> Result<Vec<Near>, IndexError> {
+    ) -> Result<packed::Walk, IndexError> {
         match &self.rows {
-            Rows::Growing(growing) => growing.graph.search(query.components(), beam, accept),
+            Rows::Growing(growing) => Ok(packed::Walk {
+                near: growing.graph.search(query.components(), beam, accept)?,
+                // usearch does not tell.
+                distances: 0,
+            }),
             Rows::Sealed(sealed) => Ok(sealed.walk(query, beam, want, accept)),
+        }
+    }
+
+    /// About the distances of rows below [`Self::folded`], by the graph's own codes.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Result<Vec<Near>, IndexError> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.measure(query.components(), rows),
+            Rows::Sealed(sealed) => Ok(sealed.measure(query, rows)),
+        }
+    }
+
+    /// Bytes of a row that a walk or a scan reads.
+    pub fn code_bytes(&self) -> usize {
+        match &self.rows {
+            Rows::Growing(growing) => {
+                let (rows, bytes) = (growing.graph.rows(), growing.graph.bytes());
+                bytes.checked_div(rows).unwrap_or_default()
+            }
+            Rows::Sealed(sealed) => sealed.graph().space().code_bytes(),
         }
     }
 
@@ -340,6 +368,28 @@ impl Segment {
                 Ok(())
             }
             Rows::Sealed(sealed) => Ok(sealed.vector(row, out)?),
+        }
+    }
+
+    /// The rows whose payload matches, whether they live or not.
+    ///
+    /// # Errors
+    /// [`fields::ReadError`]; a filter names declared fields only.
+    pub fn matches(&self, filter: &Filter) -> Result<RowSet, fields::ReadError> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.fields.evaluate(filter),
+            Rows::Sealed(sealed) => sealed.fields().evaluate(filter),
+        }
+    }
+
+    /// How many rows match at least and at most, for less than [`Self::matches`] costs.
+    ///
+    /// # Errors
+    /// [`fields::ReadError`].
+    pub fn estimate(&self, filter: &Filter) -> Result<Estimate, fields::ReadError> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.fields.estimate(filter),
+            Rows::Sealed(sealed) => sealed.fields().estimate(filter),
         }
     }
 

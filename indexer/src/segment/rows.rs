@@ -40,6 +40,7 @@ pub struct PointPlace {
 pub struct Writer {
     sink: Sink,
     ids: Vec<u8>,
+    written: u32,
 }
 
 impl Writer {
@@ -59,7 +60,18 @@ impl Writer {
         Ok(Self {
             sink,
             ids: Vec::new(),
+            written: 0,
         })
+    }
+
+    /// Rows appended so far: the number of the next one.
+    pub fn len(&self) -> u32 {
+        self.written
+    }
+
+    /// Whether no row was appended yet.
+    pub fn is_empty(&self) -> bool {
+        self.written == 0
     }
 
     /// Appends a row.
@@ -67,6 +79,7 @@ impl Writer {
     /// # Errors
     /// [`FileError::Io`].
     pub fn push(&mut self, row: &Row<'_>, point: PointPlace) -> Result<(), FileError> {
+        self.written += 1;
         let id_at = u64::try_from(self.ids.len()).unwrap_or(u64::MAX);
         let id = row.id.as_bytes();
         let id_bytes = u16::try_from(id.len()).expect("a point id has at most 512 bytes");

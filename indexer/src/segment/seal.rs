@@ -11,6 +11,7 @@
 //! | `vectors.bin` | exact vectors ([`super::vectors`]) |
 //! | `rows.bin` | ids, versions, places ([`super::rows`]) |
 //! | `points.bin` | each row's frame without its vector ([`crate::entry`]) |
+//! | `fields.bin` | rows by payload field ([`crate::fields`]) |
 //! | `entries.bin` | deletes and refusals ([`super::entries`]) |
 
 use std::{
@@ -22,10 +23,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use shoal_runtime::{ErrorKind, crash};
-use shoal_schemas::{Dim, IndexParameters, Metric};
+use shoal_schemas::{Dim, IndexParameters, Metric, filter::Fields};
 
 use crate::{
     entry::{self, EntryError},
+    fields::Columns,
     index::{
         IndexError,
         adjacency::Adjacency,
@@ -36,6 +38,7 @@ use crate::{
         PointError, Row, Segment,
         entries::Entry,
         files::{self, FileError, FileMark, Sink, damaged, io_error},
+        indexed,
         rows::{self, PointPlace},
         vectors::{Precision, fits_f16},
     },
@@ -50,25 +53,28 @@ pub const VECTORS_FILE: &str = "vectors.bin";
 pub const ROWS_FILE: &str = "rows.bin";
 /// Frames without vectors.
 pub const POINTS_FILE: &str = "points.bin";
+/// Rows by payload.
+pub const FIELDS_FILE: &str = "fields.bin";
 /// Deletes and refusals.
 pub const ENTRIES_FILE: &str = "entries.bin";
 /// What the segment is.
 pub const MANIFEST_FILE: &str = "segment.json";
 
 /// Every file of a sealed segment but its masks.
-pub const FILES: [&str; 6] = [
+pub const FILES: [&str; 7] = [
     MANIFEST_FILE,
     GRAPH_FILE,
     VECTORS_FILE,
     ROWS_FILE,
     POINTS_FILE,
+    FIELDS_FILE,
     ENTRIES_FILE,
 ];
 
 const FORMAT: u32 = 1;
 
-/// What a segment's vectors and graph are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a segment's vectors, graph and payload index are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Components a vector.
     pub dim: Dim,
@@ -76,6 +82,8 @@ pub struct Shape {
     pub metric: Metric,
     /// Edges, beams, quantization.
     pub parameters: IndexParameters,
+    /// Payload fields that are indexed.
+    pub fields: Fields,
 }
 
 /// What a sealed segment's folder says of itself.
@@ -235,7 +243,7 @@ impl Sealer<'_> {
             segment: self.segment,
             rows: u32::try_from(self.origins.len()).unwrap_or(u32::MAX),
             dead: u32::try_from(dead).unwrap_or(u32::MAX),
-            shape: self.shape,
+            shape: self.shape.clone(),
             precision,
             files,
         };
@@ -256,7 +264,7 @@ impl Sealer<'_> {
         &self,
         meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
     ) -> Result<Option<(Precision, Space)>, SealError> {
-        let shape = self.shape;
+        let shape = &self.shape;
         let quantization = shape.parameters.quantization;
         let mut extent = Extent::new(shape.dim, shape.metric, quantization);
         let mut precision = Precision::F16;
@@ -292,6 +300,7 @@ impl Sealer<'_> {
         let expiring = u32::try_from(expiring.count()).unwrap_or(u32::MAX);
         let mut vectors = Sink::create(folder.join(VECTORS_FILE))?;
         let mut points = Sink::create(folder.join(POINTS_FILE))?;
+        let mut columns = Columns::new(&self.shape.fields);
         let mut table = rows::Writer::create(folder.join(ROWS_FILE), rows, expiring)?;
         let (mut codes, mut biases) = (Vec::new(), Vec::new());
         let (mut vector, mut bytes) = (Vec::new(), Vec::new());
@@ -309,6 +318,14 @@ impl Sealer<'_> {
                     crc32: crc32fast::hash(&bytes),
                 };
                 points.put(&bytes)?;
+                if !self.shape.fields.is_empty() {
+                    let payload = entry::upsert_body(&frame)?.payload()?;
+                    let number = table.len();
+                    columns.push(
+                        number,
+                        &indexed::payload(&self.shape.fields, row.id, &payload),
+                    );
+                }
             } else {
                 // Nobody asks for it any more, and zeros take no place in any precision.
                 vector.fill(0.0);
@@ -324,6 +341,9 @@ impl Sealer<'_> {
         let mut graph = Sink::create(folder.join(GRAPH_FILE))?;
         let codes = codes.chunks_exact(space.code_bytes()).zip(biases);
         packed::write(&mut graph, space, self.adjacency, codes)?;
+        columns.extend_to(rows);
+        let mut fields = Sink::create(folder.join(FIELDS_FILE))?;
+        fields.put(&columns.seal())?;
         let mut entries = Sink::create(folder.join(ENTRIES_FILE))?;
         for entry in self.entries {
             bytes.clear();
@@ -335,6 +355,7 @@ impl Sealer<'_> {
             vectors.finish()?,
             table.finish()?,
             points.finish()?,
+            fields.finish()?,
             entries.finish()?,
         ];
         Ok(Some(marks.into()))

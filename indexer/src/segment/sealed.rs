@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    fields,
     index::{Near, distance::Query, packed},
     segment::{
         ALIVE, Row, Sequence,
@@ -20,7 +21,9 @@ use crate::{
         files::{self, FileError, damaged, io_error},
         map::Map,
         rows::Table,
-        seal::{ENTRIES_FILE, GRAPH_FILE, Manifest, POINTS_FILE, ROWS_FILE, VECTORS_FILE},
+        seal::{
+            ENTRIES_FILE, FIELDS_FILE, GRAPH_FILE, Manifest, POINTS_FILE, ROWS_FILE, VECTORS_FILE,
+        },
         vectors::Vectors,
     },
 };
@@ -32,6 +35,7 @@ pub struct Sealed {
     folder: PathBuf,
     graph: packed::Graph<Map>,
     table: Table,
+    fields: fields::Sealed<Map>,
     vectors: Vectors,
     points: File,
     points_path: PathBuf,
@@ -56,6 +60,9 @@ impl Sealed {
             .map_err(|error| damaged(&graph_path, error.to_string()))?;
         let rows_path = path(ROWS_FILE)?;
         let table = Table::open(&rows_path)?;
+        let fields_path = path(FIELDS_FILE)?;
+        let fields = fields::Sealed::open(Map::open(&fields_path)?)
+            .map_err(|error| damaged(&fields_path, error.to_string()))?;
         let points_path = path(POINTS_FILE)?;
         let vectors = Vectors::open(
             &path(VECTORS_FILE)?,
@@ -78,6 +85,7 @@ impl Sealed {
             folder: folder.to_owned(),
             graph,
             table,
+            fields,
             vectors,
             manifest,
         })
@@ -133,14 +141,31 @@ impl Sealed {
         beam: usize,
         want: usize,
         accept: Option<&dyn Fn(u32) -> bool>,
-    ) -> Vec<Near> {
+    ) -> packed::Walk {
         let code = self.graph.space().encode_query(query.components());
-        self.graph.search(&code, beam, want, accept).near
+        self.graph.search(&code, beam, want, accept)
+    }
+
+    /// See [`super::Segment::measure`].
+    pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Vec<Near> {
+        let code = self.graph.space().encode_query(query.components());
+        let near = rows.iter().filter_map(|row| {
+            Some(Near {
+                row: *row,
+                distance: self.graph.distance_to(&code, *row)?,
+            })
+        });
+        near.collect()
     }
 
     /// The graph.
     pub fn graph(&self) -> &packed::Graph<Map> {
         &self.graph
+    }
+
+    /// Rows by payload.
+    pub fn fields(&self) -> &fields::Sealed<Map> {
+        &self.fields
     }
 
     /// A row's frame without its vector; `None` if there is none.

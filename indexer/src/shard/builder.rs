@@ -159,6 +159,12 @@ fn fold(shared: &Shared, most: u32) -> Result<bool, IndexError> {
             continue;
         };
         let folded = fold_segment(shared, &view, segment, growing, most)?;
+        // Small parts of the payload index make every filter look at each of them.
+        if folded > 0
+            && let Err(error) = growing.fields.merge()
+        {
+            warn!(shard = %shared.spec.label(), %error, "payload index is not merged");
+        }
         if folded > 0 {
             folded_any = true;
             counter!(names::ROWS_FOLDED_TOTAL, "shard" => shared.spec.label())

@@ -311,11 +311,7 @@ impl Storer {
             contested: job.contested,
             points: job.points,
             next_segment: job.next_segment,
-            graph: Shape {
-                dim: shared.spec.collection.dim,
-                metric: shared.spec.collection.metric,
-                parameters: shared.spec.collection.index,
-            },
+            graph: shared.spec.shape(),
             segments,
         };
         manifest.write(&folder)?;

@@ -6,7 +6,7 @@
 
 use std::{fs, path::Path};
 
-use shoal_schemas::{Offset, PointId, Version, digest::RowHash};
+use shoal_schemas::{Offset, Payload, PointId, Version, digest::RowHash};
 
 use crate::{
     rule::SourceIndex,
@@ -59,16 +59,33 @@ pub(super) fn write(
     sink.finish()
 }
 
-/// Reads a file into a segment, oldest row first; ended rows are ended again.
+/// Reads a file into a segment, oldest row first; ended rows are ended again. `payload` gives a
+/// row's payload as it is indexed.
 ///
 /// # Errors
 /// [`FileError`].
-pub(super) fn read(path: &Path, segment: &Segment) -> Result<(), FileError> {
+pub(super) fn read(
+    path: &Path,
+    segment: &Segment,
+    payload: impl Fn(&NewRow) -> Result<Payload, FileError>,
+) -> Result<(), FileError> {
     let bytes = fs::read(path).map_err(io_error(path))?;
-    parse(&bytes, segment).ok_or_else(|| damaged(path, "its rows do not read"))
+    let mut failed = None;
+    let read = parse(&bytes, segment, |row| {
+        payload(row).map_err(|error| failed = Some(error)).ok()
+    });
+    match (read, failed) {
+        (Some(()), _) => Ok(()),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(damaged(path, "its rows do not read")),
+    }
 }
 
-fn parse(bytes: &[u8], segment: &Segment) -> Option<()> {
+fn parse(
+    bytes: &[u8],
+    segment: &Segment,
+    mut payload: impl FnMut(&NewRow) -> Option<Payload>,
+) -> Option<()> {
     let growing = segment.as_growing()?;
     let rest = &mut &*bytes;
     if take(rest, MAGIC.len())? != MAGIC {
@@ -87,7 +104,8 @@ fn parse(bytes: &[u8], segment: &Segment) -> Option<()> {
             expires_at_ms: Some(i64::from_le_bytes(word(rest)?)).filter(|time| *time != NO_TIME),
         };
         let [alive] = word(rest)?;
-        let number = growing.push(new, Sequence::default());
+        let payload = payload(&new)?;
+        let number = growing.push(new, &payload, Sequence::default());
         if alive == 0 {
             segment.end(number, Sequence::default());
         }

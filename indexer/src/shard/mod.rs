@@ -5,6 +5,7 @@
 //! and compacts. Any number of threads search; none of them waits for the other two. What they
 //! share is [`Shared`]; what only the writer has is [`writer::Writer`].
 
+mod answer;
 pub mod builder;
 pub mod checkpoint;
 pub mod compact;
@@ -31,7 +32,9 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use shoal_runtime::clock::Clock;
-use shoal_schemas::{ClusterId, Collection, Offset, Partition, RegionName, Source, digest::Digest};
+use shoal_schemas::{
+    ClusterId, Collection, Offset, Partition, RegionName, Source, digest::Digest, filter::Fields,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -39,7 +42,7 @@ use crate::{
     config::EngineConfig,
     index::{IndexError, hnsw},
     pressure::Pressure,
-    segment::{Segment, SegmentId, Sequence, growing::Growing, seal::Shape},
+    segment::{Segment, SegmentId, Sequence, growing::Growing, indexed, seal::Shape},
     view::View,
     wal::{self, Position},
 };
@@ -174,6 +177,7 @@ impl Spec {
             dim: self.collection.dim,
             metric: self.collection.metric,
             parameters: self.collection.index,
+            fields: indexed::fields(&self.collection),
         }
     }
 }
@@ -184,6 +188,8 @@ pub struct Shared {
     pub spec: Spec,
     /// Every source the shard has ever had, in the order of their indexes.
     pub sources: Vec<SourceSpec>,
+    /// Payload fields that are indexed.
+    pub fields: Fields,
     /// Wall and monotonic time.
     pub clock: Arc<dyn Clock>,
     /// Id to place. The writer writes.
@@ -326,7 +332,8 @@ impl Shared {
 
     /// An empty segment that takes rows whose frames stand at `from` and behind.
     fn new_segment(&self, id: SegmentId, from: Position) -> Result<Arc<Segment>, IndexError> {
-        let growing = Growing::new(self.new_graph()?, from);
+        let fields = indexed::fields(&self.spec.collection);
+        let growing = Growing::new(self.new_graph()?, fields, from);
         Ok(Arc::new(Segment::growing(id, growing)))
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     catalog::CatalogError,
     entry::EntryError,
     index::{IndexError, hnsw::Hnsw},
-    segment::{Segment, Sequence, files::FileError, growing::Growing},
+    segment::{Segment, Sequence, files::FileError, growing::Growing, indexed},
     shard::{
         FolderError, Progress, Shared, Spec,
         checkpoint::{self, CheckpointError, Manifest, Storer},
@@ -272,7 +272,8 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         Some(found) => found,
         None => {
             let graph = Hnsw::new(&spec.graph_options()).map_err(index_error)?;
-            let growing = Growing::new(Arc::new(graph), replay_from);
+            let fields = indexed::fields(&spec.collection);
+            let growing = Growing::new(Arc::new(graph), fields, replay_from);
             Restored {
                 segments: vec![Arc::new(Segment::growing(numbers.take(), growing))],
                 chunks: Vec::new(),
@@ -300,6 +301,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
     let (progress, _) = watch::channel(Arc::new(Progress::default()));
     let replay_to = wal.reader().end();
     let shared = Arc::new(Shared {
+        fields: indexed::fields(&spec.collection),
         lag: Lag::new(clock.clone(), sources.len()),
         catalog,
         log: wal.reader(),

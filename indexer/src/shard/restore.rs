@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, ops::ControlFlow, path::Path, sync::Arc};
 
 use shoal_runtime::chain;
-use shoal_schemas::{PointId, RegionName, Vector};
+use shoal_schemas::{Payload, PointId, RegionName, Vector};
 use tracing::{info, warn};
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
         Place, Segment, SegmentId,
         files::{self, FileError},
         growing::{Chunk, Growing},
+        indexed,
         sealed::Sealed,
     },
     shard::{
@@ -62,7 +63,7 @@ pub(super) fn restore_segments(
                 segment
             }
             Kept::Growing { folded, .. } => {
-                let segment = restore_growing(spec, stored)?;
+                let segment = restore_growing(spec, stored, log)?;
                 for number in *folded..stored.rows {
                     let vector = read_vector(spec, &segment, number, log)?;
                     match chunks.last().filter(|c| c.segment == id && !c.is_full()) {
@@ -93,7 +94,11 @@ pub(super) fn restore_segments(
     Ok(Restored { segments, chunks })
 }
 
-fn restore_growing(spec: &Spec, stored: &SegmentFiles) -> Result<Segment, CheckpointError> {
+fn restore_growing(
+    spec: &Spec,
+    stored: &SegmentFiles,
+    log: &wal::Reader,
+) -> Result<Segment, CheckpointError> {
     let Kept::Growing {
         folded,
         from,
@@ -119,10 +124,21 @@ fn restore_growing(spec: &Spec, stored: &SegmentFiles) -> Result<Segment, Checkp
     };
     let rows_path = files::verify(&folder, rows_file)?;
     let graph_rows = graph.rows();
-    let growing = Growing::new(graph, Position::new(*from));
+    let fields = indexed::fields(&spec.collection);
+    let growing = Growing::new(graph, fields.clone(), Position::new(*from));
     growing.set_folded(*folded);
     let segment = Segment::growing(id, growing);
-    growing_file::read(&rows_path, &segment)?;
+    growing_file::read(&rows_path, &segment, |row| {
+        if fields.is_empty() {
+            return Ok(Payload::default());
+        }
+        let unreadable = |error: String| files::damaged(&spec.wal_folder(), error);
+        let frame = log.read(row.wal);
+        let frame = frame.map_err(|error| unreadable(chain(&error).to_string()))?;
+        let payload = entry::upsert_body(&frame).and_then(|body| body.payload());
+        let payload = payload.map_err(|error| unreadable(error.to_string()))?;
+        Ok(indexed::payload(&fields, row.id.as_str(), &payload).into_owned())
+    })?;
     if graph_rows != usize::try_from(*folded).unwrap_or(usize::MAX) {
         let detail = format!("graph has {graph_rows} rows, the manifest says {folded}");
         return Err(files::damaged(&rows_path, detail).into());

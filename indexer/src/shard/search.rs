@@ -12,12 +12,12 @@ use shoal_schemas::{
 
 use crate::{
     catalog::CatalogError,
-    entry::{self, Entry, EntryError},
-    index::distance::Query,
+    entry::{Entry, EntryError},
+    find::SearchError,
     rule::Says,
-    segment::PointError,
+    segment::{PointError, Segment},
     shard::Shared,
-    view::{Found, Moment, SearchError},
+    view::Moment,
 };
 
 /// One query, checked.
@@ -137,7 +137,8 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    fn is_outdated(&self) -> bool {
+    /// Whether a newer view has to be looked at: see [`PointError::is_outdated`].
+    pub(super) fn is_outdated(&self) -> bool {
         match self {
             Self::Point(error) | Self::Search(SearchError::Point(error)) => error.is_outdated(),
             _ => false,
@@ -146,62 +147,6 @@ impl ReadError {
 }
 
 impl Shared {
-    /// Answers one query.
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn search(&self, ask: &Ask) -> Result<Vec<v1::Hit>, ReadError> {
-        loop {
-            match self.search_once(ask) {
-                // A search that was held up while its segment was sealed: the view is a newer one.
-                Err(error) if error.is_outdated() => {}
-                other => return other,
-            }
-        }
-    }
-
-    fn search_once(&self, ask: &Ask) -> Result<Vec<v1::Hit>, ReadError> {
-        let (view, sequence) = self.moment();
-        let moment = Moment {
-            sequence,
-            now_ms: self.now_ms(),
-        };
-        let query = Query::new(self.spec.collection.metric, &ask.vector);
-        let found = if ask.exact {
-            view.search_exact(&query, ask.k, moment, &self.log)?
-        } else {
-            let own = usize::from(self.spec.collection.index.ef_search);
-            view.search(&query, ask.k, ask.beam.unwrap_or(own), moment, &self.log)?
-        };
-        found
-            .iter()
-            .map(|one| self.hit(one, ask.with_vector, ask.with_payload))
-            .collect()
-    }
-
-    fn hit(
-        &self,
-        found: &Found<'_>,
-        with_vector: bool,
-        with_payload: bool,
-    ) -> Result<v1::Hit, ReadError> {
-        let mut hit = v1::Hit {
-            id: found.row.id.to_owned(),
-            distance: found.distance,
-            version: found.row.version.raw(),
-            ..v1::Hit::default()
-        };
-        if with_vector {
-            let row = found.place.row;
-            found.segment.vector(row, &self.log, &mut hit.vector)?;
-        }
-        if with_payload {
-            let frame = found.segment.frame(found.place.row, &self.log)?;
-            hit.payload = Payload::to_proto(&entry::upsert_body(&frame)?.payload()?);
-        }
-        Ok(hit)
-    }
-
     /// The points of these ids that are served, in the order asked; others are left out.
     ///
     /// # Errors
@@ -234,6 +179,16 @@ impl Shared {
                 break (segment, place.row);
             }
         };
+        self.stored(&segment, row, with_vector)
+    }
+
+    /// The point of a row; `None` once it has expired.
+    pub(super) fn stored(
+        &self,
+        segment: &Segment,
+        row: u32,
+        with_vector: bool,
+    ) -> Result<Option<v1::StoredPoint>, ReadError> {
         let frame = segment.frame(row, &self.log)?;
         let Entry::Upsert(stamp, id, body) = Entry::decode(&frame)? else {
             return Ok(None);
@@ -364,7 +319,7 @@ impl Shared {
         Ok(newest.is_some_and(|newest| newest >= token.version))
     }
 
-    fn now_ms(&self) -> i64 {
+    pub(super) fn now_ms(&self) -> i64 {
         i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX)
     }
 }

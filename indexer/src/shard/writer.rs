@@ -11,7 +11,7 @@ use std::sync::{
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch, crash};
 use shoal_schemas::{
-    Offset, PointId, RegionName, Vector,
+    Offset, Payload, PointId, RegionName, Vector,
     digest::{Digest, RowHash, contested_hash, row_hash},
     vector::VectorError,
 };
@@ -24,6 +24,7 @@ use crate::{
     segment::{
         NewRow, Place, Segment, SegmentId, Sequence, entries,
         growing::{Chunk, Growing},
+        indexed,
     },
     shard::{Progress, Shared, compact::Moving, lock},
     view::View,
@@ -100,6 +101,13 @@ pub enum Applied {
     Stale,
     /// The id is contested from now on.
     Contested,
+}
+
+/// A point about to become a row.
+struct Own {
+    row: NewRow,
+    vector: Vector,
+    payload: Payload,
 }
 
 /// Numbers of segments, handed out to the writer and the builder.
@@ -239,7 +247,12 @@ impl Writer {
         match draft {
             Draft::Upsert(stamp, id, point) => {
                 let row = self.new_row(stamp, id.clone(), position, hash, point.expires_at_ms);
-                self.change(stamp, id, Says::Live(position), Some((row, point.vector)))
+                let own = Own {
+                    row,
+                    vector: point.vector,
+                    payload: point.payload,
+                };
+                self.change(stamp, id, Says::Live(position), Some(own))
             }
             Draft::Delete(stamp, id) => self.change(stamp, id, Says::Deleted, None),
             Draft::Contest(stamp, id) => self.change(stamp, id, Says::Contested, None),
@@ -261,8 +274,8 @@ impl Writer {
             }
             Entry::Upsert(stamp, id, body) => {
                 let id = stored_id(position, id)?;
-                let (row, vector) = self.read_row(position, stamp, id.clone(), &body)?;
-                self.change(stamp, id, Says::Live(position), Some((row, vector)))?;
+                let own = self.read_row(position, stamp, id.clone(), &body)?;
+                self.change(stamp, id, Says::Live(position), Some(own))?;
             }
             Entry::Delete(stamp, id) => {
                 self.change(stamp, stored_id(position, id)?, Says::Deleted, None)?;
@@ -299,7 +312,7 @@ impl Writer {
         stamp: Stamp,
         id: PointId,
         body: &Body<'_>,
-    ) -> Result<(NewRow, Vector), WriteError> {
+    ) -> Result<Own, WriteError> {
         let collection = &self.shared.spec.collection;
         let vector = Vector::new(&body.components(), collection.dim, collection.metric).map_err(
             |source| WriteError::Vector {
@@ -317,11 +330,20 @@ impl Writer {
             body.expires_at_ms,
         );
         let row = self.new_row(stamp, id, position, hash, body.expires_at_ms);
-        Ok((row, vector))
+        // Nobody asks for what is not indexed.
+        let payload = match self.shared.fields.is_empty() {
+            true => Payload::default(),
+            false => body.payload().map_err(entry_error(position))?,
+        };
+        Ok(Own {
+            row,
+            vector,
+            payload,
+        })
     }
 
     /// Reads a point of the own log that lost earlier and is served now.
-    fn restore(&self, position: Position) -> Result<(NewRow, Vector), WriteError> {
+    fn restore(&self, position: Position) -> Result<Own, WriteError> {
         let frame = self.shared.log.read(position)?;
         let entry = Entry::decode(&frame).map_err(entry_error(position))?;
         let Entry::Upsert(stamp, id, body) = entry else {
@@ -336,7 +358,7 @@ impl Writer {
         stamp: Stamp,
         id: PointId,
         says: Says,
-        own: Option<(NewRow, Vector)>,
+        own: Option<Own>,
     ) -> Result<Applied, WriteError> {
         let mut state = self.shared.catalog.read(id.as_str())?;
         let old_place = state.place;
@@ -358,13 +380,13 @@ impl Writer {
         let applied = match verdict {
             Verdict::Duplicate => return Ok(Applied::Stale),
             Verdict::Serve(position) => {
-                let (row, vector) = match own {
-                    Some(own) if own.0.wal == position => own,
+                let own = match own {
+                    Some(own) if own.row.wal == position => own,
                     _ => self.restore(position)?,
                 };
-                new_hash = Some(row.hash);
+                new_hash = Some(own.row.hash);
                 self.sequence.0 += 1;
-                state.place = Some(self.insert(row, vector)?);
+                state.place = Some(self.insert(own)?);
                 if let Some(place) = old_place {
                     self.end(place);
                 } else {
@@ -441,7 +463,12 @@ impl Writer {
         }
     }
 
-    fn insert(&mut self, row: NewRow, vector: Vector) -> Result<Place, WriteError> {
+    fn insert(&mut self, own: Own) -> Result<Place, WriteError> {
+        let Own {
+            row,
+            vector,
+            payload,
+        } = own;
         self.quiet = Stopwatch::start();
         let mut segment = self.shared.view.load().growing().clone();
         let is_open = segment
@@ -450,7 +477,8 @@ impl Writer {
         if !is_open {
             segment = self.begin_segment(row.wal)?;
         }
-        let number = growing_of(&segment).push(row, self.sequence);
+        let payload = indexed::payload(&self.shared.fields, row.id.as_str(), &payload).into_owned();
+        let number = growing_of(&segment).push(row, &payload, self.sequence);
         let view = self.shared.view.load();
         let open = view
             .chunks

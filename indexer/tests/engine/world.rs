@@ -153,10 +153,18 @@ impl World {
         self.send(&self.record(id, seed))
     }
 
+    pub(crate) fn upsert_with(&self, id: &str, seed: u64, payload: Payload) -> Offset {
+        self.send(&self.record_with(id, seed, payload))
+    }
+
     pub(crate) fn record(&self, id: &str, seed: u64) -> Record {
+        self.record_with(id, seed, Payload::default())
+    }
+
+    pub(crate) fn record_with(&self, id: &str, seed: u64, payload: Payload) -> Record {
         let point = Point {
             vector: Vector::new(&vector(seed), self.collection.dim, Metric::Cosine).unwrap(),
-            payload: Payload::default(),
+            payload,
             model: None,
             event_time_ms: None,
             expires_at_ms: None,
