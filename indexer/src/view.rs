@@ -15,6 +15,8 @@ use crate::{
 
 /// With fewer live rows than this many beams a segment is scanned, not walked.
 const SCAN_BEAMS: usize = 2;
+/// Rows scanned between two looks at whether anybody still waits: well below a millisecond.
+const STOP_ROWS: u32 = 64;
 /// A segment of more rows, dead ones counted, is walked all the same.
 const SCAN_ROWS: u32 = 32_768;
 
@@ -60,6 +62,9 @@ pub enum SearchError {
     /// A row in the shard's log does not read.
     #[error("row in the shard's log does not read")]
     Entry(#[from] crate::entry::EntryError),
+    /// Nobody waits for it any more.
+    #[error("it was stopped: its deadline is over or its caller gone")]
+    Stopped,
 }
 
 impl View {
@@ -183,10 +188,14 @@ impl View {
         k: usize,
         moment: Moment,
         log: &wal::Reader,
+        stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Found<'_>>, SearchError> {
         let mut found = Vec::new();
         for segment in &self.segments {
             for (number, row) in segment.rows() {
+                if number % STOP_ROWS == 0 && stop() {
+                    return Err(SearchError::Stopped);
+                }
                 if !row.is_visible(moment.sequence, moment.now_ms) {
                     continue;
                 }

@@ -58,6 +58,21 @@ impl Shared {
     /// # Errors
     /// [`ReadError`].
     pub fn search(&self, ask: &Ask) -> Result<Vec<v1::Hit>, ReadError> {
+        self.search_until(ask, &|| false)
+    }
+
+    /// Answers one query unless `stop` says yes; a scan asks it again and again.
+    ///
+    /// # Errors
+    /// [`ReadError`]; [`SearchError::Stopped`] in it if it was stopped.
+    pub fn search_until(
+        &self,
+        ask: &Ask,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<v1::Hit>, ReadError> {
+        if stop() {
+            return Err(SearchError::Stopped.into());
+        }
         let (view, sequence) = self.moment();
         let moment = Moment {
             sequence,
@@ -65,7 +80,7 @@ impl Shared {
         };
         let query = Query::new(self.spec.collection.metric, &ask.vector);
         let found = if ask.exact {
-            view.search_exact(&query, ask.k, moment, &self.log)?
+            view.search_exact(&query, ask.k, moment, &self.log, stop)?
         } else {
             let own = usize::from(self.spec.collection.index.ef_search);
             view.search(&query, ask.k, ask.beam.unwrap_or(own), moment)?
