@@ -29,8 +29,6 @@ pub const SECTIONS: [&str; 7] = [
     "local",
 ];
 
-/// After this long Kafka's own default gives a silent member's partitions away.
-const KAFKA_SESSION: Duration = Duration::from_secs(45);
 /// Parts of an option's name whose value is not shown.
 const SECRET: [&str; 4] = ["password", "secret", "key.pem", "token"];
 
@@ -137,17 +135,12 @@ impl Validate for Settings {
         self.indexer.validate(faults);
         self.query.validate(faults);
         self.local.validate(faults);
-        let drain = self.indexer.drain_timeout;
-        for (limit, name) in [
-            (KAFKA_SESSION, "Kafka's usual session time-out"),
-            (self.kafka.rebalance_timeout, "kafka.rebalance_timeout"),
-        ] {
-            if drain >= limit {
-                faults.push(format!(
-                    "indexer.drain_timeout is {drain:?}, has to be below {name}, {limit:?}, or \
-                     another node takes a shard over before this one has let go"
-                ));
-            }
+        let (drain, limit) = (self.indexer.drain_timeout, self.kafka.rebalance_timeout);
+        if drain >= limit {
+            faults.push(format!(
+                "indexer.drain_timeout is {drain:?}, has to be below kafka.rebalance_timeout, \
+                 {limit:?}, or another node takes a shard over before this one has let go"
+            ));
         }
         self.listeners(faults);
     }

@@ -44,7 +44,7 @@ fn faults_of_every_section_are_told_at_once() {
         deadline = '0s'
         grpc_lissten = '127.0.0.1:1'
         [indexer]
-        drain_timeout = '50s'
+        drain_timeout = '1m'
         [indexer.engine]
         memtable_rows = 'many'
         [query]
@@ -60,7 +60,7 @@ fn faults_of_every_section_are_told_at_once() {
         "telemetry.filter",
         "gateway.deadline",
         "grpc_lissten",
-        "indexer.drain_timeout is 50s, has to be below Kafka's",
+        "indexer.drain_timeout is 60s, has to be below kafka.rebalance_timeout",
         "indexer.engine.memtable_rows",
         "query.max_k",
         "local.kafka_port",

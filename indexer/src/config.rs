@@ -47,7 +47,11 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub probe_interval: Duration,
     /// Longest time to let go of a shard or to stop. Default 20 s; has to be below
-    /// Kafka's session timeout (45 s by default), or another node starts before this one is done.
+    /// `kafka.rebalance_timeout` (1 min by default).
+    ///
+    /// While a shard is let go the node goes on saying that it lives, so the session time-out
+    /// does not count; but a group that rebalances waits no longer than the rebalance time-out,
+    /// and then another node starts before this one is done.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
 }

@@ -33,6 +33,9 @@ const RESCORE_MORE: usize = 6;
 /// Rows looked at before a scan drops the farther ones and asks whether to go on.
 const SLICE_ROWS: usize = 4096;
 
+/// Exact vectors read between two looks at whether anybody still waits: well below a millisecond.
+const STOP_ROWS: usize = 64;
+
 /// A point found, still as its row.
 #[derive(Clone, Copy)]
 pub struct Found<'a> {
@@ -313,7 +316,10 @@ impl<'a> Search<'a, '_> {
 
     fn scan_exactly(&mut self, segment: &'a Segment, rows: &[u32]) -> Result<(), SearchError> {
         let wanted = self.wanted;
-        for row in rows {
+        for (at, row) in rows.iter().enumerate() {
+            if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
+                return Err(SearchError::Stopped);
+            }
             segment.vector(*row, wanted.log, &mut self.vector)?;
             let distance = wanted.query.distance(&self.vector);
             let found = Found::at(segment, *row, distance, wanted.moment);

@@ -3,6 +3,9 @@
 //! Key, value and headers stay untouched, so an entry can be put back as it is; reason and place
 //! travel in headers of their own. A record refused for its residency must not leave its region,
 //! so its entry holds a hash of the key and nothing of the content.
+//!
+//! Nothing in the topic is changed. That a record was put back is told by a [`Mark`] behind its
+//! entry, a record of its own with the same key and no content.
 
 use bytes::Bytes;
 
@@ -33,6 +36,10 @@ pub const TIME: &str = "shoal-dlq-time";
 pub const TIMESTAMP: &str = "shoal-dlq-timestamp";
 /// `1` if the refused record was a delete.
 pub const TOMBSTONE: &str = "shoal-dlq-tombstone";
+
+/// When the record was put back, milliseconds since the Unix epoch, decimal: what has it is no
+/// entry but a [`Mark`].
+pub const RETRIED: &str = "shoal-dlq-retried";
 
 /// Headers that say nothing of a record's content.
 const CONTENT_FREE: [&str; 4] = [
@@ -85,6 +92,70 @@ pub fn entry(
     }
 }
 
+/// Makes the record that says that an entry's record was put back.
+pub fn mark(entry: &Entry, now_ms: u64) -> Record {
+    let headers = [
+        (CLUSTER, entry.source.cluster.to_string()),
+        (TOPIC, entry.source.topic.to_string()),
+        (PARTITION, entry.source.partition.to_string()),
+        (OFFSET, entry.offset.to_string()),
+        (RETRIED, now_ms.to_string()),
+    ];
+    Record {
+        key: entry.record.key.clone(),
+        value: Some(Bytes::new()),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), Bytes::from(value)))
+            .into(),
+        timestamp_ms: i64::try_from(now_ms).unwrap_or(i64::MAX),
+    }
+}
+
+/// That the record of an entry was put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The partition the refused record stands in.
+    pub source: Source,
+    /// Its place there.
+    pub offset: Offset,
+    /// When it was put back, milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
+/// What a dead-letter topic holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// A refused record.
+    Entry(Entry),
+    /// Word of one that was put back.
+    Mark(Mark),
+}
+
+impl Item {
+    /// Reads either.
+    ///
+    /// # Errors
+    /// [`EntryError`], naming the first header that is missing or does not parse.
+    pub fn decode(record: &Record) -> Result<Self, EntryError> {
+        if record.header(RETRIED).is_none() {
+            return Entry::decode(record).map(Self::Entry);
+        }
+        Ok(Self::Mark(Mark {
+            source: source(record)?,
+            offset: Offset(number(record, OFFSET)?),
+            time_ms: number(record, RETRIED)?,
+        }))
+    }
+}
+
+fn source(record: &Record) -> Result<Source, EntryError> {
+    Ok(Source {
+        cluster: ClusterId(text(record, CLUSTER)?.into()),
+        topic: text(record, TOPIC)?.into(),
+        partition: Partition(number(record, PARTITION)?),
+    })
+}
+
 /// The first 16 bytes of the key's BLAKE3, in hex: finds the entry of a known key, tells nothing.
 fn hashed(key: &[u8]) -> Bytes {
     let hex = blake3::hash(key).to_hex();
@@ -135,11 +206,7 @@ impl Entry {
     pub fn decode(record: &Record) -> Result<Self, EntryError> {
         let reason = text(record, REASON)?.parse()?;
         let detail = text(record, DETAIL)?;
-        let source = Source {
-            cluster: ClusterId(text(record, CLUSTER)?.into()),
-            topic: text(record, TOPIC)?.into(),
-            partition: Partition(number(record, PARTITION)?),
-        };
+        let source = source(record)?;
         let offset = Offset(number(record, OFFSET)?);
         let time_ms = number(record, TIME)?;
         // An entry made by hand may lack it; the refusal's time is the best that is known then.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Entry, EntryError, OFFSET, REASON, entry};
+use super::{Entry, EntryError, Item, Mark, OFFSET, REASON, entry, mark};
 use crate::{Offset, Partition, Reason, Record, Rejection, Source};
 
 fn source() -> Source {
@@ -33,6 +33,32 @@ fn record() -> impl Strategy<Value = Record> {
         headers,
         timestamp_ms,
     })
+}
+
+#[test]
+fn a_mark_names_its_entry_and_is_none_itself() {
+    let rejection = Rejection::new(Reason::TooLarge, "planted");
+    let refused = Record {
+        key: Some(Bytes::from_static(b"a")),
+        value: Some(Bytes::from_static(b"content")),
+        ..Record::default()
+    };
+    let made = entry(&refused, &rejection, &source(), Offset(7), 1000);
+    let Item::Entry(read) = Item::decode(&made).unwrap() else {
+        panic!("an entry is no mark");
+    };
+    let word = mark(&read, 2000);
+    let expected = Mark {
+        source: source(),
+        offset: Offset(7),
+        time_ms: 2000,
+    };
+    assert_eq!(Item::decode(&word).unwrap(), Item::Mark(expected));
+    assert_eq!(Entry::decode(&word), Err(EntryError::Missing(REASON)));
+    assert_eq!(
+        (word.key.as_ref(), word.value),
+        (refused.key.as_ref(), Some(Bytes::new()))
+    );
 }
 
 proptest! {

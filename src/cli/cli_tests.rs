@@ -37,6 +37,7 @@ fn every_verb_reads() {
         "dlq show docs 3/17 --value-to x",
         "dlq retry docs 3/17 --value x.json",
         "dlq retry docs --all --reason not_finite",
+        "dlq list docs --retried",
         "verify docs --against b:1",
         "config --env-names",
         "demo --data d --stay --json-only",
@@ -72,6 +73,15 @@ fn what_makes_no_sense_is_refused() {
         let words = std::iter::once("shoal").chain(line.split_whitespace());
         assert!(Cli::try_parse_from(words).is_err(), "{line}");
     }
+}
+
+#[test]
+fn help_shows_words_in_the_order_they_are_taken_in() {
+    let help = Cli::try_parse_from(["shoal", "dlq", "retry", "--help"]);
+    let help = help.unwrap_err().to_string();
+    let at = |word: &str| help.find(word).unwrap_or_else(|| panic!("{word}: {help}"));
+    let usage = at("Usage: shoal dlq retry");
+    assert!(usage < at("<COLLECTION>") && at("<COLLECTION>") < at("<RECORD|--all>"));
 }
 
 #[test]

@@ -50,6 +50,9 @@ struct Which {
     /// Published to this partition only
     #[arg(long)]
     partition: Option<u32>,
+    /// Those that were put back, too
+    #[arg(long)]
+    retried: bool,
     /// So many at most
     #[arg(long, default_value_t = 1000)]
     limit: usize,
@@ -61,6 +64,7 @@ impl Which {
             reason: self.reason,
             id: self.id.clone(),
             partition: self.partition.map(Partition),
+            retried: self.retried,
             limit: self.limit,
         }
     }
@@ -106,7 +110,11 @@ pub(super) struct Show {
 
 /// Refused records to put back.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true))]
+#[command(
+    group = ArgGroup::new("what").required(true),
+    // A group is shown before the collection, where it cannot stand.
+    override_usage = "shoal dlq retry [OPTIONS] <COLLECTION> <RECORD|--all>"
+)]
 pub(super) struct Retry {
     /// The collection
     #[arg(value_parser = collection_name)]
@@ -165,6 +173,10 @@ impl List {
         } else {
             let mut table = Table::new(["RECORD", "REASON", "ID", "BYTES", "DETAIL"]);
             for entry in &listing.entries {
+                let detail = match entry.is_retried {
+                    true => format!("put back; {}", entry.detail),
+                    false => entry.detail.clone(),
+                };
                 let bytes = if entry.is_delete {
                     "delete".to_owned()
                 } else {
@@ -175,7 +187,7 @@ impl List {
                     entry.reason.to_string(),
                     entry.id.clone().unwrap_or_default(),
                     bytes,
-                    entry.detail.clone(),
+                    detail,
                 ]);
             }
             table.write(&mut out)?;
@@ -188,6 +200,13 @@ impl List {
                 err,
                 "the newest {shown} of {}; see --limit",
                 listing.matched
+            )?;
+        }
+        if listing.left_out > 0 {
+            writeln!(
+                err,
+                "{} more were put back; see --retried",
+                listing.left_out
             )?;
         }
         if listing.unreadable > 0 {
@@ -209,6 +228,7 @@ impl List {
             "value_bytes": entry.value_bytes,
             "is_delete": entry.is_delete,
             "is_withheld": entry.is_withheld,
+            "is_retried": entry.is_retried,
         })
     }
 }

@@ -136,8 +136,14 @@ fn a_refused_record_is_listed_shown_corrected_and_its_contested_id_settles() {
     assert_eq!(contested(shared, &collection), 0);
     assert_eq!(vector(shared, "letters", "d-1"), None);
     assert_eq!(shared.settled(&collection).points, 5);
-    // What was put back stays listed, as a record of what happened.
-    assert_eq!(list(&["letters"]).len(), 2);
+    // What was put back is listed on demand, as a record of what happened.
+    assert_eq!(list(&["letters"]).len(), 0);
+    let done = list(&["letters", "--retried"]);
+    assert_eq!(done.len(), 2);
+    assert!(
+        done.iter().all(|entry| entry["is_retried"] == true),
+        "{done:?}"
+    );
 }
 
 #[test]

@@ -18,11 +18,12 @@ use std::{
     time::Duration,
 };
 
+use metrics::Counter;
 use shoal_schemas::{CollectionName, Offset, Partition};
 use shoal_topic::{Deps, ReadError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, pressure::Pressure, shard::Shared, wal};
+use crate::{config::Config, pressure::Pressure, serve::Pace, shard::Shared, wal};
 
 /// A shard's name: its collection and number.
 pub type ShardKey = (CollectionName, Partition);
@@ -68,8 +69,14 @@ pub struct Held {
     cancel: CancellationToken,
     ended: Arc<AtomicBool>,
     was_caught_up: AtomicBool,
+    /// It was said that it is let go.
+    is_disclaimed: AtomicBool,
     /// See [`crate::shard::Spec::incarnation`].
     incarnation: Offset,
+    /// How long its searches take.
+    pub pace: Pace,
+    /// Searches answered.
+    pub searches: Counter,
 }
 
 /// Why a shard does not answer.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use metrics::counter;
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
 use shoal_schemas::{ClusterId, CollectionName, Offset, Partition};
 use shoal_topic::{Membership, MembershipEvent, TopicPartition, control::ControlState};
@@ -21,7 +22,9 @@ use tracing::{info, warn};
 use crate::{
     config::Ownership,
     dlq::wait,
+    metrics as names,
     node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
+    serve::Pace,
     shard::{
         Spec,
         run::{self, Context},
@@ -237,7 +240,10 @@ impl Node {
             cancel: self.deps.tasks.cancel().child_token(),
             ended: Arc::default(),
             was_caught_up: AtomicBool::new(false),
+            is_disclaimed: AtomicBool::new(false),
             incarnation: spec.incarnation,
+            pace: Pace::default(),
+            searches: counter!(names::SEARCHES_TOTAL, "shard" => label.clone()),
         };
         let context = Context {
             spec,
@@ -289,13 +295,18 @@ impl Node {
     fn stop(&self, partitions: &[TopicPartition], mut meanwhile: impl FnMut()) {
         let going: Vec<_> = partitions
             .iter()
-            .filter_map(|partition| self.shard(&key_of(partition)?))
+            .filter_map(|partition| {
+                let key = key_of(partition)?;
+                Some((self.shard(&key)?, key))
+            })
             .collect();
-        for held in &going {
+        for (held, _) in &going {
             held.cancel.cancel();
         }
         let watch = Stopwatch::start();
-        while going.iter().any(|held| !held.ended.load(Ordering::Acquire)) {
+        // Before the group hands them on: nobody else's claim can be overtaken by this.
+        self.disclaim(&going);
+        while (going.iter()).any(|(held, _)| !held.ended.load(Ordering::Acquire)) {
             if watch.elapsed() > self.config.drain_timeout {
                 warn!("shards still run after drain_timeout; they are given up all the same");
                 return;

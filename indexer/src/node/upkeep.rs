@@ -1,6 +1,10 @@
 //! What keeps a node's shards going: durable logs, heartbeats of the broker, claims.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use metrics::gauge;
 use shoal_runtime::{chain, clock::Stopwatch};
@@ -28,6 +32,10 @@ const PROBE_OPENING: Duration = Duration::from_millis(50);
 const LIMIT_EVERY: Duration = Duration::from_millis(250);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
+/// How long the broker may take to hear that shards are let go.
+const DISCLAIM_WITHIN: Duration = Duration::from_secs(1);
+/// A broker that was not heard for this long is told nothing at the end.
+const SILENCE: Duration = Duration::from_secs(5);
 
 impl Node {
     fn open_shards(&self) -> Vec<Arc<Held>> {
@@ -137,7 +145,8 @@ impl Node {
             };
             claimed.retain(|key, _| shards.iter().any(|(held, _)| held == key));
             for (key, held) in shards {
-                if held.opened().is_none() {
+                // What is let go was said by who lets it go.
+                if held.opened().is_none() || held.cancel.is_cancelled() {
                     continue;
                 }
                 let ready = held.serving().is_ok();
@@ -149,17 +158,8 @@ impl Node {
                 if claimed.get(&key).is_some_and(is_good) {
                     continue;
                 }
-                let claim = Claim {
-                    node: self.config.node.clone(),
-                    address: self.address.to_string(),
-                    ready,
-                };
-                let control_key = Key::Shard(key.0.clone(), key.1);
-                match self
-                    .deps
-                    .control
-                    .put_blocking(&control_key, &Entry::Shard(claim))
-                {
+                let (name, entry) = self.claim_of(&key, ready);
+                match self.deps.control.put_blocking(&name, &entry) {
                     Ok(epoch) => {
                         info!(
                             shard = %format!("{}/{}", key.0, key.1),
@@ -167,6 +167,11 @@ impl Node {
                             ready,
                             "shard claimed"
                         );
+                        if ready && held.cancel.is_cancelled() {
+                            // It may stand behind the word that the shard is let go.
+                            held.is_disclaimed.store(false, Ordering::Release);
+                            self.disclaim(&[(held.clone(), key.clone())]);
+                        }
                         claimed.insert(key, Claimed { held, ready, epoch });
                     }
                     Err(error) => {
@@ -176,6 +181,48 @@ impl Node {
                 }
             }
             wait(cancel, CLAIM_EVERY);
+        }
+    }
+
+    fn claim_of(&self, key: &ShardKey, ready: bool) -> (Key, Entry) {
+        let claim = Claim {
+            node: self.config.node.clone(),
+            address: self.address.to_string(),
+            ready,
+        };
+        (Key::Shard(key.0.clone(), key.1), Entry::Shard(claim))
+    }
+
+    /// Says of shards that are let go that they are not to be asked here any more.
+    ///
+    /// Once a shard, and only where it was claimed and still counts as ours. A broker that is
+    /// away is not waited for: then nobody else can take the shard either.
+    pub(super) fn disclaim(&self, going: &[(Arc<Held>, ShardKey)]) {
+        let state = self.deps.control.snapshot();
+        let now = self.deps.clock.monotonic();
+        let heard = state.caught_up_at;
+        if heard.is_none_or(|heard| now.saturating_sub(heard) > SILENCE) {
+            return;
+        }
+        let claims: Vec<_> = going
+            .iter()
+            .filter(|(held, key)| {
+                let owner = state.owner(&key.0, key.1);
+                let is_ours = owner.is_none_or(|(claim, _)| claim.node == self.config.node);
+                let is_new = !held.is_disclaimed.swap(true, Ordering::AcqRel);
+                held.opened().is_some() && is_ours && is_new
+            })
+            .map(|(_, key)| self.claim_of(key, false))
+            .collect();
+        if claims.is_empty() {
+            return;
+        }
+        match self.deps.control.put_all_blocking(&claims, DISCLAIM_WITHIN) {
+            Some(Ok(())) => info!(shards = claims.len(), "said that shards are let go"),
+            Some(Err(error)) => {
+                warn!(error = %chain(&error), "not said that shards are let go");
+            }
+            None => warn!("not said in time that shards are let go"),
         }
     }
 

@@ -14,22 +14,6 @@ use crate::{
 /// Most points one query may ask for; also groups times their size.
 const MAX_K: u32 = 10_000;
 
-/// The refusal of what the shard behind this service does not execute: the one place that makes it.
-pub(super) fn not_executed(feature: &str) -> Refusal {
-    Refusal {
-        code: Code::Unimplemented,
-        message: format!("this indexer does not execute {feature} yet"),
-    }
-}
-
-/// Refuses the first feature that is asked for.
-fn refuse(features: &[(&str, bool)]) -> Result<(), Refusal> {
-    match features.iter().find(|(_, asked)| *asked) {
-        None => Ok(()),
-        Some((feature, _)) => Err(not_executed(feature)),
-    }
-}
-
 fn invalid(message: impl std::fmt::Display) -> Refusal {
     Refusal {
         code: Code::InvalidArgument,
@@ -40,22 +24,13 @@ fn invalid(message: impl std::fmt::Display) -> Refusal {
 /// Checks all queries of a call.
 ///
 /// # Errors
-/// [`Refusal`], naming the query: `INVALID_ARGUMENT` if it is wrong, `UNIMPLEMENTED` if it is
-/// right and the shard cannot do it.
+/// [`Refusal`] with `INVALID_ARGUMENT`, naming the query.
 pub(super) fn check(queries: &[v1::Query], collection: &Collection) -> Result<Vec<Ask>, Refusal> {
     let checked = queries.iter().enumerate().map(|(number, query)| {
-        let ask = check_query(query, collection).map_err(|refusal| Refusal {
+        check_query(query, collection).map_err(|refusal| Refusal {
             message: format!("query {number}: {}", refusal.message),
             ..refusal
-        })?;
-        refuse(&[
-            ("filters", ask.filter.is_some()),
-            ("group_by", ask.group_by.is_some()),
-            ("after", ask.after.is_some()),
-            ("explain", ask.explain),
-            ("tenants", ask.tenant.is_some()),
-        ])?;
-        Ok(ask)
+        })
     });
     checked.collect()
 }
@@ -106,15 +81,10 @@ pub(super) fn check_count(
     tenant: &str,
     collection: &Collection,
 ) -> Result<CountAsk, Refusal> {
-    let ask = CountAsk {
+    Ok(CountAsk {
         filter: check_filter(filter, collection)?,
         tenant: check_tenant(tenant, collection)?,
-    };
-    refuse(&[
-        ("counts by filter", ask.filter.is_some()),
-        ("counts by tenant", ask.tenant.is_some()),
-    ])?;
-    Ok(ask)
+    })
 }
 
 /// Checks a page of points by id.
@@ -136,16 +106,6 @@ pub(super) fn check_scroll(
         with_vector: request.with_vector,
         selection: Selection::new(&request.include_payload, &request.exclude_payload),
     })
-}
-
-/// Does to a shard's nearest `k` what needs no more than them, with the same result as inside.
-pub(super) fn finish(ask: &Ask, hits: &mut Vec<v1::Hit>) {
-    if let Some(most) = ask.max_distance {
-        hits.retain(|hit| hit.distance.total_cmp(&most).is_le());
-    }
-    for hit in hits {
-        ask.selection.cut(&mut hit.payload);
-    }
 }
 
 fn up_to(field: &str, found: u32) -> Result<usize, Refusal> {

@@ -4,7 +4,7 @@
 use shoal_schemas::{Collection, FieldKind, Filter, Metric, v1};
 use tonic::Code;
 
-use super::{check, check_count, check_query, check_scroll, finish};
+use super::{check, check_count, check_query, check_scroll};
 
 fn docs() -> Collection {
     let dim = 3.try_into().unwrap();
@@ -103,20 +103,11 @@ fn everything_asked_for_is_in_the_ask() {
 }
 
 #[test]
-fn what_a_shard_does_not_execute_is_refused_by_name_and_never_ignored() {
-    let refused = check(
-        &[v1::Query {
-            filter: on("year"),
-            ..query()
-        }],
-        &docs(),
-    )
-    .unwrap_err();
-    assert_eq!(refused.code, Code::Unimplemented);
-    assert!(refused.message.contains("filters"), "{}", refused.message);
-    assert!(check_count(None, "", &docs()).is_ok());
-    let refused = check_count(on("year").as_ref(), "", &docs()).unwrap_err();
-    assert_eq!(refused.code, Code::Unimplemented);
+fn counts_and_scrolls_are_checked_like_searches() {
+    assert!(check_count(None, "", &docs()).unwrap().filter.is_none());
+    assert!(check_count(on("year").as_ref(), "", &docs()).is_ok());
+    let unknown = check_count(on("yaer").as_ref(), "", &docs()).unwrap_err();
+    assert_eq!(unknown.code, Code::InvalidArgument);
     let page = v1::ShardScrollRequest {
         limit: 3,
         ..v1::ShardScrollRequest::default()
@@ -124,25 +115,4 @@ fn what_a_shard_does_not_execute_is_refused_by_name_and_never_ignored() {
     assert_eq!(check_scroll(&page, &docs()).unwrap().limit, 3);
     let none = check_scroll(&v1::ShardScrollRequest::default(), &docs()).unwrap_err();
     assert_eq!(none.code, Code::InvalidArgument);
-}
-
-#[test]
-fn hits_beyond_the_distance_and_fields_that_are_not_wanted_are_cut() {
-    let asked = v1::Query {
-        max_distance: Some(1.0),
-        exclude_payload: vec!["title".to_owned()],
-        ..query()
-    };
-    let ask = check(&[asked], &docs()).unwrap().remove(0);
-    let hit = |distance: f32| v1::Hit {
-        distance,
-        payload: ["title", "year"]
-            .map(|name| (name.to_owned(), v1::Value::default()))
-            .into(),
-        ..v1::Hit::default()
-    };
-    let mut hits = vec![hit(0.5), hit(1.0), hit(1.5)];
-    finish(&ask, &mut hits);
-    assert_eq!(hits.len(), 2);
-    assert!(hits.iter().all(|hit| hit.payload.keys().eq(["year"])));
 }

@@ -2,31 +2,33 @@
 //!
 //! Every shard answers for itself: one that is not here, is still recovering or does not reach a
 //! token in time says so in its own part of the answer, and the others are not held up by it.
+//! Work whose caller is gone or waits no longer is given up.
 
 mod ask;
+mod pace;
+mod patience;
 mod status;
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 
-use metrics::{counter, histogram};
+use metrics::{Histogram, histogram};
 use shoal_runtime::{clock::Stopwatch, tasks::blocking};
 use shoal_schemas::{CollectionName, Partition, Token, v1};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, debug, debug_span, field::display, info_span};
 
+use self::patience::Deadline;
 use crate::{
     metrics as names,
-    node::{Node, NotServing, not_serving_text},
-    shard::{Shared, search::Ask},
+    node::{Held, Node, NotServing, not_serving_text},
+    shard::{
+        Shared,
+        search::{Ask, ReadError},
+    },
 };
 
-pub use self::status::Refusal;
-
-/// What is left of a caller's deadline for the answer's way back.
-const WAY_BACK: Duration = Duration::from_millis(5);
-/// How long a token is waited for when the caller sets no deadline.
-const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+pub use self::{pace::Pace, status::Refusal};
 
 /// Serves one node's shards.
 #[derive(Clone)]
@@ -34,14 +36,42 @@ pub struct Service {
     node: Node,
     /// One permit a search that may run at a time.
     searches: Arc<Semaphore>,
+    /// The same for everything else, so that long searches hold up no question for a state.
+    reads: Arc<Semaphore>,
+    meters: Meters,
+}
+
+/// Time for a request, by verb: looked up once.
+#[derive(Clone)]
+struct Meters {
+    search: Histogram,
+    get: Histogram,
+    count: Histogram,
+    scroll: Histogram,
+    status: Histogram,
+}
+
+/// A shard that serves: what the node knows of it, and the shard.
+struct Ready {
+    held: Arc<Held>,
+    shared: Arc<Shared>,
 }
 
 impl Service {
     /// A service that searches with so many threads at a time.
     pub fn new(node: Node, search_threads: usize) -> Self {
+        let meter = |verb: &'static str| histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb);
         Self {
             node,
             searches: Arc::new(Semaphore::new(search_threads)),
+            reads: Arc::new(Semaphore::new(search_threads)),
+            meters: Meters {
+                search: meter("search"),
+                get: meter("get"),
+                count: meter("count"),
+                scroll: meter("scroll"),
+                status: meter("status"),
+            },
         }
     }
 
@@ -51,7 +81,7 @@ impl Service {
         collection: &CollectionName,
         ask: &v1::ShardAsk,
         deadline: Deadline,
-    ) -> Result<Arc<Shared>, Refusal> {
+    ) -> Result<Ready, Refusal> {
         let key = (collection.clone(), Partition(ask.shard));
         let refuse = |why: NotServing| Refusal {
             code: match why {
@@ -84,30 +114,59 @@ impl Service {
                 }
             }
         }
-        Ok(shared)
+        Ok(Ready { held, shared })
     }
 
-    /// Runs blocking work on one shard, within the number of searches that may run.
+    /// Runs blocking work on one shard, within the number of works that may run.
     async fn on_shard<T: Send + 'static>(
         &self,
+        permits: &Arc<Semaphore>,
         shared: Arc<Shared>,
-        work: impl FnOnce(&Shared) -> Result<T, crate::shard::search::ReadError> + Send + 'static,
+        work: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<(T, v1::ShardCoverage), Refusal> {
-        let permit = self.searches.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Refusal {
-            code: Code::Unavailable,
-            message: "indexer is stopping".into(),
-        })?;
+        let permit = permits.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| Refusal::stopping())?;
         let node = self.node.name().to_owned();
         blocking(move || {
-            let watch = Stopwatch::start();
-            let outcome = work(&shared);
+            let done = measured(&shared, &node, work);
             drop(permit);
-            outcome
-                .map(|value| (value, shared.coverage(&node, watch)))
-                .map_err(|error| Refusal::from_read(&error))
+            done
         })
         .await
+    }
+
+    /// The same for a search, which is done right here if it is expected to be short.
+    ///
+    /// `alone` says that nothing else of the request waits for this thread.
+    async fn search_on_shard(
+        &self,
+        ready: Ready,
+        asks: Vec<Ask>,
+        deadline: Deadline,
+        alone: bool,
+    ) -> Result<(Vec<v1::HitList>, v1::ShardCoverage), Refusal> {
+        let Ready { held, shared } = ready;
+        let own_beam = usize::from(shared.spec.collection.index.ef_search);
+        let walked = pace::walked(&asks, own_beam);
+        // The caller is told of by being dropped, which a search right here would not see.
+        let (_caller, patience) = patience::of(deadline);
+        let pace = held.clone();
+        let work = move |shared: &Shared| {
+            let watch = Stopwatch::start();
+            let stop = || patience.is_over();
+            let found = asks.iter().map(|ask| shared.answer(ask, &stop));
+            let found = found.collect::<Result<Vec<_>, _>>();
+            if let Some(points) = walked {
+                pace.pace.took(points, watch.elapsed());
+            }
+            found
+        };
+        if !(alone && walked.is_some_and(|points| held.pace.is_short(points))) {
+            return self.on_shard(&self.searches, shared, work).await;
+        }
+        let permit = self.searches.acquire().await;
+        let _permit = permit.map_err(|_| Refusal::stopping())?;
+        measured(&shared, self.node.name(), work)
     }
 
     fn uncovered(&self, shard: u32, refusal: &Refusal) -> v1::ShardCoverage {
@@ -124,40 +183,23 @@ impl Service {
         &self,
         collection: CollectionName,
         ask: v1::ShardAsk,
-        queries: Arc<[v1::Query]>,
+        queries: &[v1::Query],
         deadline: Deadline,
+        alone: bool,
     ) -> v1::ShardAnswer {
         let answered = async {
-            let shared = self.ready_shard(&collection, &ask, deadline).await?;
-            let asks = ask::check(&queries, &shared.spec.collection)?;
-            let label = shared.spec.label();
-            counter!(names::SEARCHES_TOTAL, "shard" => label)
-                .increment(u64::try_from(asks.len()).unwrap_or(u64::MAX));
-            self.on_shard(shared, move |shared| {
-                let found = asks.iter().map(|ask: &Ask| {
-                    let mut hits = shared.search(ask)?;
-                    ask::finish(ask, &mut hits);
-                    Ok(hits)
-                });
-                found.collect()
-            })
-            .await
+            let ready = self.ready_shard(&collection, &ask, deadline).await?;
+            let asks = ask::check(queries, &ready.shared.spec.collection)?;
+            let count = u64::try_from(asks.len()).unwrap_or(u64::MAX);
+            ready.held.searches.increment(count);
+            self.search_on_shard(ready, asks, deadline, alone).await
         };
         match answered.await {
-            Ok((results, coverage)) => {
-                let results: Vec<Vec<v1::Hit>> = results;
-                v1::ShardAnswer {
-                    coverage: Some(coverage),
-                    results: results
-                        .into_iter()
-                        .map(|hits| v1::HitList {
-                            hits,
-                            ..v1::HitList::default()
-                        })
-                        .collect(),
-                    code: 0,
-                }
-            }
+            Ok((results, coverage)) => v1::ShardAnswer {
+                coverage: Some(coverage),
+                results,
+                code: 0,
+            },
             Err(refusal) => v1::ShardAnswer {
                 coverage: Some(self.uncovered(ask.shard, &refusal)),
                 results: Vec::new(),
@@ -175,10 +217,10 @@ impl Service {
     ) -> v1::ShardPoints {
         let ask = asked.ask.unwrap_or_default();
         let answered = async {
-            let shared = self.ready_shard(&collection, &ask, deadline).await?;
+            let Ready { shared, .. } = self.ready_shard(&collection, &ask, deadline).await?;
             let ids = asked.ids;
-            self.on_shard(shared, move |shared| shared.points(&ids, with_vector))
-                .await
+            let work = move |shared: &Shared| shared.points(&ids, with_vector);
+            self.on_shard(&self.reads, shared, work).await
         };
         match answered.await {
             Ok((points, coverage)) => v1::ShardPoints {
@@ -202,12 +244,11 @@ impl Service {
         deadline: Deadline,
     ) -> v1::ShardCount {
         let answered = async {
-            let shared = self.ready_shard(&collection, &ask, deadline).await?;
+            let Ready { shared, .. } = self.ready_shard(&collection, &ask, deadline).await?;
             let of = &shared.spec.collection;
-            // What it checks is refused there as long as it is more than a plain count.
-            ask::check_count(wanted.filter.as_ref(), &wanted.tenant, of)?;
-            self.on_shard(shared, |shared| Ok(shared.live_points()))
-                .await
+            let asked = ask::check_count(wanted.filter.as_ref(), &wanted.tenant, of)?;
+            let work = move |shared: &Shared| shared.count(&asked);
+            self.on_shard(&self.reads, shared, work).await
         };
         match answered.await {
             Ok((points, coverage)) => v1::ShardCount {
@@ -231,17 +272,22 @@ impl Service {
         deadline: Deadline,
     ) -> v1::ShardPoints {
         let answered = async {
-            let shared = self.ready_shard(&collection, &ask, deadline).await?;
-            ask::check_scroll(&wanted, &shared.spec.collection)
+            let Ready { shared, .. } = self.ready_shard(&collection, &ask, deadline).await?;
+            let asked = ask::check_scroll(&wanted, &shared.spec.collection)?;
+            let work = move |shared: &Shared| shared.scroll(&asked);
+            self.on_shard(&self.reads, shared, work).await
         };
-        let refusal = match answered.await {
-            Ok(_page) => ask::not_executed("scroll"),
-            Err(refusal) => refusal,
-        };
-        v1::ShardPoints {
-            coverage: Some(self.uncovered(ask.shard, &refusal)),
-            points: Vec::new(),
-            code: refusal.number(),
+        match answered.await {
+            Ok((points, coverage)) => v1::ShardPoints {
+                coverage: Some(coverage),
+                points,
+                code: 0,
+            },
+            Err(refusal) => v1::ShardPoints {
+                coverage: Some(self.uncovered(ask.shard, &refusal)),
+                points: Vec::new(),
+                code: refusal.number(),
+            },
         }
     }
 
@@ -252,8 +298,9 @@ impl Service {
         deadline: Deadline,
     ) -> v1::ShardStatus {
         let answered = async {
-            let shared = self.ready_shard(&collection, &ask, deadline).await?;
-            self.on_shard(shared, |shared| Ok(shared.status())).await
+            let Ready { shared, .. } = self.ready_shard(&collection, &ask, deadline).await?;
+            let work = |shared: &Shared| Ok(shared.status());
+            self.on_shard(&self.reads, shared, work).await
         };
         match answered.await {
             Ok((status, coverage)) => v1::ShardStatus {
@@ -275,16 +322,17 @@ impl v1::shard_server::Shard for Service {
         &self,
         request: Request<v1::SearchShardsRequest>,
     ) -> Result<Response<v1::SearchShardsResponse>, Status> {
-        let deadline = deadline(&request);
+        let deadline = Deadline::of(&request);
         let span = request_span("search_shards", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
-        let queries: Arc<[v1::Query]> = request.queries.into();
-        timed("search", async {
+        let queries = request.queries;
+        timed(&self.meters.search, async {
+            let alone = request.shards.len() == 1;
             let asks = request
                 .shards
                 .into_iter()
-                .map(|ask| self.search_shard(collection.clone(), ask, queries.clone(), deadline));
+                .map(|ask| self.search_shard(collection.clone(), ask, &queries, deadline, alone));
             let shards = futures::future::join_all(asks).await;
             Ok(Response::new(v1::SearchShardsResponse { shards }))
         })
@@ -296,12 +344,12 @@ impl v1::shard_server::Shard for Service {
         &self,
         request: Request<v1::GetPointsRequest>,
     ) -> Result<Response<v1::GetPointsResponse>, Status> {
-        let deadline = deadline(&request);
+        let deadline = Deadline::of(&request);
         let span = request_span("get_points", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
         let with_vector = request.with_vector;
-        timed("get", async {
+        timed(&self.meters.get, async {
             let asks = request.shards.into_iter().map(|asked| {
                 self.points_of_shard(collection.clone(), asked, with_vector, deadline)
             });
@@ -316,13 +364,13 @@ impl v1::shard_server::Shard for Service {
         &self,
         request: Request<v1::CountPointsRequest>,
     ) -> Result<Response<v1::CountPointsResponse>, Status> {
-        let deadline = deadline(&request);
+        let deadline = Deadline::of(&request);
         let span = request_span("count_points", &request);
         let mut request = request.into_inner();
         let collection = collection_name(&request.collection)?;
         let asks = std::mem::take(&mut request.shards);
         let wanted = Arc::new(request);
-        timed("count", async {
+        timed(&self.meters.count, async {
             let asks = asks
                 .into_iter()
                 .map(|ask| self.count_of_shard(collection.clone(), ask, wanted.clone(), deadline));
@@ -337,13 +385,13 @@ impl v1::shard_server::Shard for Service {
         &self,
         request: Request<v1::ShardScrollRequest>,
     ) -> Result<Response<v1::ShardScrollResponse>, Status> {
-        let deadline = deadline(&request);
+        let deadline = Deadline::of(&request);
         let span = request_span("shard_scroll", &request);
         let mut request = request.into_inner();
         let collection = collection_name(&request.collection)?;
         let asks = std::mem::take(&mut request.shards);
         let wanted = Arc::new(request);
-        timed("scroll", async {
+        timed(&self.meters.scroll, async {
             let asks = asks
                 .into_iter()
                 .map(|ask| self.scroll_of_shard(collection.clone(), ask, wanted.clone(), deadline));
@@ -358,7 +406,7 @@ impl v1::shard_server::Shard for Service {
         &self,
         request: Request<v1::ShardStatusRequest>,
     ) -> Result<Response<v1::ShardStatusResponse>, Status> {
-        let deadline = deadline(&request);
+        let deadline = Deadline::of(&request);
         let span = request_span("shard_status", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
@@ -372,7 +420,7 @@ impl v1::shard_server::Shard for Service {
                 })
                 .collect();
         }
-        timed("status", async {
+        timed(&self.meters.status, async {
             let asks = asks
                 .into_iter()
                 .map(|ask| self.status_of_shard(collection.clone(), ask, deadline));
@@ -384,11 +432,22 @@ impl v1::shard_server::Shard for Service {
     }
 }
 
-async fn timed<T>(verb: &'static str, work: impl Future<Output = T>) -> T {
+/// Does work on a shard; the coverage says how long it took.
+fn measured<T>(
+    shared: &Shared,
+    node: &str,
+    work: impl FnOnce(&Shared) -> Result<T, ReadError>,
+) -> Result<(T, v1::ShardCoverage), Refusal> {
+    let watch = Stopwatch::start();
+    let value = work(shared).map_err(|error| Refusal::from_read(&error))?;
+    Ok((value, shared.coverage(node, watch)))
+}
+
+async fn timed<T>(meter: &Histogram, work: impl Future<Output = T>) -> T {
     let watch = Stopwatch::start();
     let outcome = work.await;
     let seconds = watch.seconds();
-    histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb).record(seconds);
+    meter.record(seconds);
     // Inside the request's span, which names the caller's trace.
     debug!(seconds, "shard request answered");
     outcome
@@ -401,68 +460,13 @@ fn collection_name(name: &str) -> Result<CollectionName, Status> {
         })
 }
 
-/// When a call has to be answered, all its waits together.
-#[derive(Clone, Copy)]
-struct Deadline {
-    since: Stopwatch,
-    time: Duration,
-}
-
-impl Deadline {
-    fn left(&self) -> Duration {
-        self.time.saturating_sub(self.since.elapsed())
-    }
-}
-
-/// What the caller allows, less the way back.
-fn deadline<T>(request: &Request<T>) -> Deadline {
-    let told = request.metadata().get("grpc-timeout");
-    let told = told.and_then(|value| parse_timeout(value.to_str().ok()?));
-    Deadline {
-        since: Stopwatch::start(),
-        time: told.map_or(DEFAULT_WAIT, |left| left.saturating_sub(WAY_BACK)),
-    }
-}
-
-/// Reads gRPC's own form: up to eight digits and a unit.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
-}
-
 /// The span of a request, in the caller's trace if it names one.
 fn request_span<T>(verb: &'static str, request: &Request<T>) -> tracing::Span {
-    let peer = request.remote_addr().as_ref().map(SocketAddr::to_string);
-    let trace = request
-        .metadata()
-        .get(shoal_schemas::headers::TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    info_span!("shard_request", verb, peer, traceparent = trace)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::parse_timeout;
-
-    #[test]
-    fn timeouts_read_in_every_unit() {
-        assert_eq!(parse_timeout("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(parse_timeout(""), None);
-        assert_eq!(parse_timeout("5x"), None);
-        assert_eq!(parse_timeout("S"), None);
+    let peer = request.remote_addr().map(display::<SocketAddr>);
+    let trace = request.metadata().get(shoal_schemas::headers::TRACEPARENT);
+    match trace.and_then(|value| value.to_str().ok()) {
+        Some(trace) => info_span!("shard_request", verb, peer, traceparent = trace),
+        // Nobody can join these lines to a trace, so the span is for debugging only.
+        None => debug_span!("shard_request", verb, peer),
     }
 }

@@ -3,7 +3,7 @@
 use shoal_runtime::{ErrorKind, chain};
 use tonic::Code;
 
-use crate::shard::search::ReadError;
+use crate::{find::SearchError, shard::search::ReadError};
 
 /// Why one shard does not answer: part of an answer, not of the call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +15,23 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// From a failed read. Logged here, because only the text goes on.
+    /// Of work that comes too late.
+    pub(super) fn stopping() -> Self {
+        Self {
+            code: Code::Unavailable,
+            message: "indexer is stopping".into(),
+        }
+    }
+
+    /// From a failed read. Logged here, because only the text goes on; but a caller that is gone
+    /// is no fault of the shard.
     pub(super) fn from_read(error: &ReadError) -> Self {
+        if let ReadError::Search(SearchError::Stopped) = error {
+            return Self {
+                code: Code::DeadlineExceeded,
+                message: chain(error).to_string(),
+            };
+        }
         let kind = match error {
             ReadError::Catalog(error) => error.kind(),
             ReadError::Point(error) => error.kind(),

@@ -49,6 +49,9 @@ impl Shared {
     }
 
     fn answer_once(&self, ask: &Ask, stop: &dyn Fn() -> bool) -> Result<v1::HitList, ReadError> {
+        if stop() {
+            return Err(find::SearchError::Stopped.into());
+        }
         let (view, moment) = self.now();
         let query = Query::new(self.spec.collection.metric, &ask.vector);
         let filter = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref());

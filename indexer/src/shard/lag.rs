@@ -90,6 +90,13 @@ impl Lag {
         }
     }
 
+    /// Whether the broker answered a probe that was asked after that moment.
+    pub fn was_heard_after(&self, moment: Duration) -> bool {
+        let state = self.lock();
+        let mut newest = state.newest.iter().flatten();
+        newest.any(|probe| probe.asked_at > moment)
+    }
+
     /// Notes that everything below `next` is applied, by source.
     pub fn applied(&self, next: &[Offset]) {
         let mut state = self.lock();
@@ -182,6 +189,21 @@ mod tests {
         assert_eq!(lag.read().records, 10);
         lag.applied(&[Offset(20)]);
         assert_eq!(lag.read().behind, SECOND);
+    }
+
+    #[test]
+    fn only_a_probe_asked_afterwards_tells_that_the_broker_is_back() {
+        let clock = Manual::at(0);
+        let lag = Lag::new(clock.clone(), 2);
+        assert!(!lag.was_heard_after(lag.now()));
+        let asked_before = lag.now();
+        clock.advance(SECOND);
+        let silent_at = lag.now();
+        lag.heard(1, asked_before, Offset(3));
+        assert!(!lag.was_heard_after(silent_at));
+        clock.advance(SECOND);
+        lag.heard(1, lag.now(), Offset(3));
+        assert!(lag.was_heard_after(silent_at));
     }
 
     #[test]

@@ -88,7 +88,8 @@ pub(super) struct Turns {
     cluster: Cluster,
     schemas: Arc<dyn WriterSchemas>,
     cancel: CancellationToken,
-    was_silent: bool,
+    /// When the broker was last found silent, until it is heard again.
+    silent_at: Option<Duration>,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -109,7 +110,7 @@ impl Turns {
             cluster,
             schemas,
             cancel,
-            was_silent: false,
+            silent_at: None,
             is_torn: false,
         }
     }
@@ -156,15 +157,18 @@ impl Turns {
             let timeout = if more { Duration::ZERO } else { IDLE };
             match reader.poll(batch, timeout) {
                 Ok(fetched) => {
-                    if self.was_silent {
-                        self.was_silent = false;
+                    // A poll that brings nothing says nothing of the broker.
+                    let brings = !(fetched.records.is_empty() && fetched.ends.is_empty());
+                    let heard = |at| brings || self.shared.lag.was_heard_after(at);
+                    if self.silent_at.is_some_and(heard) {
+                        self.silent_at = None;
                         info!(shard = %self.shared.spec.label(), "broker answers again");
                     }
                     self.take(fetched)?;
                 }
                 Err(error) if is_waited_for(&error) => {
-                    if !self.was_silent {
-                        self.was_silent = true;
+                    let now = self.shared.lag.now();
+                    if self.silent_at.replace(now).is_none() {
                         warn!(
                             shard = %self.shared.spec.label(),
                             error = %chain(&error),
@@ -200,7 +204,8 @@ impl Turns {
                 match self.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
                     Ok(ends) => break ends,
                     Err(error) => {
-                        if !std::mem::replace(&mut self.was_silent, true) {
+                        let now = self.shared.lag.now();
+                        if self.silent_at.replace(now).is_none() {
                             warn!(
                                 shard = %self.shared.spec.label(),
                                 error = %chain(&error),

@@ -11,6 +11,7 @@ mod asks;
 mod world;
 
 use std::{
+    cell::Cell,
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -18,6 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use shoal_indexer::{
+    find::SearchError,
+    shard::search::{Ask, ReadError},
+};
 use shoal_runtime::eventually;
 use shoal_schemas::{
     ClusterId, Metric, Offset, Partition, PointId, Record, Token, Version, headers,
@@ -42,6 +47,44 @@ fn updates_replace_and_tombstones_remove() {
     let progress = world.caught_up(&live);
     assert_eq!(live.nearest(3, 5), ["b"]);
     assert_eq!(progress.points, 1);
+    live.close();
+}
+
+#[test]
+fn a_scan_ends_when_nobody_waits_for_it() {
+    let world = World::new();
+    let live = world.open();
+    for id in 0..400 {
+        world.upsert(&format!("id-{id}"), id);
+    }
+    world.caught_up(&live);
+    let ask = Ask {
+        exact: true,
+        ..Ask::nearest(vector(3), 1)
+    };
+    let looks = Cell::new(0);
+    let stops_at = |most| {
+        looks.set(0);
+        live.shared.answer(&ask, &|| {
+            looks.set(looks.get() + 1);
+            looks.get() > most
+        })
+    };
+    let hits = stops_at(usize::MAX).unwrap();
+    assert_eq!(hits.hits.first().unwrap().id, "id-3");
+    let looks_of_a_whole_scan = looks.get();
+    assert!(
+        looks_of_a_whole_scan >= 400 / 100,
+        "{looks_of_a_whole_scan}"
+    );
+    for most in 0..looks_of_a_whole_scan {
+        let stopped = stops_at(most);
+        assert!(
+            matches!(stopped, Err(ReadError::Search(SearchError::Stopped))),
+            "{stopped:?}"
+        );
+        assert_eq!(looks.get(), most + 1, "it goes on for no longer");
+    }
     live.close();
 }
 

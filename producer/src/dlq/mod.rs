@@ -1,9 +1,9 @@
 //! Refused records: listed, shown, and put back.
 //!
 //! The dead-letter topic is read from its beginning to the end it has at the moment of the call;
-//! nothing is remembered between calls and nothing in the topic is changed, so an entry stays
-//! listed after it was put back, until the topic's retention takes it. A record that a shard
-//! refused twice, because it read it twice, is one entry.
+//! nothing is remembered between calls and nothing in the topic is changed. That a record was put
+//! back is written behind its entry; from then on the entry is listed only where it is asked for.
+//! A record that a shard refused twice, because it read it twice, is one entry.
 
 mod retry;
 mod scan;
@@ -15,7 +15,10 @@ use std::{
 };
 
 use shoal_runtime::{ErrorKind, tasks::blocking};
-use shoal_schemas::{CollectionName, Offset, Partition, Reason, Source, dlq::Entry};
+use shoal_schemas::{
+    CollectionName, Offset, Partition, Reason, Source,
+    dlq::{Entry, Item},
+};
 use shoal_topic::{AdminError, Cluster, ReadError};
 
 pub use retry::{Correction, Retried, RetryError, retry, retry_all};
@@ -92,6 +95,8 @@ pub struct Filter {
     pub id: Option<String>,
     /// Published to one partition only.
     pub partition: Option<Partition>,
+    /// Those that were put back, too.
+    pub retried: bool,
     /// Listed at most, the newest.
     pub limit: usize,
 }
@@ -102,6 +107,7 @@ impl Default for Filter {
             reason: None,
             id: None,
             partition: None,
+            retried: false,
             limit: 1000,
         }
     }
@@ -142,6 +148,8 @@ pub struct Listed {
     pub is_delete: bool,
     /// Whether its content stayed where it was, so that it cannot be put back from here.
     pub is_withheld: bool,
+    /// Whether it was put back. Known of a list's entries.
+    pub is_retried: bool,
 }
 
 impl From<&Entry> for Listed {
@@ -156,6 +164,7 @@ impl From<&Entry> for Listed {
             value_bytes: entry.record.value.as_ref().map_or(0, bytes::Bytes::len),
             is_delete: entry.record.value.is_none(),
             is_withheld: entry.is_withheld(),
+            is_retried: false,
         }
     }
 }
@@ -167,6 +176,8 @@ pub struct Listing {
     pub entries: Vec<Listed>,
     /// How many there are in all.
     pub matched: u64,
+    /// How many more there are that were put back, and left out for that.
+    pub left_out: u64,
     /// Records of the topic that are no entries, or of a newer version.
     pub unreadable: u64,
 }
@@ -222,26 +233,50 @@ pub async fn list(
 ) -> Result<Listing, ScanError> {
     let (cluster, collection) = (cluster.clone(), collection.clone());
     blocking(move || {
+        let done = put_back(&cluster, &collection)?;
         let mut seen = Seen::default();
         let mut newest = BTreeMap::new();
-        let mut matched = 0;
-        let unreadable = scan::scan(&cluster, &collection, |entry| {
-            if filter.takes(&entry) && seen.is_new(&entry) {
-                matched += 1;
-                newest.insert((entry.time_ms, Origin::of(&entry)), Listed::from(&entry));
-                if newest.len() > filter.limit {
-                    newest.pop_first();
-                }
+        let mut listing = Listing::default();
+        listing.unreadable = scan::scan(&cluster, &collection, |item| {
+            let Item::Entry(entry) = item else {
+                return true;
+            };
+            if !filter.takes(&entry) || !seen.is_new(&entry) {
+                return true;
+            }
+            let is_retried = done.has(&entry);
+            if is_retried && !filter.retried {
+                listing.left_out += 1;
+                return true;
+            }
+            listing.matched += 1;
+            let listed = Listed {
+                is_retried,
+                ..Listed::from(&entry)
+            };
+            newest.insert((entry.time_ms, Origin::of(&entry)), listed);
+            if newest.len() > filter.limit {
+                newest.pop_first();
             }
             true
         })?;
-        Ok(Listing {
-            entries: newest.into_values().collect(),
-            matched,
-            unreadable,
-        })
+        listing.entries = newest.into_values().collect();
+        Ok(listing)
     })
     .await
+}
+
+/// The places of all records that were put back. Their marks stand behind their entries, so that
+/// the topic is read once for them and once more for the entries.
+fn put_back(cluster: &Cluster, collection: &CollectionName) -> Result<Seen, ScanError> {
+    let mut done = Seen::default();
+    scan::scan(cluster, collection, |item| {
+        if let Item::Mark(mark) = item {
+            done.note(&mark.source, mark.offset);
+        }
+        true
+    })?;
+    Ok(done)
 }
 
 /// The entry of one refused record, with its content; `None` if there is none.
@@ -256,8 +291,10 @@ pub async fn show(
     let (cluster, collection, origin) = (cluster.clone(), collection.clone(), origin.clone());
     blocking(move || {
         let mut found = None;
-        scan::scan(&cluster, &collection, |entry| {
-            if origin.is_of(&entry, &collection) {
+        scan::scan(&cluster, &collection, |item| {
+            if let Item::Entry(entry) = item
+                && origin.is_of(&entry, &collection)
+            {
                 found = Some(entry);
             }
             found.is_none()
@@ -267,7 +304,7 @@ pub async fn show(
     .await
 }
 
-/// Tells an entry from its repetition. Holds a few bytes an entry.
+/// Places of refused records: tells an entry from its repetition. Holds a few bytes a place.
 #[derive(Default)]
 struct Seen {
     sources: BTreeMap<Source, usize>,
@@ -276,12 +313,22 @@ struct Seen {
 
 impl Seen {
     fn is_new(&mut self, entry: &Entry) -> bool {
+        self.note(&entry.source, entry.offset)
+    }
+
+    /// Notes a place; false if it was noted before.
+    fn note(&mut self, source: &Source, offset: Offset) -> bool {
         let next = self.sources.len();
-        let source = match self.sources.get(&entry.source) {
+        let source = match self.sources.get(source) {
             Some(known) => *known,
-            None => *self.sources.entry(entry.source.clone()).or_insert(next),
+            None => *self.sources.entry(source.clone()).or_insert(next),
         };
-        self.places.insert((source, entry.offset))
+        self.places.insert((source, offset))
+    }
+
+    fn has(&self, entry: &Entry) -> bool {
+        let source = self.sources.get(&entry.source);
+        source.is_some_and(|source| self.places.contains(&(*source, entry.offset)))
     }
 }
 

@@ -3,24 +3,26 @@
 //! A retried record is a *new* record of its id: sent to the partition that the collection's rule
 //! says, with a version of now. So one that stood in the wrong partition lands in the right one,
 //! and one that was overtaken by a newer write of the same id overtakes that write again: look
-//! at the id before putting an old record back. What would be refused again is not sent.
+//! at the id before putting an old record back. What would be refused again is not sent. What was
+//! put back is marked so in the dead-letter topic.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shoal_runtime::{ErrorKind, tasks::blocking};
+use shoal_runtime::{ErrorKind, chain, tasks::blocking};
 use shoal_schemas::{
     PointId, Record, Rejection, Token,
     avro::WriterSchemas,
-    dlq::Entry,
+    dlq::{Entry, Item},
     event::{self, ValueError},
     headers::{self, Meta},
     point::IdError,
 };
 use shoal_topic::Cluster;
 use tokio::sync::mpsc;
+use tracing::warn;
 
-use super::{Filter, Listed, Origin, ScanError, Seen, scan};
+use super::{Filter, Listed, Origin, ScanError, Seen, put_back, scan};
 use crate::{PublishError, Publisher, trace};
 
 /// Entries read ahead of a retry of many. Full = the reader waits.
@@ -102,7 +104,8 @@ impl RetryError {
     }
 }
 
-/// Puts one record back and returns its token once the log has it.
+/// Puts one record back and returns its token once the log has it, whether or not it was put back
+/// before.
 ///
 /// `publisher` is that of the entry's collection.
 ///
@@ -155,7 +158,15 @@ pub async fn retry(
         source,
     };
     let delivery = publisher.resend(&id, value, &kept).await.map_err(failed)?;
-    delivery.await.map_err(failed)
+    let token = delivery.await.map_err(failed)?;
+    if let Err(error) = publisher.mark_put_back(entry).await {
+        warn!(
+            record = %origin,
+            error = %chain(&error),
+            "record was put back, but goes on being listed"
+        );
+    }
+    Ok(token)
 }
 
 /// The record's headers without those that a new record gets anew.
@@ -184,10 +195,11 @@ pub struct Retried {
     pub broke_off: Option<ScanError>,
 }
 
-/// Puts back every record that the filter takes, unchanged, in the order of each partition.
+/// Puts back every record that the filter takes, unchanged, in the order of each partition. Those
+/// that were put back before are passed over, unless the filter takes them.
 ///
 /// The filter's limit counts here too, from the oldest on: a call is bounded, and a further call
-/// starts over.
+/// goes on behind what this one put back.
 pub async fn retry_all(
     cluster: &Cluster,
     filter: Filter,
@@ -198,9 +210,16 @@ pub async fn retry_all(
     let (cluster, collection) = (cluster.clone(), publisher.collection().name.clone());
     let limit = filter.limit;
     let reading = blocking(move || {
+        let done = match filter.retried {
+            true => Seen::default(),
+            false => put_back(&cluster, &collection)?,
+        };
         let mut seen = Seen::default();
-        scan::scan(&cluster, &collection, |entry| {
-            let wanted = filter.takes(&entry) && seen.is_new(&entry);
+        scan::scan(&cluster, &collection, |item| {
+            let Item::Entry(entry) = item else {
+                return true;
+            };
+            let wanted = filter.takes(&entry) && !done.has(&entry) && seen.is_new(&entry);
             !wanted || to.blocking_send(entry).is_ok()
         })
     });

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch};
-use shoal_schemas::{CollectionName, Offset, Partition, dlq::Entry};
+use shoal_schemas::{CollectionName, Offset, Partition, dlq::Item};
 use shoal_topic::{AdminError, Cluster, ReadError, Start, TopicPartition};
 use tracing::debug;
 
@@ -18,13 +18,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long the broker may be silent before the reading is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Shows every entry to `visit`, until it says no; returns how many records were no entries.
+/// Shows everything to `visit`, until it says no; returns how many records do not read.
 ///
-/// Blocks. Entries of one partition come in order.
+/// Blocks. What stands in one partition comes in order.
 pub(super) fn scan(
     cluster: &Cluster,
     collection: &CollectionName,
-    mut visit: impl FnMut(Entry) -> bool,
+    mut visit: impl FnMut(Item) -> bool,
 ) -> Result<u64, ScanError> {
     let topic = collection.dlq_topic();
     let describe = |source| ScanError::Describe {
@@ -76,9 +76,9 @@ pub(super) fn scan(
             }));
         }
         for fetched in fetched.records {
-            match Entry::decode(&fetched.record) {
-                Ok(entry) => {
-                    if !visit(entry) {
+            match Item::decode(&fetched.record) {
+                Ok(item) => {
+                    if !visit(item) {
                         return Ok(unreadable);
                     }
                 }

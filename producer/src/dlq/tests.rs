@@ -356,6 +356,63 @@ async fn many_are_put_back_in_order_and_each_refusal_is_told() {
         limit: 4,
         ..Filter::default()
     };
-    let bounded = retry_all(&cluster, filter, &world.publisher, &world.schemas).await;
+    // What was put back is done; what was not is tried again.
+    let again = retry_all(&cluster, filter, &world.publisher, &world.schemas).await;
+    assert_eq!((again.done.len(), again.refused.len()), (0, 3));
+    let bounded = Filter {
+        limit: 4,
+        retried: true,
+        ..Filter::default()
+    };
+    let bounded = retry_all(&cluster, bounded, &world.publisher, &world.schemas).await;
     assert_eq!((bounded.done.len(), bounded.broke_off.is_none()), (4, true));
+}
+
+#[tokio::test]
+async fn what_was_put_back_is_listed_only_where_it_is_asked_for() {
+    let world = World::new(2).await;
+    for offset in 0..6 {
+        let record = good(&format!("id-{offset}"));
+        world.refuse(1, offset, &record, Reason::TooLarge).await;
+    }
+    for origin in ["1/2", "1/5"] {
+        let entry = world.show(origin).await.unwrap();
+        retry(
+            &entry,
+            Correction::Unchanged,
+            &world.publisher,
+            &world.schemas,
+        )
+        .await
+        .unwrap();
+    }
+    let offsets = |listing: &super::Listing| -> Vec<(u64, bool)> {
+        let entries = listing.entries.iter();
+        entries
+            .map(|entry| (entry.origin.offset.0, entry.is_retried))
+            .collect()
+    };
+    // The limit counts what is listed.
+    let left = world
+        .list(Filter {
+            limit: 2,
+            ..Filter::default()
+        })
+        .await;
+    assert_eq!(offsets(&left), [(3, false), (4, false)]);
+    assert_eq!((left.matched, left.left_out, left.unreadable), (4, 2, 0));
+    let all = world
+        .list(Filter {
+            limit: 2,
+            retried: true,
+            ..Filter::default()
+        })
+        .await;
+    assert_eq!(offsets(&all), [(4, false), (5, true)]);
+    assert_eq!((all.matched, all.left_out), (6, 0));
+    // A record that is refused once more, at another offset, is another entry.
+    world.refuse(1, 9, &good("id-5"), Reason::TooLarge).await;
+    assert_eq!(world.list(Filter::default()).await.matched, 5);
+    // One that was put back can be put back again, by name.
+    assert!(world.show("1/5").await.is_some());
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use metrics::Counter;
 use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
 use shoal_schemas::{
-    ClusterId, Collection, Metric, Partition, Point, PointId, Record, Version, avro,
+    ClusterId, Collection, Metric, Partition, Point, PointId, Record, Version, avro, dlq,
     headers::{ORIGIN, TRACEPARENT, TraceParent, VERSION},
     route,
     vector::VectorError,
@@ -335,6 +335,19 @@ impl Publisher {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Writes behind a refused record's entry that it was put back.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub(crate) async fn mark_put_back(&self, entry: &dlq::Entry) -> Result<(), WriteError> {
+        let to = TopicPartition {
+            topic: self.shared.collection.name.dlq_topic().into(),
+            partition: entry.source.partition,
+        };
+        let mark = dlq::mark(entry, self.shared.clock.now_ms());
+        self.shared.writer.send(&to, &mark)?.await.map(drop)
     }
 
     fn check_vector(&self, id: &PointId, point: &Point) -> Result<(), PublishError> {

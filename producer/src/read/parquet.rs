@@ -13,9 +13,15 @@ use arrow_array::{
     types::{Float16Type, Float32Type, Float64Type},
 };
 use arrow_schema::{DataType, Schema};
-use parquet::arrow::{
-    ProjectionMask,
-    arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{
+            ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+        },
+    },
+    basic::Compression,
+    file::metadata::ParquetMetaData,
 };
 use shoal_schemas::{Collection, Dim, Metric, Payload, Point, PointId, Reason, Rejection, Vector};
 
@@ -44,6 +50,12 @@ pub fn open(path: &Path, collection: &Collection, options: &Options) -> Result<R
         builder.parquet_schema(),
         kept.map(|(at, _)| at).collect::<Vec<_>>(),
     );
+    if let Some(column) = packed_beyond_us(builder.metadata(), &mask) {
+        return Err(fault(&format_args!(
+            "column `{column}` is packed with Brotli or LZO, packings read are Snappy, gzip, LZ4 \
+             and Zstandard"
+        )));
+    }
     let batches = builder
         .with_projection(mask)
         .with_batch_size(BATCH_ROWS)
@@ -62,6 +74,17 @@ pub fn open(path: &Path, collection: &Collection, options: &Options) -> Result<R
             ended: false,
         },
     ))
+}
+
+/// The first column that is packed in a way this program was built without.
+fn packed_beyond_us(file: &ParquetMetaData, mask: &ProjectionMask) -> Option<String> {
+    let groups = file.row_groups().iter();
+    let mut columns = groups.flat_map(|group| group.columns().iter().enumerate());
+    let beyond = columns.find(|(leaf, column)| {
+        let packing = column.compression();
+        mask.leaf_included(*leaf) && matches!(packing, Compression::BROTLI(_) | Compression::LZO)
+    });
+    beyond.map(|(_, column)| column.column_path().string())
 }
 
 /// Which column means what.

@@ -10,11 +10,16 @@ use arrow_array::{
     types::{Float16Type, Float32Type, Float64Type, Int32Type},
 };
 use half::f16;
-use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
+use parquet::{
+    arrow::{ArrowWriter, ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::Compression,
+    file::{metadata::ParquetMetaData, properties::WriterProperties},
+};
 use proptest::prelude::*;
 use shoal_schemas::{Collection, Metric, Point, PointId, Reason, Value};
 use tempfile::TempDir;
 
+use super::packed_beyond_us;
 use crate::read::{Input, Options, Place, ReadError, Row, open};
 
 type Rows = Vec<Row>;
@@ -95,6 +100,46 @@ proptest! {
             prop_assert_eq!(&point.payload.0["number"], &Value::Integer((*number).into()));
         }
     }
+}
+
+#[test]
+fn usual_packings_are_read_and_others_are_named() {
+    let columns = || -> Vec<(&str, ArrayRef)> {
+        vec![("id", ids(&["a"])), ("vector", vectors(&[[1.0, 2.0]]))]
+    };
+    for packing in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ] {
+        let dir = write(columns(), 10, packing);
+        let input = Input::File(dir.path().join("a.parquet"));
+        let found: Vec<_> = open(&input, &collection(), &Options::default())
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(found.len(), 1, "{packing}");
+    }
+    let dir = write(columns(), 10, Compression::SNAPPY);
+    let file = File::open(dir.path().join("a.parquet")).unwrap();
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let all = ProjectionMask::all();
+    assert_eq!(packed_beyond_us(builder.metadata(), &all), None);
+    // As if its vectors were packed with Brotli.
+    let group = builder.metadata().row_group(0);
+    let vector = group.column(1).clone().into_builder();
+    let vector = vector.set_compression(Compression::BROTLI(Default::default()));
+    let columns = vec![group.column(0).clone(), vector.build().unwrap()];
+    let group = group.clone().into_builder().set_column_metadata(columns);
+    let file = builder.metadata().file_metadata().clone();
+    let file = ParquetMetaData::new(file, vec![group.build().unwrap()]);
+    let named = packed_beyond_us(&file, &all).unwrap();
+    assert!(named.starts_with("vector"), "{named}");
+    let without = ProjectionMask::leaves(builder.parquet_schema(), [0]);
+    assert_eq!(packed_beyond_us(&file, &without), None);
 }
 
 #[test]

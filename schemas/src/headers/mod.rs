@@ -16,7 +16,10 @@ mod trace;
 
 pub use trace::{TraceParent, TraceParentError};
 
-/// The version: 8 bytes, big endian, or decimal text.
+/// The version: decimal text, or 8 bytes, big endian, of which the first is below 0x20.
+///
+/// So no text is ever taken for a number it does not say: every text begins at 0x20 or above,
+/// and every honest binary version below (the first byte reaches 0x20 in the year 3084).
 pub const VERSION: &str = "shoal-version";
 /// The region the write was made in.
 pub const ORIGIN: &str = "shoal-origin";
@@ -24,6 +27,9 @@ pub const ORIGIN: &str = "shoal-origin";
 pub const RESIDENCY: &str = "shoal-residency";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
+
+/// Binary versions begin below this byte, text at it or above: it is a space.
+const FIRST_OF_TEXT: u8 = b' ';
 
 /// Longest residency tag, in bytes.
 const MAX_RESIDENCY_BYTES: usize = 128;
@@ -76,10 +82,9 @@ impl Meta {
         })
     }
 
-    /// Appends what is set, the version in its binary form.
+    /// Appends what is set, the version in its binary form where it has one.
     pub fn encode(&self, out: &mut Vec<(String, Bytes)>) {
-        let version = Bytes::copy_from_slice(&self.version.raw().to_be_bytes());
-        out.push((VERSION.to_owned(), version));
+        out.push((VERSION.to_owned(), encode_version(self.version)));
         let texts = [
             (ORIGIN, self.origin.as_ref().map(ToString::to_string)),
             (RESIDENCY, self.residency.clone()),
@@ -93,20 +98,27 @@ impl Meta {
     }
 }
 
-/// Digits only are decimal text, even if there are 8 of them: read as binary they would be a
-/// version of the year 3570 or later, and would win over every honest write until then.
+fn encode_version(version: Version) -> Bytes {
+    match version.raw().to_be_bytes() {
+        binary if binary[0] < FIRST_OF_TEXT => Bytes::copy_from_slice(&binary),
+        _ => Bytes::from(version.to_string()),
+    }
+}
+
 fn decode_version(value: &[u8]) -> Result<Version, Rejection> {
     let decimal = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     if decimal && let Ok(raw) = text(VERSION, value)?.parse() {
         return Ok(Version::from_raw(raw));
     }
     match <[u8; 8]>::try_from(value) {
-        Ok(raw) => Ok(Version::from_raw(u64::from_be_bytes(raw))),
-        Err(_) => Err(refuse(
+        Ok(binary) if binary[0] < FIRST_OF_TEXT => {
+            Ok(Version::from_raw(u64::from_be_bytes(binary)))
+        }
+        _ => Err(refuse(
             VERSION,
             format_args!(
-                "it holds {} bytes `{}`, allowed are 8 bytes big endian or a decimal number \
-                 below 2^64",
+                "it holds {} bytes `{}`, allowed are a decimal number below 2^64, or 8 bytes \
+                 big endian of which the first is below 0x20",
                 value.len(),
                 value
                     .iter()
@@ -189,6 +201,29 @@ mod tests {
     }
 
     #[test]
+    fn text_of_eight_letters_is_no_binary_version() {
+        for value in [
+            &b"tomorrow"[..],
+            b"  123456",
+            b"1.000000",
+            "\u{fc}ber\u{fc}be".as_bytes(),
+        ] {
+            assert_eq!(value.len(), 8);
+            let refused = Meta::decode(&record(&[(VERSION, value)])).unwrap_err();
+            assert_eq!(refused.reason, Reason::BadHeader);
+        }
+    }
+
+    #[test]
+    fn versions_of_our_days_are_written_in_binary_and_those_of_the_far_future_as_text() {
+        let written = |millis| super::encode_version(Version::from_parts(millis, 7));
+        assert_eq!(written(1_700_000_000_000).len(), 8);
+        let in_3084 = 35_184_372_088_832;
+        assert_eq!(written(in_3084 - 1).len(), 8);
+        assert!(written(in_3084).iter().all(u8::is_ascii_digit));
+    }
+
+    #[test]
     fn a_malformed_header_is_refused_by_name() {
         let bad: [(&str, &[u8]); 8] = [
             (VERSION, b""),
@@ -229,8 +264,6 @@ mod tests {
             residency in proptest::option::of("[a-z]{1,8}"),
             trace in proptest::option::of((1u128.., 1u64.., any::<u8>())),
         ) {
-            let digits = raw.to_be_bytes().iter().all(u8::is_ascii_digit);
-            prop_assume!(!digits);
             let meta = Meta {
                 version: Version::from_raw(raw),
                 origin: origin.map(|name| name.parse().unwrap()),

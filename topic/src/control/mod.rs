@@ -171,6 +171,21 @@ impl ControlHandle {
         block_on(self.put(key, entry))
     }
 
+    /// [`ControlHandle::put`] of several at once for a thread without a runtime, for at most
+    /// `deadline`; what was not acknowledged by then may still be written.
+    ///
+    /// # Errors
+    /// [`ControlError::Write`], the first; `None` if it took too long.
+    pub fn put_all_blocking(
+        &self,
+        entries: &[(Key, Entry)],
+        deadline: Duration,
+    ) -> Option<Result<(), ControlError>> {
+        let puts = entries.iter().map(|(key, entry)| self.put(key, entry));
+        let all = futures::future::try_join_all(puts);
+        block_on_for(all, deadline).map(|done| done.map(drop))
+    }
+
     /// [`ControlHandle::remove`] for a thread without a runtime.
     ///
     /// # Errors

@@ -1,0 +1,281 @@
+//! An indexer as a process has it, over a log in memory: its gRPC service and its claims.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "a test")]
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metrics_exporter_prometheus::PrometheusHandle;
+use shoal_indexer::{
+    Addresses, Config,
+    config::{EngineConfig, Ownership},
+};
+use shoal_runtime::{
+    clock::{Stopwatch, System},
+    eventually,
+    http::Readiness,
+    tasks::{Tasks, blocking},
+    telemetry,
+};
+use shoal_schemas::{
+    Collection, CollectionName, Metric, Partition, Record,
+    avro::NoRegistry,
+    control::{Claim, Entry, Key},
+    v1,
+};
+use shoal_topic::{
+    Cleanup, Deps, TopicPartition, TopicSpec,
+    control::{ControlHandle, ControlLog},
+    memory::MemoryLog,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request,
+    transport::{Channel, Endpoint},
+};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const DIM: u32 = 8;
+
+type Shard = v1::shard_client::ShardClient<Channel>;
+
+struct World {
+    log: MemoryLog,
+    control: ControlHandle,
+    tasks: Tasks,
+    name: CollectionName,
+    addresses: Addresses,
+    _folder: tempfile::TempDir,
+}
+
+/// The recorder is one a process.
+fn metrics() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let made = || telemetry::install_metrics().unwrap();
+    HANDLE.get_or_init(made).clone()
+}
+
+impl World {
+    /// An indexer that owns the one shard of `docs`, with so many points in it.
+    async fn start(points: u32) -> Self {
+        let log = MemoryLog::new("test-cluster", System::shared());
+        let cluster = log.cluster();
+        ControlLog::ensure(&cluster, None).unwrap();
+        let collection = Collection::new(
+            "docs".parse().unwrap(),
+            DIM.try_into().unwrap(),
+            Metric::L2,
+            1,
+        );
+        let name = collection.name.clone();
+        for (topic, cleanup) in [
+            (name.topic(), Cleanup::Compact),
+            (name.dlq_topic(), Cleanup::Delete),
+        ] {
+            let spec = TopicSpec {
+                name: topic,
+                partitions: 1,
+                replication_factor: None,
+                cleanup,
+                settings: [].into(),
+            };
+            cluster.admin.create_topic(&spec).unwrap();
+        }
+        let tasks = Tasks::new(CancellationToken::new());
+        let control = ControlLog::spawn(&cluster, &tasks, System::shared()).unwrap();
+        let defined = Entry::Collection(Box::new(collection));
+        control
+            .put(&Key::Collection(name.clone()), &defined)
+            .await
+            .unwrap();
+        let to = TopicPartition {
+            topic: name.topic().into(),
+            partition: Partition(0),
+        };
+        for number in 0..points {
+            let vector = vector(number);
+            let record = Record {
+                key: Some(Bytes::from(format!("id-{number}"))),
+                value: Some(format!("{{\"vector\": {vector:?}}}").into()),
+                headers: Vec::new(),
+                timestamp_ms: 1_700_000_000_000,
+            };
+            cluster.writer.send(&to, &record).unwrap().await.unwrap();
+        }
+        let deps = Deps {
+            cluster,
+            control: control.clone(),
+            clock: System::shared(),
+            schemas: Arc::new(NoRegistry),
+            readiness: Readiness::default(),
+            metrics: metrics(),
+            tasks: tasks.clone(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config {
+            node: "node-1".into(),
+            data_dir: folder.path().to_owned(),
+            grpc_listen: free,
+            http_listen: free,
+            ownership: Ownership::Static { shards: Vec::new() },
+            engine: EngineConfig {
+                search_threads: 1.try_into().unwrap(),
+                ..EngineConfig::default()
+            },
+            ..Config::default()
+        };
+        let addresses = shoal_indexer::start(&config, &deps).await.unwrap();
+        let world = Self {
+            log,
+            control,
+            tasks,
+            name,
+            addresses,
+            _folder: folder,
+        };
+        world.claim(true).await;
+        world
+    }
+
+    fn shard(&self) -> Shard {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.addresses.grpc));
+        Shard::new(endpoint.unwrap().connect_lazy()).max_decoding_message_size(64 << 20)
+    }
+
+    /// Waits for a claim of the shard that is ready or not.
+    async fn claim(&self, ready: bool) -> Claim {
+        let (control, name) = (self.control.clone(), self.name.clone());
+        let what = "a claim of the shard";
+        let found = move || {
+            let state = control.snapshot();
+            let (claim, _) = state.owner(&name, Partition(0))?;
+            (claim.ready == ready).then(|| claim.clone())
+        };
+        blocking(move || eventually(DEADLINE, what, found)).await
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.tasks.cancel().cancel();
+    }
+}
+
+fn vector(number: u32) -> Vec<f32> {
+    let part = |at: u32| f32::from(u8::try_from((number >> (2 * at)) % 251).unwrap());
+    (0..DIM).map(part).collect()
+}
+
+fn search(queries: Vec<v1::Query>) -> v1::SearchShardsRequest {
+    v1::SearchShardsRequest {
+        collection: "docs".into(),
+        shards: vec![v1::ShardAsk::default()],
+        queries,
+    }
+}
+
+fn query(number: u32, exact: bool) -> v1::Query {
+    v1::Query {
+        vector: vector(number),
+        k: 3,
+        exact,
+        ..v1::Query::default()
+    }
+}
+
+async fn nearest(shard: &mut Shard, number: u32, exact: bool) -> String {
+    let answer = shard
+        .search_shards(search(vec![query(number, exact)]))
+        .await;
+    let answer = answer.unwrap().into_inner().shards.remove(0);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    answer
+        .results
+        .first()
+        .unwrap()
+        .hits
+        .first()
+        .unwrap()
+        .id
+        .clone()
+}
+
+// On a runtime of one thread, which a search that is done where it was read must not upset.
+#[tokio::test]
+async fn searches_are_answered_alike_whatever_thread_they_run_on() {
+    let world = World::start(300).await;
+    let mut shard = world.shard();
+    for number in 0..100 {
+        let wanted = format!("id-{number}");
+        assert_eq!(nearest(&mut shard, number, false).await, wanted);
+    }
+    let status = v1::ShardStatusRequest {
+        collection: "docs".into(),
+        shards: Vec::new(),
+    };
+    let status = shard.shard_status(status).await.unwrap().into_inner();
+    assert_eq!(status.shards.first().unwrap().live_points, 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_nobody_waits_for_any_more_is_given_up() {
+    let world = World::start(3000).await;
+    let mut shard = world.shard();
+    let watch = Stopwatch::start();
+    assert_eq!(nearest(&mut shard, 7, true).await, "id-7");
+    let one_scan = watch.elapsed();
+    // Whoever comes next waits for the only thread that searches: for seconds, if the first
+    // caller's scans went on.
+    let scans = 1000;
+    for by_deadline in [true, false] {
+        let mut request = Request::new(search(vec![query(1, true); 1000]));
+        if by_deadline {
+            request.set_timeout(one_scan * 5);
+        }
+        let mut first = shard.clone();
+        let asked = first.search_shards(request);
+        let gone = tokio::time::timeout(one_scan * 10, asked).await;
+        if let Ok(answered) = gone {
+            let code = answered.map(|answer| answer.into_inner().shards.remove(0).code);
+            assert!(
+                matches!(&code, Err(status) if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded))
+                    || code
+                        .as_ref()
+                        .is_ok_and(|code| *code == i32::from(Code::DeadlineExceeded)),
+                "{code:?}"
+            );
+        }
+        let watch = Stopwatch::start();
+        assert_eq!(nearest(&mut shard, 9, true).await, "id-9");
+        assert!(
+            watch.elapsed() < one_scan * (scans / 4),
+            "{:?}",
+            watch.elapsed()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_let_go_is_claimed_as_not_ready() {
+    let world = World::start(1).await;
+    // The follower goes with the role, so another one looks.
+    let tasks = Tasks::new(CancellationToken::new());
+    let other = ControlLog::spawn(&world.log.cluster(), &tasks, System::shared()).unwrap();
+    world.tasks.cancel().cancel();
+    world.tasks.finish(DEADLINE).await.unwrap();
+    let name = world.name.clone();
+    let claim = blocking(move || {
+        eventually(DEADLINE, "a claim that is not ready", || {
+            let state = other.snapshot();
+            let (claim, _) = state.owner(&name, Partition(0))?;
+            (!claim.ready).then(|| claim.clone())
+        })
+    });
+    assert_eq!(claim.await.node, "node-1");
+    tasks.cancel().cancel();
+}
