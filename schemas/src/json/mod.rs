@@ -9,6 +9,7 @@
 //! the record's key and topic. An unknown field is refused by name: a misspelt `expires_at`
 //! must not silently mean for ever.
 
+mod change;
 mod time;
 
 use serde::{Deserialize, Deserializer};
@@ -23,6 +24,8 @@ use crate::{
 };
 
 use time::Time;
+
+pub use change::{decode_patch, decode_wanted_version, split_condition};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
