@@ -28,6 +28,11 @@ pub struct Config {
     pub ownership: Ownership,
     /// Tuning of every shard.
     pub engine: EngineConfig,
+    /// Partial and conditional changes under way at a time. Default 1024.
+    ///
+    /// More wait, each until its deadline. A change takes a few milliseconds, most of it waiting for
+    /// Kafka and the shard; one of an id waits for the one before it.
+    pub resolves: NonZeroUsize,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub ready_lag: Duration,
@@ -179,6 +184,7 @@ impl Default for Config {
             advertise: None,
             ownership: OwnershipSettings::default().into(),
             engine: EngineConfig::default(),
+            resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(20),

@@ -156,7 +156,11 @@ impl Patch {
         if condition == Condition::Absent {
             return Err(PatchError::Absent);
         }
-        if let Some(field) = self.unset.iter().find(|name| self.set.0.contains_key(*name)) {
+        if let Some(field) = self
+            .unset
+            .iter()
+            .find(|name| self.set.0.contains_key(*name))
+        {
             return Err(PatchError::SetAndUnset {
                 field: field.clone(),
             });
@@ -174,7 +178,10 @@ impl Patch {
 
     /// The patch as the protobuf API carries it.
     pub fn to_proto(&self, id: &PointId, condition: Condition) -> v1::PointPatch {
-        let components = self.vector.as_ref().map(|vector| vector.as_slice().to_vec());
+        let components = self
+            .vector
+            .as_ref()
+            .map(|vector| vector.as_slice().to_vec());
         v1::PointPatch {
             id: id.as_str().to_owned(),
             set: self.set.to_proto(),

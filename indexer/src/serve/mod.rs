@@ -4,12 +4,13 @@
 //! token in time says so in its own part of the answer, and the others are not held up by it.
 
 mod ask;
+mod resolve;
 mod status;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
-use shoal_runtime::{clock::Stopwatch, tasks::blocking};
+use shoal_runtime::{clock::Stopwatch, tasks::blocking, timeout::grpc_timeout};
 use shoal_schemas::{CollectionName, Partition, Token, v1};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
@@ -18,6 +19,7 @@ use tracing::{Instrument, debug, info_span};
 use crate::{
     metrics as names,
     node::{Node, NotServing, not_serving_text},
+    resolve::Resolver,
     shard::{Shared, search::Ask},
 };
 
@@ -34,14 +36,16 @@ pub struct Service {
     node: Node,
     /// One permit a search that may run at a time.
     searches: Arc<Semaphore>,
+    resolver: Resolver,
 }
 
 impl Service {
     /// A service that searches with so many threads at a time.
-    pub fn new(node: Node, search_threads: usize) -> Self {
+    pub fn new(node: Node, search_threads: usize, resolver: Resolver) -> Self {
         Self {
             node,
             searches: Arc::new(Semaphore::new(search_threads)),
+            resolver,
         }
     }
 
@@ -53,13 +57,7 @@ impl Service {
         deadline: Deadline,
     ) -> Result<Arc<Shared>, Refusal> {
         let key = (collection.clone(), Partition(ask.shard));
-        let refuse = |why: NotServing| Refusal {
-            code: match why {
-                NotServing::NotOwned => Code::FailedPrecondition,
-                NotServing::Recovering | NotServing::CatchingUp(_) => Code::Unavailable,
-            },
-            message: format!("shard {}: {}", ask.shard, not_serving_text(&why)),
-        };
+        let refuse = |why: NotServing| not_serving(ask.shard, &why);
         let held = self
             .node
             .shard(&key)
@@ -281,6 +279,30 @@ impl v1::shard_server::Shard for Service {
         .instrument(span)
         .await
     }
+
+    async fn resolve(
+        &self,
+        request: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveResponse>, Status> {
+        let deadline = resolve::Deadline::within(deadline(&request).left());
+        let span = request_span("resolve", &request);
+        let trace = resolve::trace(&request);
+        let request = request.into_inner();
+        let answer = self.resolve_changes(request, trace, deadline);
+        timed("resolve", async { answer.await.map(Response::new) })
+            .instrument(span)
+            .await
+    }
+}
+
+fn not_serving(shard: u32, why: &NotServing) -> Refusal {
+    Refusal {
+        code: match why {
+            NotServing::NotOwned => Code::FailedPrecondition,
+            NotServing::Recovering | NotServing::CatchingUp(_) => Code::Unavailable,
+        },
+        message: format!("shard {shard}: {}", not_serving_text(why)),
+    }
 }
 
 async fn timed<T>(verb: &'static str, work: impl Future<Output = T>) -> T {
@@ -316,26 +338,11 @@ impl Deadline {
 /// What the caller allows, less the way back.
 fn deadline<T>(request: &Request<T>) -> Deadline {
     let told = request.metadata().get("grpc-timeout");
-    let told = told.and_then(|value| parse_timeout(value.to_str().ok()?));
+    let told = told.and_then(|value| grpc_timeout(value.to_str().ok()?));
     Deadline {
         since: Stopwatch::start(),
         time: told.map_or(DEFAULT_WAIT, |left| left.saturating_sub(WAY_BACK)),
     }
-}
-
-/// Reads gRPC's own form: up to eight digits and a unit.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// The span of a request, in the caller's trace if it names one.
@@ -347,21 +354,4 @@ fn request_span<T>(verb: &'static str, request: &Request<T>) -> tracing::Span {
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     info_span!("shard_request", verb, peer, traceparent = trace)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::parse_timeout;
-
-    #[test]
-    fn timeouts_read_in_every_unit() {
-        assert_eq!(parse_timeout("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(parse_timeout(""), None);
-        assert_eq!(parse_timeout("5x"), None);
-        assert_eq!(parse_timeout("S"), None);
-    }
 }

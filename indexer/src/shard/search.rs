@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use shoal_runtime::clock::Stopwatch;
+use shoal_runtime::{ErrorKind, clock::Stopwatch};
 use shoal_schemas::{Offset, Payload, Token, Version, v1};
 
 use crate::{
@@ -50,6 +50,17 @@ pub enum ReadError {
     /// The catalog.
     #[error("catalog fails")]
     Catalog(#[from] CatalogError),
+}
+
+impl ReadError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Catalog(error) => error.kind(),
+            Self::Log(error) => error.kind(),
+            Self::Search(_) | Self::Entry(_) => ErrorKind::Corrupt,
+        }
+    }
 }
 
 impl Shared {

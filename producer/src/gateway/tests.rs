@@ -108,6 +108,7 @@ fn upsert(collection: &str, points: &[(&str, &Point)]) -> UpsertRequest {
             .iter()
             .map(|(name, point)| point.to_proto(&id(name)))
             .collect(),
+        conditions: Vec::new(),
     }
 }
 
@@ -143,6 +144,7 @@ async fn grpc_upserts_and_deletes_and_answers_tokens_in_order() {
     let request = DeleteRequest {
         collection: "docs".into(),
         ids: vec!["id-3".into(), "never-there".into()],
+        conditions: Vec::new(),
     };
     let tokens = client.delete(request).await.unwrap().into_inner().tokens;
     assert_eq!(tokens.len(), 2);
@@ -197,6 +199,7 @@ async fn one_bad_point_fails_the_call_before_anything_is_published() {
     let request = DeleteRequest {
         collection: "docs".into(),
         ids: vec!["a".into(), String::new()],
+        conditions: Vec::new(),
     };
     let refused = client.delete(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);

@@ -134,6 +134,13 @@ pub fn components<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f32>, D::Err
     Ok(numbers.into_iter().map(|number| number as f32).collect())
 }
 
+/// Reads a time that stands by itself: whole milliseconds since the Unix epoch, or RFC 3339 text.
+pub fn decode_time(text: &str) -> Option<i64> {
+    let quoted = || serde_json::from_value(Json::from(text)).ok();
+    let read: Option<Time> = serde_json::from_str(text).ok().or_else(quoted);
+    read.map(Time::millis)
+}
+
 fn read(json: &[u8], collection: &Collection) -> Result<(Option<String>, Point), Rejection> {
     let document: Document = serde_json::from_slice(json)
         .map_err(|error| undecodable(format_args!("JSON does not read: {error}")))?;
