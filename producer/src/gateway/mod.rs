@@ -163,4 +163,6 @@ async fn report_health(
 }
 
 #[cfg(test)]
+mod resolve_tests;
+#[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use std::{
 
 use shoal_schemas::{headers::TRACEPARENT, v1};
 use tonic::{
-    ConnectError, Request, Status,
+    Code, ConnectError, Request, Status,
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
@@ -103,7 +103,8 @@ fn failed(address: &str, status: &Status) -> AskError {
     let text = format!("indexer at {address}: {}", status.message());
     let mut cause = std::error::Error::source(status);
     // What the other side said itself: it made nothing of the call.
-    if cause.is_none() && status.code() == tonic::Code::InvalidArgument {
+    let refused = [Code::InvalidArgument, Code::Unimplemented];
+    if cause.is_none() && refused.contains(&status.code()) {
         return AskError::NotSent(text);
     }
     while let Some(error) = cause {
