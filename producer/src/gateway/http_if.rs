@@ -71,6 +71,9 @@ pub(super) struct DoomedIf {
     if_version: Option<Box<RawValue>>,
 }
 
+/// What a call is about, and what has to hold of each, if it says so of any.
+pub(super) type Split<T> = (Vec<T>, Option<Vec<Condition>>);
+
 fn faulty(index: usize) -> impl Fn(PatchError) -> CallError {
     move |source| CallError::Patch { index, source }
 }
@@ -84,9 +87,7 @@ fn asked(query: Result<Query<Only>, QueryRejection>) -> Result<Condition, CallEr
 }
 
 /// Takes the conditions off points; `None` if none has one.
-pub(super) fn split_points(
-    points: Vec<Box<RawValue>>,
-) -> Result<(Vec<Box<RawValue>>, Option<Vec<Condition>>), CallError> {
+pub(super) fn split_points(points: Vec<Box<RawValue>>) -> Result<Split<Box<RawValue>>, CallError> {
     let mut conditions = Vec::with_capacity(points.len());
     let mut rest = Vec::with_capacity(points.len());
     for (index, point) in points.into_iter().enumerate() {
@@ -99,9 +100,7 @@ pub(super) fn split_points(
 }
 
 /// Takes the conditions off ids; `None` if none has one.
-pub(super) fn split_ids(
-    doomed: Vec<Doomed>,
-) -> Result<(Vec<String>, Option<Vec<Condition>>), CallError> {
+pub(super) fn split_ids(doomed: Vec<Doomed>) -> Result<Split<String>, CallError> {
     let mut conditions = Vec::with_capacity(doomed.len());
     let mut ids = Vec::with_capacity(doomed.len());
     for (index, one) in doomed.into_iter().enumerate() {

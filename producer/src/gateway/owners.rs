@@ -102,8 +102,8 @@ impl Owners {
 fn failed(address: &str, status: &Status) -> AskError {
     let text = format!("indexer at {address}: {}", status.message());
     let mut cause = std::error::Error::source(status);
-    // What the other side said itself: it made nothing of the call.
-    let refused = [Code::InvalidArgument, Code::Unimplemented];
+    // What the other side said itself of a call it made nothing of; OUT_OF_RANGE is too large.
+    let refused = [Code::InvalidArgument, Code::Unimplemented, Code::OutOfRange];
     if cause.is_none() && refused.contains(&status.code()) {
         return AskError::NotSent(text);
     }
