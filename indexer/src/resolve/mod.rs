@@ -1,9 +1,9 @@
 //! Resolving: partial and conditional changes become complete records, by the shard's owner.
 //!
-//! Changes of one id are resolved one after the other: read the point as it is, [`decide`], publish
+//! Changes of one id are resolved one after the other: read the point as it is, `decide`, publish
 //! the complete record that comes out, wait until the shard has applied it, and look at what came
-//! [`between`]. Whoever writes straight to Kafka can get there; then the change is made again on top
-//! of it ([`attempt`]). Changes of different ids go on beside each other,
+//! `between`. Whoever writes straight to Kafka can get there; then the change is made again on top
+//! of it (`attempt.rs`). Changes of different ids go on beside each other,
 //! `indexer.resolves` of them at most.
 //!
 //! Once a record is sent there is no way back, so an attempt outlives whoever asked for it: the

@@ -6,7 +6,7 @@
 //! POST   /v1/collections/docs/points/delete  {"ids": ["a", "b"]}
 //! ```
 //! All answer `{"tokens": ["..."]}`, or `{"error": {"code": "NOT_FOUND", "message": "..."}}`.
-//! Writes with conditions are told in [`http_if`].
+//! Writes with conditions are told in `http_if.rs`.
 
 use std::{future::Future, sync::Arc};
 

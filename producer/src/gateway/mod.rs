@@ -5,7 +5,7 @@
 //! half-way is repeated as it is, since writing a point twice is writing it once.
 //!
 //! Conditional and partial writes depend on the point as it is: they are forwarded to the owner of
-//! its shard ([`resolve`]), which answers for each point. The gateway searches nothing.
+//! its shard (`resolve.rs`), which answers for each point. The gateway searches nothing.
 
 mod calls;
 mod config;
