@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes(".shoal.v1.ShardStatus.digest")
+        .bytes(".shoal.v1.PointWrite.value")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -39,6 +39,11 @@ pub struct Config {
     /// Below it ingest stops until there is room; searches go on. Checkpoints and sealing, which
     /// free space, take about as much as the largest segment for a moment.
     pub min_free_disk: ByteSize,
+    /// Partial and conditional changes under way at a time. Default 1024.
+    ///
+    /// More wait, each until its deadline. A change takes a few milliseconds, most of it waiting for
+    /// Kafka and the shard; one of an id waits for the one before it.
+    pub resolves: NonZeroUsize,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub ready_lag: Duration,
@@ -207,6 +212,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             memory_budget: None,
             min_free_disk: ByteSize::mib(256),
+            resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(20),

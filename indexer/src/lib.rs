@@ -3,7 +3,8 @@
 //! The files follow a record: [`admit`] decides whether it is taken, [`dlq`] keeps what is not,
 //! [`entry`] is its form in the shard's own log ([`wal`]), [`rule`] decides what is served,
 //! [`catalog`] remembers it, [`segment`] and [`index`] make it findable, [`view`] is what a search
-//! sees, [`shard`] ties them to two threads, [`node`] runs a node's shards, [`serve`] answers.
+//! sees, [`shard`] ties them to two threads, [`node`] runs a node's shards, [`resolve`] makes partial
+//! and conditional changes into complete records, [`serve`] answers.
 #![deny(unsafe_code)]
 
 pub mod admit;
@@ -17,6 +18,7 @@ pub mod index;
 pub mod metrics;
 pub mod node;
 pub mod pressure;
+pub mod resolve;
 pub mod rule;
 pub mod segment;
 pub mod serve;

@@ -44,6 +44,14 @@ pub const SHARD_REQUEST_SECONDS: &str = "indexer_request_seconds";
 /// Searches answered, one a shard and query. Labels: `shard`.
 pub const SEARCHES_TOTAL: &str = "indexer_searches_total";
 
+/// Partial and conditional changes resolved. Labels: `shard`, `outcome` (`written`, `condition`,
+/// `missing`, `refused`, `busy`, `late`, `failed`, `unknown`).
+pub const RESOLVES_TOTAL: &str = "indexer_resolves_total";
+/// Times a change was made anew because somebody else's record came between. Labels: `shard`.
+pub const RESOLVED_AGAIN_TOTAL: &str = "indexer_resolved_again_total";
+/// Time to resolve one change, until the shard has applied it.
+pub const RESOLVE_SECONDS: &str = "indexer_resolve_seconds";
+
 /// Describes them all to the recorder.
 pub fn describe() {
     for (name, text) in [
@@ -56,6 +64,11 @@ pub fn describe() {
         ),
         (ROWS_FOLDED_TOTAL, "rows folded into a graph"),
         (SEARCHES_TOTAL, "searches answered, one a shard and query"),
+        (RESOLVES_TOTAL, "partial and conditional changes resolved"),
+        (
+            RESOLVED_AGAIN_TOTAL,
+            "changes made anew because another record came between",
+        ),
     ] {
         describe_counter!(name, Unit::Count, text);
     }
@@ -97,6 +110,7 @@ pub fn describe() {
         (CHECKPOINT_SECONDS, "time to store a checkpoint"),
         (INDEX_BUILD_SECONDS, "time to build a segment"),
         (SHARD_REQUEST_SECONDS, "time a shard takes for one request"),
+        (RESOLVE_SECONDS, "time to resolve one change"),
     ] {
         describe_histogram!(name, Unit::Seconds, text);
     }

@@ -105,7 +105,7 @@ pub fn is_contested(known: &[Latest]) -> bool {
 }
 
 /// What the winning record says; contested ones do not compete.
-fn winner(known: &[Latest], regions: &[RegionName]) -> Option<Says> {
+pub(crate) fn winner(known: &[Latest], regions: &[RegionName]) -> Option<Says> {
     let region = |one: &Latest| regions.get(usize::from(one.source.0));
     known
         .iter()

@@ -7,7 +7,7 @@ use shoal_schemas::v1;
 use shoal_topic::Deps;
 use tonic::transport::server::TcpIncoming;
 
-use crate::{config::Config, metrics, node::Node, serve::Service};
+use crate::{config::Config, metrics, node::Node, resolve::Resolver, serve::Service};
 
 /// Largest request and answer, bytes: 10,000 vectors of 4096 components would not fit, a batch does.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -72,7 +72,10 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .unwrap_or_else(|| addresses.grpc.to_string());
     let node = Node::new(config.clone(), deps.clone(), advertised);
     let search_threads = config.engine.search_threads.get();
-    let service = v1::shard_server::ShardServer::new(Service::new(node.clone(), search_threads))
+    let (resolver, resolving) =
+        Resolver::new(deps.cluster.clone(), deps.clock.clone(), config.resolves);
+    let service = Service::new(node.clone(), search_threads, resolver);
+    let service = v1::shard_server::ShardServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
@@ -85,6 +88,13 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .await;
     node.start().map_err(StartError::Thread)?;
     let cancel = deps.tasks.cancel().clone();
+    deps.tasks.spawn("indexer resolves", {
+        let cancel = cancel.clone();
+        async move {
+            resolving.run(cancel).await;
+            Ok::<_, std::convert::Infallible>(())
+        }
+    });
     deps.tasks.spawn("indexer grpc", {
         let cancel = cancel.clone();
         async move {

@@ -19,6 +19,9 @@ pub const GATEWAY_CALL_SECONDS: &str = "producer_gateway_call_seconds";
 /// Gateway calls under way.
 pub const GATEWAY_OPEN_CALLS: &str = "producer_gateway_open_calls";
 
+/// Points of conditional writes and patches forwarded to the owners of their shards. Labels: `code`.
+pub const GATEWAY_FORWARDED_TOTAL: &str = "producer_gateway_forwarded_total";
+
 /// Gives every metric its text.
 pub fn describe() {
     describe_counter!(RECORDS_SENT_TOTAL, "Records handed to the log");
@@ -34,5 +37,9 @@ pub fn describe() {
     );
     describe_counter!(GATEWAY_CALLS_TOTAL, "Calls to the gateway");
     describe_histogram!(GATEWAY_CALL_SECONDS, "Seconds a gateway call took");
+    describe_counter!(
+        GATEWAY_FORWARDED_TOTAL,
+        "Points forwarded to the owners of their shards"
+    );
     describe_gauge!(GATEWAY_OPEN_CALLS, "Gateway calls under way");
 }

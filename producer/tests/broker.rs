@@ -384,6 +384,7 @@ async fn a_run_and_the_gateway_go_on_after_the_broker_was_killed() {
     let upsert = || UpsertRequest {
         collection: "survives".into(),
         points: vec![point(1.0).to_proto(&id("by-gateway"))],
+        conditions: Vec::new(),
     };
     client.upsert(upsert()).await.unwrap();
 

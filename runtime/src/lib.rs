@@ -12,6 +12,7 @@ pub mod error;
 pub mod http;
 pub mod tasks;
 pub mod telemetry;
+pub mod timeout;
 pub mod wait;
 
 pub use error::{ErrorKind, chain};

@@ -1,4 +1,4 @@
-//! Where a verb finds Kafka and the query node: a flag, then settings, then the running
+//! Where a verb finds Kafka, the gateway and the query node: a flag, then settings, then the running
 //! `shoal up`, then the defaults.
 
 use std::time::Duration;
@@ -26,6 +26,30 @@ pub(super) struct QueryFlag {
     /// The query node's gRPC address, host:port [default: that of the running `shoal up`]
     #[arg(long, value_name = "ADDRESS")]
     pub(super) query: Option<String>,
+}
+
+/// The flag of verbs that write through a gateway.
+#[derive(Clone, Debug, Args)]
+pub(super) struct GatewayFlag {
+    /// The gateway's gRPC address, host:port [default: that of the running `shoal up`]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) gateway: Option<String>,
+}
+
+impl GatewayFlag {
+    /// The gateway's address, `host:port`.
+    pub(super) fn address(&self, context: &Context) -> String {
+        if let Some(flag) = &self.gateway {
+            return flag.clone();
+        }
+        let settings = &context.loaded.settings;
+        let configured = settings.gateway.grpc_listen.to_string();
+        if context.loaded.sets("gateway.grpc_listen") {
+            return configured;
+        }
+        let running = running::find(&settings.local.data_dir);
+        running.map_or(configured, |running| running.gateway.grpc.to_string())
+    }
 }
 
 impl KafkaFlag {

@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod dlq;
 mod kafka_link;
+mod patch;
 mod publish;
 mod query_link;
 mod read;
@@ -72,6 +73,8 @@ enum Verb {
     Collection(collection::Verb),
     /// Publish points from a file or standard input
     Publish(publish::Publish),
+    /// Change part of a point
+    Patch(patch::Patch),
     /// Delete points by id
     Delete(publish::Delete),
     /// Find the nearest points
@@ -162,6 +165,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Query(verb) => verb.run(crate::roles::Role::Query, &context?).await,
         Verb::Collection(verb) => verb.run(&context?).await,
         Verb::Publish(verb) => verb.run(&context?).await,
+        Verb::Patch(verb) => verb.run(&context?).await,
         Verb::Delete(verb) => verb.run(&context?).await,
         Verb::Search(verb) => verb.run(&context?).await,
         Verb::Get(verb) => verb.run(&context?).await,

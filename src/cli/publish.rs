@@ -26,8 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Usage,
-    addresses::KafkaFlag,
+    addresses::{GatewayFlag, KafkaFlag},
     kafka_link::{Fresh, KafkaLink, collection_name},
+    patch,
 };
 use crate::roles;
 
@@ -82,10 +83,15 @@ pub(super) struct Delete {
     /// A file with one id a line, or `-` for standard input
     #[arg(long, group = "which", value_name = "FILE")]
     ids_file: Option<String>,
+    /// Only if the one point named has this version, as `shoal get` prints it; through the gateway
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["ids_file", "kafka"])]
+    if_version: Option<u64>,
     #[command(flatten)]
     pace: Pace,
     #[command(flatten)]
     kafka: KafkaFlag,
+    #[command(flatten)]
+    gateway: GatewayFlag,
 }
 
 /// How a run goes.
@@ -254,6 +260,13 @@ impl Delete {
         let given: Vec<PointId> = given
             .collect::<Result<_, _>>()
             .map_err(|error| Usage(error.to_string()))?;
+        if let Some(version) = self.if_version {
+            let [id] = self.id.as_slice() else {
+                bail!(Usage("--if-version needs exactly one --id".into()));
+            };
+            let (gateway, collection) = (&self.gateway, &self.collection);
+            return patch::delete_if(context, gateway, collection, id, version).await;
+        }
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
         let collection = link.collection(&self.collection)?;
         let config = PublishConfig::default();

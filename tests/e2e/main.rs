@@ -18,6 +18,7 @@ mod local;
 mod main_path;
 mod observability;
 mod outage;
+mod patch;
 mod rebalance;
 mod refused_calls;
 mod wordnet;

@@ -7,6 +7,7 @@
 
 mod memory;
 mod sled;
+mod watch;
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use crate::{
     wal::Position,
 };
 
-pub use self::{memory::Memory, sled::Sled};
+pub use self::{memory::Memory, sled::Sled, watch::Watch};
 
 /// What is known of one id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,6 +185,7 @@ struct Overlay {
 pub struct Catalog {
     store: Box<dyn Store>,
     overlay: RwLock<Overlay>,
+    watches: Arc<watch::Watches>,
 }
 
 impl Catalog {
@@ -192,6 +194,7 @@ impl Catalog {
         Self {
             store,
             overlay: RwLock::default(),
+            watches: Arc::default(),
         }
     }
 
@@ -216,7 +219,18 @@ impl Catalog {
 
     /// Replaces one id's state. Only the shard's writer.
     pub fn put(&self, id: PointId, state: IdState) {
-        self.exclusive().newest.insert(id, state);
+        self.exclusive().newest.insert(id.clone(), state);
+        // After it is there: who begins to look now and reads, reads this one.
+        if self.watches.is_open()
+            && let Some(state) = self.shared().newest.get(&id)
+        {
+            self.watches.tell(&id, &state.known);
+        }
+    }
+
+    /// Looks at an id: tells every record about it that is applied from now on.
+    pub fn watch(&self, id: &PointId) -> Watch {
+        self.watches.open(id)
     }
 
     /// Sets aside everything changed since the last freeze, to be stored by another thread.

@@ -107,6 +107,11 @@ impl Held {
         Ok(shared)
     }
 
+    /// Ends when this node lets go of the shard.
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
     /// The shard, if it is open at all.
     pub fn opened(&self) -> Option<&Arc<Shared>> {
         self.opened.get()
@@ -147,6 +152,13 @@ impl Node {
     /// One shard; `None` if this node does not have it.
     pub fn shard(&self, key: &ShardKey) -> Option<Arc<Held>> {
         self.lock().get(key).cloned()
+    }
+
+    /// Whether the latest claim of a shard, as far as this node has read, is its own.
+    pub fn claims(&self, key: &ShardKey) -> bool {
+        let state = self.deps.control.snapshot();
+        let owner = state.owner(&key.0, key.1);
+        owner.is_some_and(|(claim, _)| claim.node == self.config.node)
     }
 
     /// All shards of a collection that this node has.

@@ -7,6 +7,7 @@
 mod ask;
 mod pace;
 mod patience;
+mod resolve;
 mod status;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
@@ -21,7 +22,10 @@ use tracing::{Instrument, debug, debug_span, field::display, info_span};
 use self::patience::Deadline;
 use crate::{
     metrics as names,
+use crate::{
+    metrics as names,
     node::{Held, Node, NotServing, not_serving_text},
+    resolve::Resolver,
     shard::{
         Shared,
         search::{Ask, ReadError},
@@ -39,6 +43,7 @@ pub struct Service {
     /// The same for everything else, so that long searches hold up no question for a state.
     reads: Arc<Semaphore>,
     meters: Meters,
+    resolver: Resolver,
 }
 
 /// Time for a request, by verb: looked up once.
@@ -49,6 +54,7 @@ struct Meters {
     count: Histogram,
     scroll: Histogram,
     status: Histogram,
+    resolve: Histogram,
 }
 
 /// A shard that serves: what the node knows of it, and the shard.
@@ -59,10 +65,11 @@ struct Ready {
 
 impl Service {
     /// A service that searches with so many threads at a time.
-    pub fn new(node: Node, search_threads: usize) -> Self {
+    pub fn new(node: Node, search_threads: usize, resolver: Resolver) -> Self {
         let meter = |verb: &'static str| histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb);
         Self {
             node,
+            resolver,
             searches: Arc::new(Semaphore::new(search_threads)),
             reads: Arc::new(Semaphore::new(search_threads)),
             meters: Meters {
@@ -71,6 +78,7 @@ impl Service {
                 count: meter("count"),
                 scroll: meter("scroll"),
                 status: meter("status"),
+                resolve: meter("resolve"),
             },
         }
     }
@@ -83,13 +91,7 @@ impl Service {
         deadline: Deadline,
     ) -> Result<Ready, Refusal> {
         let key = (collection.clone(), Partition(ask.shard));
-        let refuse = |why: NotServing| Refusal {
-            code: match why {
-                NotServing::NotOwned => Code::FailedPrecondition,
-                NotServing::Recovering | NotServing::CatchingUp(_) => Code::Unavailable,
-            },
-            message: format!("shard {}: {}", ask.shard, not_serving_text(&why)),
-        };
+        let refuse = |why: NotServing| not_serving(ask.shard, &why);
         let held = self
             .node
             .shard(&key)
@@ -429,6 +431,30 @@ impl v1::shard_server::Shard for Service {
         })
         .instrument(span)
         .await
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveResponse>, Status> {
+        let deadline = resolve::Deadline::within(Deadline::of(&request).left());
+        let span = request_span("resolve", &request);
+        let trace = resolve::trace(&request);
+        let request = request.into_inner();
+        let answer = self.resolve_changes(request, trace, deadline);
+        timed(&self.meters.resolve, async { answer.await.map(Response::new) })
+            .instrument(span)
+            .await
+    }
+}
+
+fn not_serving(shard: u32, why: &NotServing) -> Refusal {
+    Refusal {
+        code: match why {
+            NotServing::NotOwned => Code::FailedPrecondition,
+            NotServing::Recovering | NotServing::CatchingUp(_) => Code::Unavailable,
+        },
+        message: format!("shard {shard}: {}", not_serving_text(why)),
     }
 }
 

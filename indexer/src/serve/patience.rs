@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use shoal_runtime::clock::Stopwatch;
+use shoal_runtime::{clock::Stopwatch, timeout::grpc_timeout};
 use tonic::Request;
 
 /// What is left of a caller's deadline for the answer's way back.
@@ -27,7 +27,7 @@ impl Deadline {
     /// What the caller allows, less the way back.
     pub(super) fn of<T>(request: &Request<T>) -> Self {
         let told = request.metadata().get("grpc-timeout");
-        let told = told.and_then(|value| parse_timeout(value.to_str().ok()?));
+        let told = told.and_then(|value| grpc_timeout(value.to_str().ok()?));
         Self {
             since: Stopwatch::start(),
             told: told.map(|told| told.saturating_sub(WAY_BACK)),
@@ -75,28 +75,13 @@ impl Drop for Caller {
     }
 }
 
-/// Reads gRPC's own form: up to eight digits and a unit.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use tonic::Request;
 
-    use super::{Deadline, of, parse_timeout};
+    use super::{Deadline, of};
 
     fn within(time: Option<Duration>) -> Deadline {
         let mut request = Request::new(());
@@ -124,15 +109,5 @@ mod tests {
         assert!(!with_the_work.is_over());
         drop(caller);
         assert!(with_the_work.is_over());
-    }
-
-    #[test]
-    fn timeouts_read_in_every_unit() {
-        assert_eq!(parse_timeout("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(parse_timeout(""), None);
-        assert_eq!(parse_timeout("5x"), None);
-        assert_eq!(parse_timeout("S"), None);
     }
 }

@@ -1,9 +1,14 @@
 //! The one place where this service chooses gRPC codes.
 
 use shoal_runtime::{ErrorKind, chain};
+use shoal_schemas::{Version, v1};
 use tonic::Code;
 
-use crate::{find::SearchError, shard::search::ReadError};
+use crate::{
+    find::SearchError,
+    resolve::{self, ResolveError},
+    shard::search::ReadError,
+};
 
 /// Why one shard does not answer: part of an answer, not of the call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,21 +37,10 @@ impl Refusal {
                 message: chain(error).to_string(),
             };
         }
-        let kind = match error {
-            ReadError::Catalog(error) => error.kind(),
-            ReadError::Point(error) => error.kind(),
-            ReadError::Search(error) => error.kind(),
-            ReadError::Entry(_) => ErrorKind::Corrupt,
-        };
         let message = chain(error).to_string();
         tracing::error!(error = %message, "shard cannot answer");
         Self {
-            code: match kind {
-                ErrorKind::Retry | ErrorKind::Closed => Code::Unavailable,
-                ErrorKind::Caller => Code::InvalidArgument,
-                ErrorKind::Corrupt => Code::DataLoss,
-                ErrorKind::Bug => Code::Internal,
-            },
+            code: of_kind(error.kind()),
             message,
         }
     }
@@ -54,5 +48,41 @@ impl Refusal {
     /// The code's number, as a shard's part of an answer carries it.
     pub(super) fn number(&self) -> i32 {
         i32::from(self.code)
+    }
+}
+
+fn of_kind(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Retry | ErrorKind::Closed => Code::Unavailable,
+        ErrorKind::Caller => Code::InvalidArgument,
+        ErrorKind::Corrupt => Code::DataLoss,
+        ErrorKind::Bug => Code::Internal,
+    }
+}
+
+/// What a caller is told of a change that was not made, or is not known to be made.
+pub(super) fn write_failure(error: &ResolveError) -> v1::WriteFailure {
+    let mut current_version = None;
+    let code = match error {
+        ResolveError::Refused(resolve::Refusal::Condition { current, .. }) => {
+            current_version = Some(current.map_or(0, Version::raw));
+            Code::Aborted
+        }
+        ResolveError::Refused(resolve::Refusal::Missing { .. }) => Code::NotFound,
+        ResolveError::Refused(resolve::Refusal::Outcome { .. }) => Code::InvalidArgument,
+        ResolveError::Busy | ResolveError::QueueFull => Code::ResourceExhausted,
+        ResolveError::Late { .. } => Code::DeadlineExceeded,
+        ResolveError::Closing | ResolveError::Broker(_) => Code::Unavailable,
+        ResolveError::Read(read) => Refusal::from_read(read).code,
+        ResolveError::Write(write) => match write.kind() {
+            ErrorKind::Retry => Code::Unavailable,
+            _ => Code::FailedPrecondition,
+        },
+        ResolveError::Unknown { .. } => Code::Unknown,
+    };
+    v1::WriteFailure {
+        code: i32::from(code),
+        message: chain(error).to_string(),
+        current_version,
     }
 }

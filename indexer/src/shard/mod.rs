@@ -302,7 +302,7 @@ impl Shared {
     }
 
     /// The segment of a place, also while its rows are being moved over.
-    fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
+    pub(crate) fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
         let view = self.view.load();
         if let Some(segment) = view.segment(id) {
             return Some(segment.clone());

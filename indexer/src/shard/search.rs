@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use shoal_runtime::clock::Stopwatch;
+use shoal_runtime::{ErrorKind, clock::Stopwatch};
 use shoal_schemas::{
     FieldKind, Filter, Offset, Payload, Tenant, Token, Version, payload::Selection, v1,
 };
@@ -137,8 +137,18 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Catalog(error) => error.kind(),
+            Self::Point(error) => error.kind(),
+            Self::Search(error) => error.kind(),
+            Self::Entry(_) => ErrorKind::Corrupt,
+        }
+    }
+
     /// Whether a newer view has to be looked at: see [`PointError::is_outdated`].
-    pub(super) fn is_outdated(&self) -> bool {
+    pub(crate) fn is_outdated(&self) -> bool {
         match self {
             Self::Point(error) | Self::Search(SearchError::Point(error)) => error.is_outdated(),
             _ => false,

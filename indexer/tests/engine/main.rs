@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod asks;
+mod resolve;
 mod world;
 
 use std::{

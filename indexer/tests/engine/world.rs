@@ -27,7 +27,7 @@ use shoal_schemas::{
     Quantization, Record, Vector,
     avro::{self, Framing, NoRegistry},
 };
-use shoal_topic::{Cleanup, Cluster, TopicPartition, TopicSpec, memory::MemoryLog};
+use shoal_topic::{Cleanup, Cluster, Start, TopicPartition, TopicSpec, memory::MemoryLog};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -185,6 +185,18 @@ impl World {
             timestamp_ms: 1_700_000_000_000,
             ..Record::default()
         })
+    }
+
+    /// The record at an offset.
+    pub(crate) fn read(&self, offset: Offset) -> Record {
+        let from = TopicPartition {
+            topic: TOPIC.into(),
+            partition: Partition(0),
+        };
+        let start = [(from, Start::At(offset))];
+        let mut reader = self.cluster.connect.open_reader(&start).unwrap();
+        let fetched = reader.poll(1, DEADLINE).unwrap();
+        fetched.records.into_iter().next().unwrap().record
     }
 
     pub(crate) fn end(&self) -> Offset {

@@ -11,11 +11,11 @@ use serde_json::value::RawValue;
 use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
 use shoal_schemas::{
     Collection, CollectionName, Partition, Point, PointId, Rejection, Token, avro::Framing, json,
-    name::NameError, point::IdError, v1,
+    name::NameError, patch::PatchError, point::IdError, v1,
 };
 use shoal_topic::{AdminError, Cluster, Deps, TopicPartition, WriteError, control::ControlHandle};
 
-use super::Config;
+use super::{Config, owners::Owners};
 use crate::{PublishConfig, PublishError, Publisher, publisher::Prepared};
 
 /// Points or ids in a call at most.
@@ -86,6 +86,25 @@ pub enum CallError {
         /// Why.
         #[source]
         source: IdError,
+    },
+    /// A patch or a condition is faulty; nothing was published.
+    #[error("point {index} is refused, nothing was published")]
+    Patch {
+        /// Its place in the call, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: PatchError,
+    },
+    /// Not one condition a point.
+    #[error(
+        "call has {conditions} conditions for {points} points, allowed are none or one a point"
+    )]
+    Conditions {
+        /// Points or ids.
+        points: usize,
+        /// Conditions.
+        conditions: usize,
     },
     /// The body is no JSON of the right shape.
     #[error("body does not read, wanted is {wanted}: {detail}")]
@@ -181,10 +200,11 @@ impl Candidate for Box<RawValue> {
 
 pub(super) struct Calls {
     cluster: Cluster,
-    control: ControlHandle,
+    pub(super) control: ControlHandle,
     clock: Arc<dyn Clock>,
-    publish: PublishConfig,
-    deadline: Duration,
+    pub(super) publish: PublishConfig,
+    pub(super) deadline: Duration,
+    pub(super) owners: Owners,
     publishers: Mutex<BTreeMap<CollectionName, Publisher>>,
 }
 
@@ -202,6 +222,7 @@ impl Calls {
                 versions: true,
             },
             deadline: config.deadline,
+            owners: Owners::default(),
             publishers: Mutex::default(),
         }
     }
@@ -243,7 +264,7 @@ impl Calls {
     }
 
     /// The publisher of a collection as it is defined now.
-    async fn publisher(&self, name: &str) -> Result<Publisher, CallError> {
+    pub(super) async fn publisher(&self, name: &str) -> Result<Publisher, CallError> {
         let name: CollectionName = name.parse()?;
         let state = self.control.snapshot();
         if state.caught_up_at.is_none() {
@@ -337,7 +358,7 @@ impl Calls {
     }
 }
 
-fn prepare<C: Candidate>(
+pub(super) fn prepare<C: Candidate>(
     publisher: &Publisher,
     points: Vec<C>,
 ) -> Result<Vec<Prepared>, CallError> {
@@ -360,7 +381,7 @@ fn prepare<C: Candidate>(
         .collect()
 }
 
-fn check_count(what: &'static str, found: usize) -> Result<(), CallError> {
+pub(super) fn check_count(what: &'static str, found: usize) -> Result<(), CallError> {
     match found {
         0 => Err(CallError::Empty { what }),
         1..=MAX_POINTS => Ok(()),

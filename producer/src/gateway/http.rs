@@ -6,13 +6,17 @@
 //! POST   /v1/collections/docs/points/delete  {"ids": ["a", "b"]}
 //! ```
 //! All answer `{"tokens": ["..."]}`, or `{"error": {"code": "NOT_FOUND", "message": "..."}}`.
+//! Writes with conditions are told in `http_if.rs`.
 
 use std::{future::Future, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    extract::{
+        DefaultBodyLimit, Path, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{delete, post, put},
@@ -27,15 +31,15 @@ use shoal_schemas::{
 };
 use tonic::Code;
 
-use super::{CallError, Config, calls::Calls, status};
+use super::{CallError, Config, calls::Calls, http_if, resolve::Deadline, status};
 use crate::{
     metrics::{GATEWAY_CALL_SECONDS, GATEWAY_CALLS_TOTAL, GATEWAY_OPEN_CALLS},
     trace,
 };
 
 #[derive(Clone)]
-struct Served {
-    calls: Arc<Calls>,
+pub(super) struct Served {
+    pub(super) calls: Arc<Calls>,
     limit_bytes: usize,
 }
 
@@ -43,15 +47,20 @@ struct Served {
 pub(super) fn router(calls: Arc<Calls>, config: &Config) -> Router {
     let limit_bytes = config.max_body_bytes();
     Router::new()
-        .route("/v1/collections/{collection}/points", put(put_points))
+        .route(
+            "/v1/collections/{collection}/points",
+            put(put_points).patch(http_if::patch_points),
+        )
         // An id may hold slashes, and one may be called `delete`.
         .route(
             "/v1/collections/{collection}/points/{*id}",
-            delete(delete_point),
+            delete(http_if::delete_point).patch(http_if::patch_point),
         )
         .route(
             "/v1/collections/{collection}/points/delete",
-            post(delete_points).delete(delete_called_delete),
+            post(delete_points)
+                .delete(delete_called_delete)
+                .patch(http_if::patch_called_delete),
         )
         .fallback(async || {
             refusal(
@@ -79,12 +88,24 @@ async fn put_points(
     struct Body {
         points: Vec<Box<RawValue>>,
     }
-    let call = async {
-        let wanted = r#"{"points": [{"id": "...", "vector": [...]}, ...]}"#;
-        let Body { points } = read(&served, body, wanted)?;
-        served.calls.upsert(&collection, points).await
+    let wanted = r#"{"points": [{"id": "...", "vector": [...]}, ...]}"#;
+    let call = read(&served, body, wanted);
+    let call = call.and_then(|Body { points }| http_if::split_points(points));
+    let parent = traceparent(&headers);
+    let (points, conditions) = match call {
+        Ok((points, Some(conditions))) => (points, conditions),
+        other => {
+            let call = async {
+                let (points, _) = other?;
+                served.calls.upsert(&collection, points).await
+            };
+            return answer(measured("upsert", trace::scope(parent, call)).await);
+        }
     };
-    answer(measured("upsert", trace::scope(traceparent(&headers), call)).await)
+    let deadline = Deadline::within(served.calls.deadline);
+    let calls = &served.calls;
+    let call = calls.upsert_if(&collection, points, &conditions, deadline);
+    http_if::results(measured("upsert", trace::scope(parent, call)).await)
 }
 
 async fn delete_points(
@@ -96,34 +117,38 @@ async fn delete_points(
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Body {
-        ids: Vec<String>,
+        ids: Vec<http_if::Doomed>,
     }
-    let call = async {
-        let Body { ids } = read(&served, body, r#"{"ids": ["...", ...]}"#)?;
-        served.calls.delete(&collection, &ids).await
+    let call = read(&served, body, r#"{"ids": ["...", ...]}"#);
+    let call = call.and_then(|Body { ids }| http_if::split_ids(ids));
+    let parent = traceparent(&headers);
+    let (ids, conditions) = match call {
+        Ok((ids, Some(conditions))) => (ids, conditions),
+        other => {
+            let call = async {
+                let (ids, _) = other?;
+                served.calls.delete(&collection, &ids).await
+            };
+            return answer(measured("delete", trace::scope(parent, call)).await);
+        }
     };
-    answer(measured("delete", trace::scope(traceparent(&headers), call)).await)
-}
-
-async fn delete_point(
-    State(served): State<Served>,
-    Path((collection, id)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Response {
-    let ids = [id];
-    let call = served.calls.delete(&collection, &ids);
-    answer(measured("delete", trace::scope(traceparent(&headers), call)).await)
+    let deadline = Deadline::within(served.calls.deadline);
+    let calls = &served.calls;
+    let call = calls.delete_if(&collection, &ids, &conditions, deadline);
+    http_if::results(measured("delete", trace::scope(parent, call)).await)
 }
 
 async fn delete_called_delete(
     served: State<Served>,
     Path(collection): Path<String>,
+    query: Result<Query<http_if::Only>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
-    delete_point(served, Path((collection, "delete".to_owned())), headers).await
+    let path = Path((collection, "delete".to_owned()));
+    http_if::delete_point(served, path, query, headers).await
 }
 
-fn read<T: for<'de> Deserialize<'de>>(
+pub(super) fn read<T: for<'de> Deserialize<'de>>(
     served: &Served,
     body: Result<Bytes, BytesRejection>,
     wanted: &'static str,
@@ -143,17 +168,19 @@ fn read<T: for<'de> Deserialize<'de>>(
     })
 }
 
-fn answer(outcome: Result<Vec<Token>, CallError>) -> Response {
+pub(super) fn answer(outcome: Result<Vec<Token>, CallError>) -> Response {
     match outcome {
         Ok(tokens) => {
             let tokens: Vec<String> = tokens.iter().map(Token::to_string).collect();
             Json(json!({ "tokens": tokens })).into_response()
         }
-        Err(error) => {
-            let text = chain(&error).to_string();
-            refusal(status::http(&error), status::code(&error), &text)
-        }
+        Err(error) => refused(&error),
     }
+}
+
+pub(super) fn refused(error: &CallError) -> Response {
+    let text = chain(error).to_string();
+    refusal(status::http(error), status::code(error), &text)
 }
 
 fn refusal(http: StatusCode, code: Code, message: &str) -> Response {
@@ -162,7 +189,7 @@ fn refusal(http: StatusCode, code: Code, message: &str) -> Response {
 }
 
 /// The caller's trace; one that does not read is no reason to refuse a write.
-fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
     headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
 }
 

@@ -4,12 +4,16 @@
 //! acknowledged all of them, one token a record. The gateway keeps nothing: a call that failed
 //! half-way is repeated as it is, since writing a point twice is writing it once.
 //!
-//! It does not resolve conditional or partial updates and searches nothing.
+//! Conditional and partial writes depend on the point as it is: they are forwarded to the owner of
+//! its shard (`resolve.rs`), which answers for each point. The gateway searches nothing.
 
 mod calls;
 mod config;
 mod grpc;
 mod http;
+mod http_if;
+mod owners;
+mod resolve;
 mod status;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -158,5 +162,7 @@ async fn report_health(
     }
 }
 
+#[cfg(test)]
+mod resolve_tests;
 #[cfg(test)]
 mod tests;

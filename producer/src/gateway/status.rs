@@ -15,6 +15,8 @@ pub(super) fn code(error: &CallError) -> Code {
         | CallError::Point { .. }
         | CallError::Unpublishable { .. }
         | CallError::Id { .. }
+        | CallError::Patch { .. }
+        | CallError::Conditions { .. }
         | CallError::Body { .. }
         | CallError::BodyTooLarge { .. } => Code::InvalidArgument,
         CallError::UnknownCollection { .. } => Code::NotFound,
@@ -40,10 +42,15 @@ pub(super) fn http(error: &CallError) -> StatusCode {
     if matches!(error, CallError::BodyTooLarge { .. }) {
         return StatusCode::PAYLOAD_TOO_LARGE;
     }
-    match code(error) {
+    http_of(code(error))
+}
+
+/// A code's status over HTTP.
+pub(super) fn http_of(code: Code) -> StatusCode {
+    match code {
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::FailedPrecondition => StatusCode::CONFLICT,
+        Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
@@ -58,6 +65,9 @@ pub(super) fn name(code: Code) -> &'static str {
         Code::InvalidArgument => "INVALID_ARGUMENT",
         Code::NotFound => "NOT_FOUND",
         Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::Unknown => "UNKNOWN",
+        Code::DataLoss => "DATA_LOSS",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         Code::Unavailable => "UNAVAILABLE",
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",

@@ -28,16 +28,16 @@ use crate::publisher::tests::{collection, id, point, records};
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-struct World {
+pub(super) struct World {
     log: MemoryLog,
-    control: ControlHandle,
+    pub(super) control: ControlHandle,
     deps: Deps,
     at: Addresses,
-    docs: Collection,
+    pub(super) docs: Collection,
 }
 
 impl World {
-    async fn start(mut config: Config) -> Self {
+    pub(super) async fn start(mut config: Config) -> Self {
         let log = MemoryLog::new("memory", System::shared());
         ControlLog::ensure(&log.cluster(), None).unwrap();
         let tasks = Tasks::new(CancellationToken::new());
@@ -68,13 +68,18 @@ impl World {
         }
     }
 
-    async fn grpc(&self) -> PublishClient<Channel> {
+    pub(super) async fn grpc(&self) -> PublishClient<Channel> {
         PublishClient::connect(format!("http://{}", self.at.grpc))
             .await
             .unwrap()
     }
 
-    async fn http(&self, method: &str, path: &str, body: impl Into<String>) -> (u16, Json) {
+    pub(super) async fn http(
+        &self,
+        method: &str,
+        path: &str,
+        body: impl Into<String>,
+    ) -> (u16, Json) {
         let method = method.parse().unwrap();
         let request = reqwest::Client::new()
             .request(method, format!("http://{}{path}", self.at.http))
@@ -89,7 +94,7 @@ impl World {
         )
     }
 
-    fn found(&self) -> Vec<shoal_schemas::Record> {
+    pub(super) fn found(&self) -> Vec<shoal_schemas::Record> {
         let found = records(&self.log, "embeddings.docs", 2);
         found.into_iter().map(|(_, _, record)| record).collect()
     }
@@ -101,13 +106,14 @@ impl Drop for World {
     }
 }
 
-fn upsert(collection: &str, points: &[(&str, &Point)]) -> UpsertRequest {
+pub(super) fn upsert(collection: &str, points: &[(&str, &Point)]) -> UpsertRequest {
     UpsertRequest {
         collection: collection.into(),
         points: points
             .iter()
             .map(|(name, point)| point.to_proto(&id(name)))
             .collect(),
+        conditions: Vec::new(),
     }
 }
 
@@ -143,6 +149,7 @@ async fn grpc_upserts_and_deletes_and_answers_tokens_in_order() {
     let request = DeleteRequest {
         collection: "docs".into(),
         ids: vec!["id-3".into(), "never-there".into()],
+        conditions: Vec::new(),
     };
     let tokens = client.delete(request).await.unwrap().into_inner().tokens;
     assert_eq!(tokens.len(), 2);
@@ -197,6 +204,7 @@ async fn one_bad_point_fails_the_call_before_anything_is_published() {
     let request = DeleteRequest {
         collection: "docs".into(),
         ids: vec!["a".into(), String::new()],
+        conditions: Vec::new(),
     };
     let refused = client.delete(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);

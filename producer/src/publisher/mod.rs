@@ -104,6 +104,18 @@ pub struct Prepared {
     value: Option<Bytes>,
 }
 
+impl Prepared {
+    /// The point.
+    pub fn id(&self) -> &PointId {
+        &self.id
+    }
+
+    /// The encoded point; `None` is a delete.
+    pub fn value(&self) -> Option<&Bytes> {
+        self.value.as_ref()
+    }
+}
+
 /// Publishes to one collection. Cloning shares it.
 #[derive(Clone)]
 pub struct Publisher {

@@ -214,4 +214,11 @@ impl v1::shard_server::Shard for Indexer {
         }
         Ok(Response::new(answer))
     }
+
+    async fn resolve(
+        &self,
+        _: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveResponse>, Status> {
+        Err(Status::unimplemented("a query node changes nothing"))
+    }
 }

@@ -9,6 +9,7 @@
 //! the record's key and topic. An unknown field is refused by name: a misspelt `expires_at`
 //! must not silently mean for ever.
 
+mod change;
 pub(crate) mod time;
 
 use serde::{Deserialize, Deserializer};
@@ -23,6 +24,8 @@ use crate::{
 };
 
 use time::Time;
+
+pub use change::{decode_patch, decode_wanted_version, split_condition};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +132,13 @@ pub fn encode(id: &PointId, point: &Point) -> Json {
 pub fn components<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f32>, D::Error> {
     let numbers = Vec::<f64>::deserialize(from)?;
     Ok(numbers.into_iter().map(|number| number as f32).collect())
+}
+
+/// Reads a time that stands by itself: whole milliseconds since the Unix epoch, or RFC 3339 text.
+pub fn decode_time(text: &str) -> Option<i64> {
+    let quoted = || serde_json::from_value(Json::from(text)).ok();
+    let read: Option<Time> = serde_json::from_str(text).ok().or_else(quoted);
+    read.map(Time::millis)
 }
 
 fn read(json: &[u8], collection: &Collection) -> Result<(Option<String>, Point), Rejection> {

@@ -108,6 +108,7 @@ impl Gateway {
         let ask = v1::UpsertRequest {
             collection: collection.to_owned(),
             points,
+            conditions: Vec::new(),
         };
         let answer = wait(client.upsert(within(Duration::from_secs(20), ask)));
         answer.map(|answer| answer.into_inner().tokens)
@@ -118,9 +119,29 @@ impl Gateway {
         let ask = v1::DeleteRequest {
             collection: collection.to_owned(),
             ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+            conditions: Vec::new(),
         };
         let answer = wait(client.delete(within(Duration::from_secs(20), ask)));
         answer.map(|answer| answer.into_inner().tokens)
+    }
+
+    /// Changes part of one point; what came of it.
+    pub(crate) fn patch(
+        &self,
+        collection: &str,
+        patch: v1::PointPatch,
+    ) -> Result<v1::Token, v1::WriteFailure> {
+        let mut client = self.publish.clone();
+        let ask = v1::PatchRequest {
+            collection: collection.to_owned(),
+            points: vec![patch],
+        };
+        let answer = wait(client.patch(within(Duration::from_secs(60), ask))).unwrap();
+        let result = answer.into_inner().results.pop().unwrap();
+        match result.outcome.unwrap() {
+            v1::write_result::Outcome::Token(token) => Ok(token),
+            v1::write_result::Outcome::Failure(failure) => Err(failure),
+        }
     }
 }
 
