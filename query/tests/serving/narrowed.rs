@@ -36,7 +36,7 @@ fn payload(n: u16) -> Payload {
         ("title", Value::String(format!("point {n}"))),
     ];
     // Every seventh has no category.
-    if n % 7 != 0 {
+    if !n.is_multiple_of(7) {
         fields.push(("category", Value::Integer(i64::from(n * n % 5))));
     }
     Payload(
@@ -78,6 +78,10 @@ fn matching(filter: &Json) -> Vec<u16> {
     (0..POINTS)
         .filter(|n| filter.matches(&payload(*n)))
         .collect()
+}
+
+fn size(number: impl Into<u64>) -> usize {
+    usize::try_from(number.into()).unwrap()
 }
 
 fn named(numbers: &[u16]) -> Vec<String> {
@@ -128,7 +132,7 @@ async fn every_filter_finds_the_nearest_of_what_matches() {
             ..v1::CountRequest::default()
         };
         let count = world.search().count(request).await.unwrap().into_inner();
-        assert_eq!(count.points, expected.len() as u64, "{filter}");
+        assert_eq!(size(count.points), expected.len(), "{filter}");
         let (_, told) = post(&world, "count", &json!({"filter": filter})).await;
         assert_eq!(told["points"], expected.len(), "{filter}");
 
@@ -229,12 +233,12 @@ async fn groups_are_whole_even_where_a_shard_has_nearer_groups() {
         groups.into_iter().skip(offset).take(k).collect::<Vec<_>>()
     };
     let mut asked_again = false;
-    for (k, offset, size) in [(1, 0, 4), (2, 0, 8), (1, 1, 9), (3, 0, 1), (9, 0, 3)] {
+    for (k, offset, each) in [(1, 0, 4), (2, 0, 8), (1, 1, 9), (3, 0, 1), (9, 0, 3)] {
         let before: usize = indexers.iter().map(|one| one.seen().len()).sum();
         let request = v1::SearchRequest {
             group_by: Some(v1::GroupBy {
                 field: "category".into(),
-                group_size: size,
+                group_size: each,
             }),
             offset,
             ..near_origin(&shop, k)
@@ -255,14 +259,14 @@ async fn groups_are_whole_even_where_a_shard_has_nearer_groups() {
                 )
             })
             .collect();
-        let expected = by_category(k as usize, offset as usize, size as usize);
-        assert_eq!(told, expected, "{k} {offset} {size}");
+        let expected = by_category(size(k), size(offset), size(each));
+        assert_eq!(told, expected, "{k} {offset} {each}");
         let after: usize = indexers.iter().map(|one| one.seen().len()).sum();
         asked_again |= after - before > 3;
 
         let body = json!({
             "vector": [0.1, 0, 0], "k": k, "offset": offset,
-            "group_by": {"field": "category", "group_size": size},
+            "group_by": {"field": "category", "group_size": each},
         });
         let (_, over_http) = post(&world, "search", &body).await;
         assert!(over_http.get("hits").is_none());
@@ -365,7 +369,7 @@ async fn every_shard_explains_itself() {
     let shards: Vec<u32> = told.iter().map(|one| one.shard).collect();
     assert_eq!(shards, [0, 1, 2]);
     let matches: u64 = told.iter().filter_map(|one| one.matches).sum();
-    assert_eq!(matches, matching(&filter).len() as u64);
+    assert_eq!(size(matches), matching(&filter).len());
     let body = json!({"vector": [0, 0, 0], "k": 2, "filter": filter, "explain": true});
     let (_, over_http) = post(&world, "search", &body).await;
     assert_eq!(over_http["explain"][2]["plan"], "exact");
@@ -396,7 +400,7 @@ async fn a_scroll_goes_through_everything_that_matches_once() {
                 .await
                 .unwrap()
                 .into_inner();
-            assert!(page.points.len() <= limit as usize);
+            assert!(page.points.len() <= size(limit));
             for point in page
                 .points
                 .iter()
