@@ -25,7 +25,7 @@ pub struct Config {
     pub max_k: u32,
     /// Most queries in one batch. Default 1,000.
     pub max_batch_queries: u32,
-    /// Most ids in one get. Default 10,000.
+    /// Most ids in one get, and points in one page of a scroll. Default 10,000.
     pub max_get_ids: u32,
     /// Time to open a connection to an indexer. Default 1 s.
     #[serde(with = "humantime_serde")]

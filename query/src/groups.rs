@@ -195,7 +195,8 @@ mod tests {
         let shard = |own: u32| {
             let id = prop_oneof![9 => Just(own * 100), 1 => Just(900)];
             let id = (id, 0u32..30).prop_map(|(from, id)| from + id);
-            let point = (0u8..30, vec(0i64..8, 0..3));
+            // A point of no group is in no answer, so its version counts for nothing.
+            let point = (0u8..30, vec(0i64..8, 1..3));
             btree_map(id, point, 0..40).prop_map(move |points| {
                 let versioned = points
                     .into_iter()

@@ -381,3 +381,22 @@ pub(super) fn word(value: &impl serde::Serialize) -> String {
         Err(error) => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use shoal_schemas::FieldKind;
+
+    use super::field;
+
+    #[test]
+    fn a_field_is_a_name_and_a_kind() {
+        let (name, kind) = field("a=b=keyword").unwrap();
+        assert_eq!((name.as_str(), kind), ("a=b", FieldKind::Keyword));
+        for text in ["year", "year=", "year=text"] {
+            let refused = field(text).unwrap_err().to_string();
+            assert!(refused.contains("keyword"), "{refused}");
+        }
+    }
+}

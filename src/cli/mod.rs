@@ -9,11 +9,13 @@ mod config;
 mod demo;
 mod dlq;
 mod kafka_link;
+mod narrow;
 mod patch;
 mod publish;
 mod query_link;
 mod read;
 mod role;
+mod scroll;
 mod search;
 mod table;
 mod up;
@@ -83,6 +85,8 @@ enum Verb {
     Get(read::Get),
     /// Count points
     Count(read::Count),
+    /// Read points in the order of their ids
+    Scroll(scroll::Scroll),
     /// List, show and put back refused records
     #[command(subcommand)]
     Dlq(dlq::Verb),
@@ -170,6 +174,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Search(verb) => verb.run(&context?).await,
         Verb::Get(verb) => verb.run(&context?).await,
         Verb::Count(verb) => verb.run(&context?).await,
+        Verb::Scroll(verb) => verb.run(&context?).await,
         Verb::Dlq(verb) => verb.run(&context?).await,
         Verb::Verify(verb) => verb.run(&context?).await,
         Verb::Demo(verb) => verb.run(&context?).await,

@@ -13,6 +13,7 @@ use shoal_schemas::v1;
 use super::{
     Context,
     addresses::QueryFlag,
+    narrow::Narrow,
     query_link::{missing, read_options, request, searches, told},
     search::payload,
 };
@@ -28,6 +29,9 @@ pub(super) struct Get {
     /// Answer vectors too
     #[arg(long)]
     with_vector: bool,
+    /// Fail if an id does not begin with this and a `/`
+    #[arg(long)]
+    tenant: Option<String>,
     #[command(flatten)]
     insist: Insist,
     #[command(flatten)]
@@ -43,6 +47,8 @@ pub(super) struct Count {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    narrow: Narrow,
+    #[command(flatten)]
     insist: Insist,
     #[command(flatten)]
     query: QueryFlag,
@@ -50,7 +56,7 @@ pub(super) struct Count {
 
 /// What the answer has to hold.
 #[derive(Clone, Debug, Args)]
-struct Insist {
+pub(super) struct Insist {
     /// A token whose write has to be seen; may be given several times
     #[arg(long, value_name = "TOKEN")]
     at_least: Vec<String>,
@@ -63,11 +69,11 @@ struct Insist {
 }
 
 impl Insist {
-    fn options(&self) -> anyhow::Result<Option<v1::ReadOptions>> {
+    pub(super) fn options(&self) -> anyhow::Result<Option<v1::ReadOptions>> {
         read_options(&self.at_least, self.require_all)
     }
 
-    fn timeout(&self) -> Duration {
+    pub(super) fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }
 }
@@ -82,6 +88,7 @@ impl Get {
             ids: self.ids.clone(),
             with_vector: self.with_vector,
             read: self.insist.options()?,
+            tenant: self.tenant.clone().unwrap_or_default(),
         };
         let answer = client.get(request(wanted, self.insist.timeout())).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
@@ -90,7 +97,7 @@ impl Get {
         for stored in &answer.points {
             let Some(point) = &stored.point else { continue };
             absent.retain(|id| *id != point.id);
-            writeln!(out, "{}", self.shown(stored, point))?;
+            writeln!(out, "{}", shown(stored, point, self.with_vector))?;
         }
         out.flush()?;
         if let Some(note) = missing(answer.coverage.as_ref()) {
@@ -109,32 +116,6 @@ impl Get {
             ExitCode::FAILURE
         })
     }
-
-    fn shown(&self, stored: &v1::StoredPoint, point: &v1::Point) -> Json {
-        let mut all = json!({
-            "id": point.id,
-            "payload": payload(&point.payload),
-            "version": stored.version.to_string(),
-            "topic": stored.topic,
-            "partition": stored.partition,
-            "offset": stored.offset,
-        });
-        if self.with_vector {
-            all["vector"] = json!(point.vector);
-        }
-        if !point.model.is_empty() {
-            all["model"] = json!(point.model);
-        }
-        for (name, millis) in [
-            ("event_time", point.event_time_ms),
-            ("expires_at", point.expires_at_ms),
-        ] {
-            if millis != 0 {
-                all[name] = json!(millis);
-            }
-        }
-        all
-    }
 }
 
 impl Count {
@@ -144,6 +125,8 @@ impl Count {
         let wanted = v1::CountRequest {
             collection: self.collection.clone(),
             read: self.insist.options()?,
+            filter: self.narrow.filter(),
+            tenant: self.narrow.tenant(),
         };
         let answer = client.count(request(wanted, self.insist.timeout())).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
@@ -174,4 +157,31 @@ impl Count {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A point and the place of its record, as one line.
+pub(super) fn shown(stored: &v1::StoredPoint, point: &v1::Point, with_vector: bool) -> Json {
+    let mut all = json!({
+        "id": point.id,
+        "payload": payload(&point.payload),
+        "version": stored.version.to_string(),
+        "topic": stored.topic,
+        "partition": stored.partition,
+        "offset": stored.offset,
+    });
+    if with_vector {
+        all["vector"] = json!(point.vector);
+    }
+    if !point.model.is_empty() {
+        all["model"] = json!(point.model);
+    }
+    for (name, millis) in [
+        ("event_time", point.event_time_ms),
+        ("expires_at", point.expires_at_ms),
+    ] {
+        if millis != 0 {
+            all[name] = json!(millis);
+        }
+    }
+    all
 }

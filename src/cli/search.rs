@@ -16,6 +16,7 @@ use shoal_schemas::{Payload, v1};
 use super::{
     Context, Usage,
     addresses::QueryFlag,
+    narrow::{Fields, Narrow, value},
     query_link::{missing, read_options, request, searches, told},
     table::Table,
 };
@@ -44,6 +45,25 @@ pub(super) struct Search {
     /// Scan every point instead of walking the graph
     #[arg(long)]
     exact: bool,
+    #[command(flatten)]
+    narrow: Narrow,
+    /// Only points at this distance or nearer
+    #[arg(long, allow_negative_numbers = true, value_name = "DISTANCE")]
+    max_distance: Option<f32>,
+    /// Answer the nearest points of each value of this declared field; --k counts values
+    #[arg(long, value_name = "FIELD")]
+    group_by: Option<String>,
+    /// Points a value, with --group-by
+    #[arg(long, default_value_t = 3, requires = "group_by", value_name = "N")]
+    group_size: u32,
+    /// Skip so many points of the answer
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    offset: u32,
+    /// Say what each shard did
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    fields: Fields,
     /// Fail instead of answering without some shards
     #[arg(long)]
     require_all: bool,
@@ -77,6 +97,7 @@ impl Search {
                     ids: vec![id.clone()],
                     with_vector: true,
                     read: read_options(&self.at_least, false)?,
+                    tenant: self.narrow.tenant(),
                 };
                 let found = client.get(request(wanted, timeout)).await;
                 let found = found.map_err(|status| told(&status))?.into_inner();
@@ -101,6 +122,18 @@ impl Search {
             with_payload: true,
             read: read_options(&self.at_least, self.require_all)?,
             exact: self.exact,
+            filter: self.narrow.filter(),
+            max_distance: self.max_distance,
+            group_by: self.group_by.as_ref().map(|field| v1::GroupBy {
+                field: field.clone(),
+                group_size: self.group_size,
+            }),
+            include_payload: self.fields.include.clone(),
+            exclude_payload: self.fields.exclude.clone(),
+            offset: self.offset,
+            after: None,
+            explain: self.explain,
+            tenant: self.narrow.tenant(),
         };
         let answer = client.search(request(wanted, timeout)).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
@@ -130,27 +163,60 @@ impl Search {
     fn tell(&self, answer: &v1::SearchResponse) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
-            let hits: Vec<Json> = answer.hits.iter().map(|hit| self.hit(hit)).collect();
-            let coverage = answer.coverage.clone().unwrap_or_default();
-            let all = json!({
-                "hits": hits,
-                "shards_asked": coverage.shards_asked,
-                "shards_answered": coverage.shards_answered,
-            });
-            writeln!(out, "{all}")?;
+            writeln!(out, "{}", self.as_json(answer))?;
             return Ok(());
         }
-        let mut table = Table::new(["DISTANCE", "ID", "PAYLOAD"]);
-        for hit in &answer.hits {
-            table.row([
+        let cells = |hit: &v1::Hit| {
+            [
                 // Rounding may leave a zero with a sign, which says nothing.
                 format!("{:.6}", hit.distance).replace("-0.000000", "0.000000"),
                 hit.id.clone(),
                 payload(&hit.payload).to_string(),
-            ]);
+            ]
+        };
+        if self.group_by.is_some() {
+            let mut table = Table::new(["GROUP", "DISTANCE", "ID", "PAYLOAD"]);
+            for group in &answer.groups {
+                let named = value(group.value.as_ref()).to_string();
+                for hit in &group.hits {
+                    let [distance, id, payload] = cells(hit);
+                    table.row([named.clone(), distance, id, payload]);
+                }
+            }
+            table.write(&mut out)?;
+        } else {
+            let mut table = Table::new(["DISTANCE", "ID", "PAYLOAD"]);
+            for hit in &answer.hits {
+                table.row(cells(hit));
+            }
+            table.write(&mut out)?;
         }
-        table.write(&mut out)?;
+        for told in &answer.explain {
+            writeln!(io::stderr(), "{}", explained(told))?;
+        }
         Ok(())
+    }
+
+    fn as_json(&self, answer: &v1::SearchResponse) -> Json {
+        let hits =
+            |hits: &[v1::Hit]| -> Vec<Json> { hits.iter().map(|hit| self.hit(hit)).collect() };
+        let coverage = answer.coverage.clone().unwrap_or_default();
+        let mut all = json!({
+            "shards_asked": coverage.shards_asked,
+            "shards_answered": coverage.shards_answered,
+        });
+        if self.group_by.is_some() {
+            let groups = answer.groups.iter().map(
+                |group| json!({"value": value(group.value.as_ref()), "hits": hits(&group.hits)}),
+            );
+            all["groups"] = groups.collect();
+        } else {
+            all["hits"] = hits(&answer.hits).into();
+        }
+        if self.explain {
+            all["explain"] = answer.explain.iter().map(explained).collect();
+        }
+        all
     }
 
     fn hit(&self, hit: &v1::Hit) -> Json {
@@ -165,6 +231,22 @@ impl Search {
         }
         all
     }
+}
+
+/// What one shard did, as JSON.
+fn explained(told: &v1::ShardExplain) -> Json {
+    json!({
+        "shard": told.shard,
+        "plan": told.plan().as_str_name().trim_start_matches("SEARCH_PLAN_").to_lowercase(),
+        "estimated_matches": told.estimated_matches,
+        "matches": told.matches,
+        "rows_scanned": told.rows_scanned,
+        "segments": told.segments,
+        "plan_us": told.plan_us,
+        "search_us": told.search_us,
+        "rescore_us": told.rescore_us,
+        "payload_us": told.payload_us,
+    })
 }
 
 /// A payload as plain JSON.

@@ -22,8 +22,6 @@ use tracing::{Instrument, debug, debug_span, field::display, info_span};
 use self::patience::Deadline;
 use crate::{
     metrics as names,
-use crate::{
-    metrics as names,
     node::{Held, Node, NotServing, not_serving_text},
     resolve::Resolver,
     shard::{

@@ -11,7 +11,7 @@ use shoal_schemas::{
 use crate::{groups, merge::merge};
 
 /// Why a query is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum QueryFault {
     /// Its vector.
     #[error(transparent)]

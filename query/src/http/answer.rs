@@ -12,14 +12,14 @@ use shoal_schemas::{Collection, v1};
 #[derive(Serialize)]
 pub(crate) struct Searched<'a> {
     #[serde(flatten)]
-    pub(crate) found: Found<'a>,
+    pub(crate) found: List<'a>,
     pub(crate) coverage: Coverage<'a>,
 }
 
 /// Answer to a batch.
 #[derive(Serialize)]
 pub(crate) struct Batch<'a> {
-    pub(crate) results: Vec<Found<'a>>,
+    pub(crate) results: Vec<List<'a>>,
     pub(crate) coverage: Coverage<'a>,
 }
 
@@ -46,7 +46,7 @@ impl Parts {
 
 /// What one query found: hits, or groups of hits.
 #[derive(Serialize)]
-pub(crate) struct Found<'a> {
+pub(crate) struct List<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     hits: Option<Vec<Hit<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +55,7 @@ pub(crate) struct Found<'a> {
     explain: Option<Vec<Explain>>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> List<'a> {
     pub(crate) fn of(
         hits: &'a [v1::Hit],
         groups: &'a [v1::HitGroup],

@@ -13,7 +13,7 @@ use shoal_schemas::v1;
 
 use crate::http::{
     Api, Failure,
-    answer::{self, Coverage, Found, Parts},
+    answer::{self, Coverage, List, Parts},
     asked, call, json, read, read_options,
     request::{self, Timing},
 };
@@ -54,7 +54,7 @@ pub(crate) async fn search(
     };
     let found = api.coordinator.search(request, call).await?;
     Ok(json(&answer::Searched {
-        found: Found::of(&found.hits, &found.groups, &found.explain, parts),
+        found: List::of(&found.hits, &found.groups, &found.explain, parts),
         coverage: Coverage::of(&found.coverage),
     }))
 }
@@ -87,7 +87,7 @@ pub(crate) async fn search_batch(
     let lists = found.results.iter().zip(parts);
     Ok(json(&answer::Batch {
         results: lists
-            .map(|(list, parts)| Found::of(&list.hits, &list.groups, &list.explain, parts))
+            .map(|(list, parts)| List::of(&list.hits, &list.groups, &list.explain, parts))
             .collect(),
         coverage: Coverage::of(&found.coverage),
     }))

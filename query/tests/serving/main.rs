@@ -11,6 +11,7 @@ mod deadlines;
 mod definitions;
 mod http;
 mod indexer;
+mod narrowed;
 mod ownership;
 mod refusals;
 mod seam;

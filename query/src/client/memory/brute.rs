@@ -142,9 +142,12 @@ fn grouped(
         };
         for value in kind.groups(&value) {
             let value = Some(value.to_proto());
-            match groups.iter_mut().find(|group| group.value == value) {
-                Some(group) if group.hits.len() < size => group.hits.push(hit.clone()),
-                Some(_) => {}
+            match groups.iter().position(|group| group.value == value) {
+                Some(at) => {
+                    let held = groups.get_mut(at).filter(|group| group.hits.len() < size);
+                    held.into_iter()
+                        .for_each(|group| group.hits.push(hit.clone()));
+                }
                 None if groups.len() < k => groups.push(v1::HitGroup {
                     value,
                     hits: vec![hit.clone()],
