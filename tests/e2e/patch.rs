@@ -51,6 +51,7 @@ impl Readers {
             ids: vec![id.to_owned()],
             with_vector: true,
             read: client::at_least(tokens),
+            ..v1::GetRequest::default()
         };
         self.query.get(ask).unwrap().points.pop()
     }
