@@ -5,8 +5,9 @@
 //! all, of about the same size, and a distance is what it was.
 //!
 //! Two rounds of: flip signs, butterfly the two halves, and a fast Walsh-Hadamard transform of the
-//! first and of the last block whose length is a power of two. The signs come from a fixed
-//! generator. Files hold rotated vectors: nothing here may ever give another result.
+//! first and of the last block whose length is the largest power of two, signs flipped before each.
+//! The signs come from a fixed generator. Files hold rotated vectors: nothing here may ever give
+//! another result, so even the order of additions stays.
 
 use std::f32::consts::FRAC_1_SQRT_2;
 

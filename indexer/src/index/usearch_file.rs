@@ -247,3 +247,7 @@ fn number(what: &'static str, found: impl TryInto<u64>) -> ParseError {
         found: found.try_into().unwrap_or(u64::MAX),
     }
 }
+
+#[cfg(test)]
+#[path = "usearch_file_tests.rs"]
+mod tests;

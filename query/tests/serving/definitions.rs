@@ -106,7 +106,7 @@ async fn a_collection_is_made_read_and_dropped_over_http() {
     let made: Value = made.json().await.unwrap();
     assert_eq!(made["created"], true);
     assert_eq!(made["collection"]["name"], "docs");
-    assert_eq!(made["collection"]["index"]["quantization"], "bf16");
+    assert_eq!(made["collection"]["index"]["quantization"], "i8");
     assert_eq!(put(wanted).await.unwrap().status(), 200);
     for (body, status, text) in [
         (

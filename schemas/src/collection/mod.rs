@@ -46,7 +46,7 @@ pub enum Quantization {
     F16,
     /// 2 bytes, 8 significant bits, the range of f32.
     Bf16,
-    /// 1 byte.
+    /// 1 byte: the vector is rotated first, so that no component is much larger than the others.
     I8,
 }
 
@@ -60,7 +60,7 @@ pub struct IndexParameters {
     pub ef_construction: u16,
     /// Beam width of a search that names none, 1 to 10,000. Default 96.
     pub ef_search: u16,
-    /// The graph's own copy of the vectors. Default bf16.
+    /// The graph's own copy of the vectors. Default i8.
     pub quantization: Quantization,
 }
 
@@ -70,7 +70,7 @@ impl Default for IndexParameters {
             m: 16,
             ef_construction: 128,
             ef_search: 96,
-            quantization: Quantization::Bf16,
+            quantization: Quantization::I8,
         }
     }
 }
