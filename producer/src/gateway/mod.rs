@@ -4,7 +4,8 @@
 //! acknowledged all of them, one token a record. The gateway keeps nothing: a call that failed
 //! half-way is repeated as it is, since writing a point twice is writing it once.
 //!
-//! It does not resolve conditional or partial updates and searches nothing.
+//! It does not resolve conditional or partial updates, searches nothing, and makes no collections:
+//! `Collections` is a service of the query node alone, so that there is one place that defines.
 
 mod calls;
 mod config;
@@ -16,7 +17,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use shoal_runtime::{clock::Clock, http::bind};
 use shoal_schemas::v1::publish_server::PublishServer;
-use shoal_topic::{Deps, control::ControlHandle};
+use shoal_topic::{Deps, control::ControlHandle, registry::Registry};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
@@ -63,9 +64,15 @@ impl StartError {
 
 /// Binds the listeners and starts to answer; runs until the tasks are cancelled.
 ///
+/// With a registry values carry the id that it gives our schema for the collection's topic.
+///
 /// # Errors
 /// [`StartError`].
-pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError> {
+pub async fn start(
+    config: &Config,
+    deps: &Deps,
+    registry: Option<Arc<Registry>>,
+) -> Result<Addresses, StartError> {
     crate::metrics::describe();
     let grpc = bind(config.grpc_listen).await.map_err(StartError::Listen)?;
     let http = bind(config.http_listen).await.map_err(StartError::Listen)?;
@@ -76,7 +83,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     let (control, clock) = (deps.control.clone(), Arc::clone(&deps.clock));
     deps.readiness
         .set("gateway", move || ready(&control, &*clock));
-    let calls = Arc::new(calls::Calls::new(config, deps));
+    let calls = Arc::new(calls::Calls::new(config, deps, registry));
 
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(shoal_schemas::v1::DESCRIPTOR_SET)
