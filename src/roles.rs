@@ -11,8 +11,9 @@ use shoal_runtime::{
     clock::{Clock, System},
     http::Readiness,
     tasks::{Tasks, blocking},
+    telemetry,
 };
-use shoal_schemas::avro::{NoRegistry, SCHEMA_JSON, SchemaError, WriterSchema, WriterSchemas};
+use shoal_schemas::avro::{NoRegistry, WriterSchemas};
 use shoal_topic::{
     Cluster, Deps,
     control::{ControlLog, EnsureError},
@@ -52,9 +53,6 @@ pub enum StartError {
     /// The registry's client, or what it says of our schema.
     #[error("cannot use the schema registry")]
     Registry(#[from] RegistryError),
-    /// Our own schema.
-    #[error("the schema of our events does not read")]
-    Schema(#[from] SchemaError),
     /// A thread.
     #[error("cannot follow the control topic")]
     Thread(#[source] std::io::Error),
@@ -101,6 +99,7 @@ impl Roles {
         let _made_later = tokio::time::timeout(FIRST_MADE, made).await;
         let control = ControlLog::spawn(&cluster, &tasks, clock.clone());
         let control = control.map_err(StartError::Thread)?;
+        telemetry::keep_small(metrics.clone(), &tasks);
         let deps = Deps {
             cluster,
             control,
@@ -120,11 +119,9 @@ impl Roles {
     pub async fn start(&self, role: Role, settings: &Settings) -> Result<Listens, StartError> {
         Ok(match role {
             Role::Gateway => {
-                let mut config = settings.gateway.clone();
-                if config.schema_id.is_none() {
-                    config.schema_id = self.schema_id().await?;
-                }
-                let bound = shoal_producer::gateway::start(&config, &self.deps).await?;
+                let registry = self.registry.clone();
+                let gateway = &settings.gateway;
+                let bound = shoal_producer::gateway::start(gateway, &self.deps, registry).await?;
                 Listens {
                     grpc: bound.grpc,
                     http: bound.http,
@@ -145,31 +142,6 @@ impl Roles {
                 }
             }
         })
-    }
-
-    /// The id our events' schema has in the registry, if there is a registry. Waits for it.
-    async fn schema_id(&self) -> Result<Option<u32>, StartError> {
-        let Some(registry) = &self.registry else {
-            return Ok(None);
-        };
-        // The schema is the same in every collection, so its subject is its own name.
-        let subject = WriterSchema::parse(SCHEMA_JSON)?.name().to_owned();
-        let cancel = self.deps.tasks.cancel();
-        let mut said = false;
-        loop {
-            match registry.register(&subject, SCHEMA_JSON).await {
-                Ok(id) => return Ok(Some(id)),
-                Err(error) if error.kind() == ErrorKind::Retry => {
-                    if !std::mem::replace(&mut said, true) {
-                        warn!(error = %chain(&error), "waiting for the schema registry");
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-            if pause(cancel).await.is_err() {
-                return Err(StartError::Cancelled);
-            }
-        }
     }
 }
 

@@ -1,12 +1,19 @@
 //! Logs through `tracing`, numbers through `metrics` with a Prometheus exposition.
 
-use std::io::{self, IsTerminal};
+use std::{
+    convert::Infallible,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::Validate;
+use crate::{
+    config::Validate,
+    tasks::{Tasks, blocking},
+};
 
 /// How logs look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +73,9 @@ const SECONDS_BUCKETS: [f64; 17] = [
     5.0, 10.0, 30.0,
 ];
 
+/// How often recorded times are summed up.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// Sets up logs (to standard error) and metrics, once a process.
 ///
 /// # Errors
@@ -96,6 +106,23 @@ pub fn init(config: &Config) -> Result<PrometheusHandle, TelemetryError> {
     install_metrics()
 }
 
+/// Sums up recorded times now and then, whether or not anybody asks for `/metrics`: until then
+/// each single one is kept.
+pub fn keep_small(metrics: PrometheusHandle, tasks: &Tasks) {
+    let cancel = tasks.cancel().clone();
+    tasks.spawn("metrics upkeep", async move {
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok::<_, Infallible>(()),
+                () = tokio::time::sleep(UPKEEP) => {}
+            }
+            let metrics = metrics.clone();
+            blocking(move || metrics.run_upkeep()).await;
+        }
+    });
+}
+
 /// Sets up metrics alone.
 ///
 /// # Errors
@@ -106,4 +133,28 @@ pub fn install_metrics() -> Result<PrometheusHandle, TelemetryError> {
         .map_err(|_| TelemetryError::Twice)?
         .install_recorder()
         .map_err(|_| TelemetryError::Twice)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio_util::sync::CancellationToken;
+
+    use super::{UPKEEP, keep_small};
+    use crate::tasks::Tasks;
+
+    #[tokio::test]
+    async fn upkeep_goes_on_until_it_is_cancelled() {
+        let tasks = Tasks::new(CancellationToken::new());
+        keep_small(PrometheusBuilder::new().build_recorder().handle(), &tasks);
+        tasks.cancel().cancel();
+        assert!(
+            tasks
+                .finish(UPKEEP.min(Duration::from_secs(4)))
+                .await
+                .is_ok()
+        );
+    }
 }

@@ -4,7 +4,7 @@
 //! durable and its offsets committed before the group hands it on.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -91,9 +91,14 @@ impl Node {
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
         let mut events = VecDeque::new();
+        let mut assigned = BTreeSet::new();
         let mut since_asked = Stopwatch::start();
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
+            // The group says it once; a definition may come, or come again, after that.
+            for partition in &assigned {
+                self.take(partition, cluster)?;
+            }
             let state = self.deps.control.snapshot();
             let wanted = topics_of(&state);
             if wanted.is_empty() || since_asked.elapsed() > SPARE_AFTER {
@@ -123,11 +128,15 @@ impl Node {
                 Ok(None) => {}
                 Ok(Some(MembershipEvent::Assigned(partitions))) => {
                     for partition in partitions {
-                        self.take(&partition, cluster)?;
+                        if !self.take(&partition, cluster)? {
+                            warn!(%partition, "assigned a partition of a collection nobody defined");
+                        }
+                        assigned.insert(partition);
                     }
                     self.placed.store(true, Ordering::Release);
                 }
                 Ok(Some(MembershipEvent::Revoked(partitions))) => {
+                    assigned.retain(|one| !partitions.contains(one));
                     // The seat is kept warm meanwhile; what it says is heard afterwards.
                     self.stop(&partitions, || {
                         events.extend(seat.poll(DRAIN_POLL).ok().flatten());
@@ -138,6 +147,7 @@ impl Node {
                 }
                 Ok(Some(MembershipEvent::Lost(partitions))) => {
                     warn!("the group gave this node's shards away; letting go");
+                    assigned.retain(|one| !partitions.contains(one));
                     self.let_go(&partitions);
                 }
                 Err(error) if error.kind() == ErrorKind::Retry => wait(cancel, RETRY_AFTER),
@@ -204,20 +214,18 @@ impl Node {
         Ok(())
     }
 
-    /// Starts the shard of a partition, if it is one of a known collection and not started yet.
-    fn take(&self, partition: &TopicPartition, cluster: &ClusterId) -> Result<(), NodeError> {
-        let Some(name) = CollectionName::from_topic(&partition.topic) else {
-            return Ok(());
+    /// Starts the shard of a partition, unless it is started; false if nobody defined it.
+    fn take(&self, partition: &TopicPartition, cluster: &ClusterId) -> Result<bool, NodeError> {
+        let Some(key) = key_of(partition) else {
+            return Ok(false);
         };
-        let state = self.deps.control.snapshot();
-        let Some(collection) = state.collections.get(&name) else {
-            warn!(%partition, "assigned a partition of a collection nobody defined");
-            return Ok(());
-        };
-        let key = (name, partition.partition);
         if self.lock().contains_key(&key) {
-            return Ok(());
+            return Ok(true);
         }
+        let state = self.deps.control.snapshot();
+        let Some(collection) = state.collections.get(&key.0) else {
+            return Ok(false);
+        };
         let folder = self
             .config
             .data_dir
@@ -266,7 +274,8 @@ impl Node {
         started.map_err(|source| NodeError::Thread {
             shard: label,
             source,
-        })
+        })?;
+        Ok(true)
     }
 
     /// Takes shards again that ended by themselves, because their folders did not lead on to the

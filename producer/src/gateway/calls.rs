@@ -13,7 +13,11 @@ use shoal_schemas::{
     Collection, CollectionName, Partition, Point, PointId, Rejection, Token, avro::Framing, json,
     name::NameError, patch::PatchError, point::IdError, v1,
 };
-use shoal_topic::{AdminError, Cluster, Deps, TopicPartition, WriteError, control::ControlHandle};
+use shoal_topic::{
+    AdminError, Cluster, Deps, TopicPartition, WriteError,
+    control::ControlHandle,
+    registry::{Registry, RegistryError},
+};
 
 use super::{Config, owners::Owners};
 use crate::{PublishConfig, PublishError, Publisher, publisher::Prepared};
@@ -130,6 +134,9 @@ pub enum CallError {
         /// In the call.
         of: usize,
     },
+    /// The schema registry gives no id to write with; nothing was published.
+    #[error("nothing was published, the schema's id is not known")]
+    Schema(#[from] RegistryError),
     /// Kafka does not answer.
     #[error(
         "Kafka does not answer; records of this call may still be written once it does: repeat the call, the same point twice is the same point"
@@ -203,14 +210,17 @@ pub(super) struct Calls {
     pub(super) control: ControlHandle,
     clock: Arc<dyn Clock>,
     pub(super) publish: PublishConfig,
+    /// Asked for a schema id of each collection, unless one is set for all.
+    registry: Option<Arc<Registry>>,
     pub(super) deadline: Duration,
     pub(super) owners: Owners,
     publishers: Mutex<BTreeMap<CollectionName, Publisher>>,
 }
 
 impl Calls {
-    pub(super) fn new(config: &Config, deps: &Deps) -> Self {
+    pub(super) fn new(config: &Config, deps: &Deps, registry: Option<Arc<Registry>>) -> Self {
         Self {
+            registry: registry.filter(|_| config.schema_id.is_none()),
             cluster: deps.cluster.clone(),
             control: deps.control.clone(),
             clock: Arc::clone(&deps.clock),
@@ -280,8 +290,11 @@ impl Calls {
             return Ok(known.clone());
         }
         let clock = Arc::clone(&self.clock);
-        let made =
-            Publisher::new(&self.cluster, clock, defined.clone(), self.publish.clone()).await;
+        let mut publish = self.publish.clone();
+        if let Some(registry) = &self.registry {
+            publish = publish.through(registry, &name).await?;
+        }
+        let made = Publisher::new(&self.cluster, clock, defined.clone(), publish).await;
         let made = made.map_err(|source| CallError::Away { source })?;
         // Of two calls that both made one, the first one's stays: versions rise within one.
         let mut publishers = self.publishers();

@@ -27,8 +27,9 @@ pub struct Config {
     pub max_body: ByteSize,
     /// Region named as the origin of every record. Default none: the topic's region counts.
     pub origin: Option<RegionName>,
-    /// Id that the schema registry gave the schema of our events. Default none: values carry the
-    /// schema's fingerprint, which needs no registry.
+    /// Id that a schema registry gave the schema of our events, for every collection. Default
+    /// none: with `registry.url` each collection's topic has a subject of its own there, which is
+    /// asked for the id; without, values carry the schema's fingerprint.
     pub schema_id: Option<u32>,
 }
 

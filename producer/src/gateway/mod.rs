@@ -5,7 +5,9 @@
 //! half-way is repeated as it is, since writing a point twice is writing it once.
 //!
 //! Conditional and partial writes depend on the point as it is: they are forwarded to the owner of
-//! its shard (`resolve.rs`), which answers for each point. The gateway searches nothing.
+//! its shard (`resolve.rs`), which answers for each point. The gateway
+//! searches nothing, and makes no collections: `Collections` is a service of the query node alone,
+//! so that there is one place that defines.
 
 mod calls;
 mod config;
@@ -20,7 +22,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use shoal_runtime::{clock::Clock, http::bind};
 use shoal_schemas::v1::publish_server::PublishServer;
-use shoal_topic::{Deps, control::ControlHandle};
+use shoal_topic::{Deps, control::ControlHandle, registry::Registry};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
@@ -67,9 +69,15 @@ impl StartError {
 
 /// Binds the listeners and starts to answer; runs until the tasks are cancelled.
 ///
+/// With a registry values carry the id that it gives our schema for the collection's topic.
+///
 /// # Errors
 /// [`StartError`].
-pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError> {
+pub async fn start(
+    config: &Config,
+    deps: &Deps,
+    registry: Option<Arc<Registry>>,
+) -> Result<Addresses, StartError> {
     crate::metrics::describe();
     let grpc = bind(config.grpc_listen).await.map_err(StartError::Listen)?;
     let http = bind(config.http_listen).await.map_err(StartError::Listen)?;
@@ -80,7 +88,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     let (control, clock) = (deps.control.clone(), Arc::clone(&deps.clock));
     deps.readiness
         .set("gateway", move || ready(&control, &*clock));
-    let calls = Arc::new(calls::Calls::new(config, deps));
+    let calls = Arc::new(calls::Calls::new(config, deps, registry));
 
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(shoal_schemas::v1::DESCRIPTOR_SET)

@@ -28,7 +28,7 @@ use super::{
     owners::AskError,
     status,
 };
-use crate::metrics::GATEWAY_FORWARDED_TOTAL;
+use crate::{Publisher, metrics::GATEWAY_FORWARDED_TOTAL};
 
 /// Part of a call's time that is kept for the way back of its answer.
 const WAY_BACK: Duration = Duration::from_millis(50);
@@ -116,7 +116,7 @@ impl Calls {
                 Ok(routed(defined, &id, change))
             })
             .collect();
-        self.forward(defined, checked?, deadline).await
+        self.forward(&publisher, checked?, deadline).await
     }
 
     /// Publishes complete points, some of them only where their conditions hold.
@@ -140,7 +140,7 @@ impl Calls {
             };
             routed(defined, record.id(), Kind::Write(write))
         });
-        self.forward(defined, changes.collect(), deadline).await
+        self.forward(&publisher, changes.collect(), deadline).await
     }
 
     /// Publishes deletes, some of them only where their conditions hold.
@@ -169,13 +169,13 @@ impl Calls {
                 Ok(routed(defined, &id, Kind::Write(write)))
             })
             .collect();
-        self.forward(defined, changes?, deadline).await
+        self.forward(&publisher, changes?, deadline).await
     }
 
     /// Forwards changes to the owners of their shards; answers one result a change, in order.
     async fn forward(
         &self,
-        collection: &Collection,
+        publisher: &Publisher,
         changes: Vec<Routed>,
         deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
@@ -188,7 +188,7 @@ impl Calls {
         let asked = by_shard
             .into_iter()
             .map(async |(shard, (places, changes))| {
-                let results = self.ask_owner(collection, shard, changes, deadline).await;
+                let results = self.ask_owner(publisher, shard, changes, deadline).await;
                 places.into_iter().zip(results)
             });
         let mut results: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
@@ -206,12 +206,13 @@ impl Calls {
 
     async fn ask_owner(
         &self,
-        collection: &Collection,
+        publisher: &Publisher,
         shard: Partition,
         changes: Vec<v1::PointChange>,
         deadline: Deadline,
     ) -> Vec<v1::WriteResult> {
         let count = changes.len();
+        let collection = publisher.collection();
         let request = v1::ResolveRequest {
             collection: collection.name.to_string(),
             shard: shard.0,
@@ -221,7 +222,7 @@ impl Calls {
                 .origin
                 .as_ref()
                 .map_or(String::new(), ToString::to_string),
-            schema_id: match self.publish.framing {
+            schema_id: match publisher.framing() {
                 Framing::SingleObject => None,
                 Framing::Confluent { schema_id } => Some(schema_id),
             },

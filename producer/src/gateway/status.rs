@@ -23,6 +23,11 @@ pub(super) fn code(error: &CallError) -> Code {
         CallError::NotCaughtUp | CallError::Away { .. } => Code::Unavailable,
         CallError::QueueFull { .. } => Code::ResourceExhausted,
         CallError::Deadline { .. } => Code::DeadlineExceeded,
+        CallError::Schema(error) => match error.kind() {
+            ErrorKind::Retry => Code::Unavailable,
+            // The call was good; it is the registry that has to be mended.
+            _ => Code::FailedPrecondition,
+        },
         CallError::Refused(error) => match error.kind() {
             ErrorKind::Retry => Code::Unavailable,
             // The record was good when it was sent, so it is the topic that has to be mended.

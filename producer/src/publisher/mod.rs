@@ -205,6 +205,11 @@ impl Publisher {
         &self.shared.collection
     }
 
+    /// How it encodes points.
+    pub fn framing(&self) -> avro::Framing {
+        self.shared.config.framing
+    }
+
     /// Publishes a complete point; waits while the local queue is full.
     ///
     /// # Errors
