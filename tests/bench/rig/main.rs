@@ -1,9 +1,10 @@
-//! Measures Shoal beside its references: one figure a call, on a real Kafka and real embeddings.
+//! Measures Shoal beside its references: one figure a call, on real embeddings.
 //!
 //! `tests/bench/run` builds this and the `shoal` binary and calls it; what each figure means is in
 //! `docs/benchmarks.md`. Servers are what a user would run: `shoal indexer` and `shoal query` as
-//! processes of their own, with their default settings. Ours and the reference take turns in one
-//! run. Nothing is asserted: the last line is one JSON object with what was found.
+//! processes of their own, on a real Kafka, with their default settings; figures of the engine
+//! alone run shards in this process. Ours and the reference take turns in one run. Nothing is
+//! asserted: the last line is one JSON object with what was found.
 
 #![allow(
     clippy::as_conversions,
@@ -14,16 +15,23 @@ mod arguments;
 mod bare_index;
 mod bare_kafka;
 mod client;
+mod curve;
 mod embeddings;
+mod engine;
 mod figures;
 mod freshness;
 mod ingest;
+mod library;
 mod place;
 mod recall;
+mod references;
 mod role;
 mod search;
+mod timed;
+mod truth;
 
 use arguments::Arguments;
+use tokio::task::block_in_place;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse()?;
@@ -36,6 +44,7 @@ fn main() -> anyhow::Result<()> {
             "freshness" => freshness::measure(&arguments).await,
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
+            "library" => block_in_place(|| library::measure(&arguments)),
             other => anyhow::bail!("no figure is called `{other}`"),
         }
     })?;
