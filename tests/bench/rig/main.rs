@@ -22,9 +22,12 @@ mod figures;
 mod freshness;
 mod ingest;
 mod library;
+mod memory;
 mod place;
+mod process;
 mod recall;
 mod references;
+mod rest;
 mod role;
 mod search;
 mod timed;
@@ -44,6 +47,8 @@ fn main() -> anyhow::Result<()> {
             "freshness" => freshness::measure(&arguments).await,
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
+            "memory" => memory::measure(&arguments).await,
+            "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
             other => anyhow::bail!("no figure is called `{other}`"),
         }
