@@ -14,6 +14,7 @@
 mod arguments;
 mod bare_index;
 mod bare_kafka;
+mod build;
 mod client;
 mod curve;
 mod embeddings;
@@ -22,6 +23,7 @@ mod figures;
 mod freshness;
 mod ingest;
 mod library;
+mod lost;
 mod memory;
 mod place;
 mod process;
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
             "freshness" => freshness::measure(&arguments).await,
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
+            "build" => block_in_place(|| build::measure(&arguments)),
             "memory" => memory::measure(&arguments).await,
             "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
