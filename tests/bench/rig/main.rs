@@ -15,6 +15,7 @@ mod arguments;
 mod bare_index;
 mod bare_kafka;
 mod build;
+mod churn;
 mod client;
 mod curve;
 mod embeddings;
@@ -25,8 +26,10 @@ mod ingest;
 mod library;
 mod lost;
 mod memory;
+mod opened;
 mod place;
 mod process;
+mod random;
 mod recall;
 mod references;
 mod rest;
@@ -34,6 +37,7 @@ mod role;
 mod search;
 mod timed;
 mod truth;
+mod turnover;
 
 use arguments::Arguments;
 use tokio::task::block_in_place;
@@ -50,6 +54,8 @@ fn main() -> anyhow::Result<()> {
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
             "build" => block_in_place(|| build::measure(&arguments)),
+            "churn" => block_in_place(|| churn::measure(&arguments)),
+            "opened" => block_in_place(|| opened::measure(&arguments)),
             "memory" => memory::measure(&arguments).await,
             "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
