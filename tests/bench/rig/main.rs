@@ -31,6 +31,7 @@ mod place;
 mod process;
 mod random;
 mod recall;
+mod recovery;
 mod references;
 mod rest;
 mod role;
@@ -56,6 +57,7 @@ fn main() -> anyhow::Result<()> {
             "build" => block_in_place(|| build::measure(&arguments)),
             "churn" => block_in_place(|| churn::measure(&arguments)),
             "opened" => block_in_place(|| opened::measure(&arguments)),
+            "recovery" => recovery::measure(&arguments).await,
             "memory" => memory::measure(&arguments).await,
             "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
