@@ -26,6 +26,7 @@ mod ingest;
 mod library;
 mod lost;
 mod memory;
+mod mixed;
 mod opened;
 mod place;
 mod process;
@@ -58,6 +59,7 @@ fn main() -> anyhow::Result<()> {
             "churn" => block_in_place(|| churn::measure(&arguments)),
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,
+            "mixed" => mixed::measure(&arguments).await,
             "memory" => memory::measure(&arguments).await,
             "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
