@@ -23,6 +23,7 @@ mod engine;
 mod figures;
 mod freshness;
 mod ingest;
+mod jitter;
 mod library;
 mod lost;
 mod memory;
@@ -36,6 +37,7 @@ mod recovery;
 mod references;
 mod rest;
 mod role;
+mod scale;
 mod search;
 mod timed;
 mod truth;
@@ -60,6 +62,8 @@ fn main() -> anyhow::Result<()> {
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,
             "mixed" => mixed::measure(&arguments).await,
+            "scale" => block_in_place(|| scale::measure(&arguments)),
+            "scale-once" => block_in_place(|| scale::once(&arguments)),
             "memory" => memory::measure(&arguments).await,
             "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
             "library" => block_in_place(|| library::measure(&arguments)),
