@@ -1,9 +1,10 @@
 //! `churn`: what five turnovers of the live set leave of recall, cost and memory.
 //!
 //! One shard takes everything that was written, the other only what is live at the end; both run
-//! with default settings and are looked at once they have nothing left to do by themselves. So
-//! the churned one has the dead rows that compaction leaves. Memory is that of a fresh process
-//! that opens the shard's folder and asks every query.
+//! with default settings and are looked at once they have nothing left to do by themselves. The
+//! churned one comes to rest once before the last three tenths of a turnover: these leave it with
+//! about as many dead rows as compaction tolerates, and not just compacted. Memory is that of a
+//! fresh process that opens the shard's folder and asks every query.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,10 +19,15 @@ use crate::{
     opened,
     timed::ask_for,
     truth::{TIE, distance, kth_distances},
-    turnover::{Pattern, TURNOVERS, write_live},
+    turnover::{Pattern, Turnover, write_live},
 };
 
 const BEAMS: [usize; 3] = [16, 32, 64];
+/// Full turnovers of the live set.
+const TURNOVERS: usize = 5;
+/// The last of these tenths come after a rest.
+const TENTHS: usize = 10 * TURNOVERS;
+const TENTHS_AFTER_REST: usize = 3;
 /// The beam at which the cost of a search is compared.
 const COST_BEAM: usize = 64;
 
@@ -140,9 +146,14 @@ fn once(
     let folder = engine::folder()?;
     let engine = engine::settings(embeddings.points.len() / 2);
     let mut log = Log::new(collection("churn")?)?;
-    let rows = pattern.write(embeddings, &mut log)?;
     let churned = log.open(0, &folder.path().join("churned"), engine.clone())?;
+    let mut turnover = Turnover::start(pattern, embeddings, &mut log)?;
+    let points = turnover.size * (TENTHS - TENTHS_AFTER_REST) / 10;
+    turnover.replace(points, &mut log)?;
     log.wait_settled(&churned)?;
+    turnover.replace(turnover.size * TENTHS_AFTER_REST / 10, &mut log)?;
+    log.wait_settled(&churned)?;
+    let rows = turnover.live();
     let mut log = Log::new(collection("churn")?)?;
     write_live(embeddings, &rows, &mut log)?;
     let fresh = log.open(0, &folder.path().join("fresh"), engine)?;

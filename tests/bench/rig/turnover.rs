@@ -9,9 +9,6 @@ use shoal_schemas::payload::Value;
 
 use crate::{embeddings::Embeddings, engine::Log, random::Random};
 
-/// Full turnovers of the live set.
-pub(crate) const TURNOVERS: usize = 5;
-
 /// How points are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
@@ -21,6 +18,21 @@ pub(crate) enum Pattern {
     Sliding,
     /// All points of a category are deleted, then another category comes.
     Clustered,
+}
+
+/// A live set that is being replaced.
+pub(crate) struct Turnover<'a> {
+    embeddings: &'a Embeddings,
+    /// How many points are live, or a few more.
+    pub(crate) size: usize,
+    /// Groups of points that come and go together, oldest first: id and row.
+    live: VecDeque<Vec<(String, usize)>>,
+    /// Rows that are not live, in the groups they come in.
+    waiting: VecDeque<Vec<usize>>,
+    /// Points written so far; a new id for each.
+    written: usize,
+    pattern: Pattern,
+    random: Random,
 }
 
 impl Pattern {
@@ -33,18 +45,99 @@ impl Pattern {
             Self::Clustered => "clustered",
         }
     }
+}
 
-    /// Writes the first live set and all turnovers of it; returns the live set: id to row.
-    pub(crate) fn write(
-        self,
-        embeddings: &Embeddings,
+impl<'a> Turnover<'a> {
+    /// Writes the first live set.
+    pub(crate) fn start(
+        pattern: Pattern,
+        embeddings: &'a Embeddings,
         log: &mut Log,
-    ) -> anyhow::Result<BTreeMap<String, usize>> {
-        match self {
-            Self::Random => re_embed(embeddings, log),
-            Self::Sliding => slide(embeddings, log),
-            Self::Clustered => move_regions(embeddings, log),
+    ) -> anyhow::Result<Self> {
+        let mut random = Random::new(1);
+        let rows = 0..embeddings.points.len();
+        let mut turnover = Self {
+            size: rows.len() / 2,
+            waiting: match pattern {
+                Pattern::Clustered => regions(embeddings, &mut random),
+                Pattern::Random | Pattern::Sliding => rows.map(|row| vec![row]).collect(),
+            },
+            embeddings,
+            live: VecDeque::new(),
+            written: 0,
+            pattern,
+            random,
+        };
+        turnover.fill(log)?;
+        Ok(turnover)
+    }
+
+    /// Replaces so many points, or a few more where they go in groups.
+    pub(crate) fn replace(&mut self, points: usize, log: &mut Log) -> anyhow::Result<()> {
+        let mut replaced = 0;
+        while replaced < points {
+            // Each turnover in another order: the queue of the live ones holds one turnover.
+            if self.pattern == Pattern::Random && self.written.is_multiple_of(self.size) {
+                self.random.shuffle(self.live.make_contiguous());
+            }
+            let Some(oldest) = self.live.pop_front() else {
+                break;
+            };
+            replaced += oldest.len();
+            if self.pattern == Pattern::Random {
+                self.re_embed(oldest, log)?;
+                continue;
+            }
+            for (id, _) in &oldest {
+                log.delete(0, id)?;
+            }
+            let rows = oldest.into_iter().map(|(_, row)| row);
+            self.waiting.push_back(rows.collect());
+            self.fill(log)?;
         }
+        Ok(())
+    }
+
+    /// Gives points the vectors of the rows that have waited longest.
+    fn re_embed(&mut self, mut points: Vec<(String, usize)>, log: &mut Log) -> anyhow::Result<()> {
+        for (id, row) in &mut points {
+            if let Some(new) = self
+                .waiting
+                .pop_front()
+                .and_then(|rows| rows.first().copied())
+            {
+                self.waiting.push_back(vec![std::mem::replace(row, new)]);
+                upsert(self.embeddings, log, id, new)?;
+                self.written += 1;
+            }
+        }
+        self.live.push_back(points);
+        Ok(())
+    }
+
+    /// Lets rows that wait come, under new ids, until enough are live.
+    fn fill(&mut self, log: &mut Log) -> anyhow::Result<()> {
+        let mut count: usize = self.live.iter().map(Vec::len).sum();
+        while count < self.size {
+            let Some(rows) = self.waiting.pop_front() else {
+                break;
+            };
+            let mut group = Vec::with_capacity(rows.len());
+            for row in rows {
+                let id = format!("point-{}", self.written);
+                self.written += 1;
+                upsert(self.embeddings, log, &id, row)?;
+                group.push((id, row));
+            }
+            count += group.len();
+            self.live.push_back(group);
+        }
+        Ok(())
+    }
+
+    /// What is live: id to row.
+    pub(crate) fn live(&self) -> BTreeMap<String, usize> {
+        self.live.iter().flatten().cloned().collect()
     }
 }
 
@@ -68,48 +161,8 @@ fn upsert(embeddings: &Embeddings, log: &mut Log, id: &str, row: usize) -> anyho
     Ok(())
 }
 
-fn re_embed(embeddings: &Embeddings, log: &mut Log) -> anyhow::Result<BTreeMap<String, usize>> {
-    let half = embeddings.points.len() / 2;
-    let mut waiting: VecDeque<usize> = (half..embeddings.points.len()).collect();
-    let mut rows: Vec<usize> = (0..half).collect();
-    let id = |slot: usize| format!("point-{slot}");
-    for (slot, row) in rows.iter().enumerate() {
-        upsert(embeddings, log, &id(slot), *row)?;
-    }
-    let mut random = Random::new(1);
-    let mut order: Vec<usize> = (0..half).collect();
-    for _ in 0..TURNOVERS {
-        random.shuffle(&mut order);
-        for slot in &order {
-            let (Some(row), Some(new)) = (rows.get_mut(*slot), waiting.pop_front()) else {
-                continue;
-            };
-            waiting.push_back(std::mem::replace(row, new));
-            upsert(embeddings, log, &id(*slot), new)?;
-        }
-    }
-    Ok((0..).map(id).zip(rows).collect())
-}
-
-fn slide(embeddings: &Embeddings, log: &mut Log) -> anyhow::Result<BTreeMap<String, usize>> {
-    let rows = embeddings.points.len();
-    let half = rows / 2;
-    let mut live = VecDeque::<(String, usize)>::new();
-    for number in 0..half * (1 + TURNOVERS) {
-        if number >= half
-            && let Some((oldest, _)) = live.pop_front()
-        {
-            log.delete(0, &oldest)?;
-        }
-        let (id, row) = (format!("point-{number}"), number % rows);
-        upsert(embeddings, log, &id, row)?;
-        live.push_back((id, row));
-    }
-    Ok(live.into_iter().collect())
-}
-
-fn move_regions(embeddings: &Embeddings, log: &mut Log) -> anyhow::Result<BTreeMap<String, usize>> {
-    let half = embeddings.points.len() / 2;
+/// The rows of each category, categories in a random order.
+fn regions(embeddings: &Embeddings, random: &mut Random) -> VecDeque<Vec<usize>> {
     let mut regions: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
     for (row, (_, point)) in embeddings.points.iter().enumerate() {
         let category = match point.payload.0.get("category") {
@@ -119,35 +172,6 @@ fn move_regions(embeddings: &Embeddings, log: &mut Log) -> anyhow::Result<BTreeM
         regions.entry(category).or_default().push(row);
     }
     let mut regions: Vec<Vec<usize>> = regions.into_values().collect();
-    Random::new(2).shuffle(&mut regions);
-    let mut waiting: VecDeque<Vec<usize>> = regions.into();
-    let mut live: VecDeque<Vec<(String, usize)>> = VecDeque::new();
-    let (mut count, mut written) = (0, 0);
-    while written < half * (1 + TURNOVERS) {
-        if count >= half
-            && let Some(region) = live.pop_front()
-        {
-            count -= region.len();
-            for (id, _) in &region {
-                log.delete(0, id)?;
-            }
-            waiting.push_back(region.into_iter().map(|(_, row)| row).collect());
-        }
-        while count < half {
-            let Some(region) = waiting.pop_front() else {
-                break;
-            };
-            let named = region.into_iter().map(|row| {
-                written += 1;
-                (format!("point-{written}"), row)
-            });
-            let named: Vec<(String, usize)> = named.collect();
-            for (id, row) in &named {
-                upsert(embeddings, log, id, *row)?;
-            }
-            count += named.len();
-            live.push_back(named);
-        }
-    }
-    Ok(live.into_iter().flatten().collect())
+    random.shuffle(&mut regions);
+    regions.into()
 }
