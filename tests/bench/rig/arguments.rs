@@ -19,6 +19,10 @@ pub(crate) struct Arguments {
     pub(crate) repeats: Option<usize>,
     /// How long one timed part runs.
     pub(crate) seconds: Option<u64>,
+    /// The Python interpreter that has the reference libraries.
+    pub(crate) python: Option<PathBuf>,
+    /// What a process that the rig starts of itself works on.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Arguments {
@@ -30,6 +34,7 @@ impl Arguments {
             .context("the first argument is the figure's name")?;
         let (mut shoal, mut data) = (None, None);
         let (mut rows, mut repeats, mut seconds) = (None, None, None);
+        let (mut python, mut folders) = (None, Vec::new());
         while let Some(option) = given.next() {
             let value = given
                 .next()
@@ -40,6 +45,8 @@ impl Arguments {
                 "--rows" => rows = Some(value.parse()?),
                 "--repeats" => repeats = Some(value.parse()?),
                 "--seconds" => seconds = Some(value.parse()?),
+                "--python" => python = Some(value.into()),
+                "--folder" => folders.push(value.into()),
                 _ => bail!("unknown option {option}"),
             }
         }
@@ -50,6 +57,8 @@ impl Arguments {
             rows,
             repeats,
             seconds,
+            python,
+            folders,
         })
     }
 

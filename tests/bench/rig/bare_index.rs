@@ -1,34 +1,63 @@
-//! The reference of ingest: usearch alone, one thread adding the same vectors.
+//! A reference: usearch alone, one thread adding the same vectors.
 
 use anyhow::ensure;
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{IndexParameters, Quantization};
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
-/// Builds an index in memory, with room reserved first; returns the seconds it took.
-pub(crate) fn build(vectors: &[&[f32]], parameters: IndexParameters) -> anyhow::Result<f64> {
-    let dimensions = vectors.first().map_or(0, |vector| vector.len());
-    let options = IndexOptions {
-        dimensions,
-        metric: MetricKind::Cos,
-        quantization: match parameters.quantization {
-            Quantization::F32 => ScalarKind::F32,
-            Quantization::F16 => ScalarKind::F16,
-            Quantization::Bf16 => ScalarKind::BF16,
-            Quantization::I8 => ScalarKind::I8,
-        },
-        connectivity: usize::from(parameters.m),
-        expansion_add: usize::from(parameters.ef_construction),
-        expansion_search: usize::from(parameters.ef_search),
-        multi: false,
-    };
-    let index = Index::new(&options)?;
+/// An index in memory, with room reserved.
+pub(crate) struct Bare {
+    index: Index,
+}
+
+impl Bare {
+    pub(crate) fn new(rows: usize, parameters: IndexParameters) -> anyhow::Result<Self> {
+        let options = IndexOptions {
+            dimensions: crate::embeddings::DIM as usize,
+            metric: MetricKind::Cos,
+            quantization: match parameters.quantization {
+                Quantization::F32 => ScalarKind::F32,
+                Quantization::F16 => ScalarKind::F16,
+                Quantization::Bf16 => ScalarKind::BF16,
+                Quantization::I8 => ScalarKind::I8,
+            },
+            connectivity: usize::from(parameters.m),
+            expansion_add: usize::from(parameters.ef_construction),
+            expansion_search: usize::from(parameters.ef_search),
+            multi: false,
+        };
+        let index = Index::new(&options)?;
+        index.reserve_capacity_and_threads(rows, 1)?;
+        Ok(Self { index })
+    }
+
+    pub(crate) fn add(&self, key: u64, vector: &[f32]) -> anyhow::Result<()> {
+        Ok(self.index.add(key, vector)?)
+    }
+
+    /// The nearest rows, by their keys.
+    pub(crate) fn search(&self, query: &[f32], k: usize, ef: usize) -> anyhow::Result<Vec<usize>> {
+        self.index.change_expansion_search(ef);
+        let found = self.index.search(query, k)?;
+        let keys = found.keys.into_iter().map(usize::try_from);
+        Ok(keys.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Builds an index of all vectors, room reserved first; also the seconds it took.
+pub(crate) fn build(
+    vectors: &[&[f32]],
+    parameters: IndexParameters,
+) -> anyhow::Result<(Bare, f64)> {
     let watch = Stopwatch::start();
-    index.reserve_capacity_and_threads(vectors.len(), 1)?;
+    let bare = Bare::new(vectors.len(), parameters)?;
     for (key, vector) in (0..).zip(vectors) {
-        index.add(key, vector)?;
+        bare.add(key, vector)?;
     }
     let seconds = watch.seconds();
-    ensure!(index.size() == vectors.len(), "the reference lost rows");
-    Ok(seconds)
+    ensure!(
+        bare.index.size() == vectors.len(),
+        "the reference lost rows"
+    );
+    Ok((bare, seconds))
 }

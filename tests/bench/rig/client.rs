@@ -33,31 +33,36 @@ impl Shard {
     }
 
     pub(crate) async fn search(&mut self, vector: &[f32]) -> anyhow::Result<Vec<v1::Hit>> {
+        let query = v1::Query {
+            vector: vector.to_vec(),
+            k: K as u32,
+            ..v1::Query::default()
+        };
+        let answer = self.ask(query).await?;
+        answer.map_err(|code| anyhow::anyhow!("the shard answered with code {code}"))
+    }
+
+    /// One query of any kind; the inner error is the code of a shard that does not answer yet.
+    pub(crate) async fn ask(
+        &mut self,
+        query: v1::Query,
+    ) -> anyhow::Result<Result<Vec<v1::Hit>, i32>> {
         let request = v1::SearchShardsRequest {
             collection: self.collection.clone(),
             shards: vec![v1::ShardAsk::default()],
-            queries: vec![v1::Query {
-                vector: vector.to_vec(),
-                k: K as u32,
-                ..v1::Query::default()
-            }],
+            queries: vec![query],
         };
         let answer = self.stub.search_shards(request).await?.into_inner();
-        let shard = answer
-            .shards
-            .into_iter()
-            .next()
-            .context("no shard answered")?;
-        anyhow::ensure!(
-            shard.code == 0,
-            "the shard answered with code {}",
-            shard.code
-        );
+        let shard = answer.shards.into_iter().next();
+        let shard = shard.context("no shard answered")?;
+        if shard.code != 0 {
+            return Ok(Err(shard.code));
+        }
         let hits = shard.results.into_iter().next();
-        Ok(hits.context("the shard gave no hits")?.hits)
+        Ok(Ok(hits.context("the shard gave no hits")?.hits))
     }
 
-    async fn status(&mut self) -> anyhow::Result<v1::ShardStatus> {
+    pub(crate) async fn status(&mut self) -> anyhow::Result<v1::ShardStatus> {
         let request = v1::ShardStatusRequest {
             collection: self.collection.clone(),
             shards: vec![v1::ShardAsk::default()],

@@ -6,13 +6,14 @@ use anyhow::{Context as _, ensure};
 use shoal_producer::read::{self, Input};
 use shoal_schemas::{Collection, Metric, Point, PointId, v1};
 
-use crate::arguments::Arguments;
+use crate::{
+    arguments::Arguments,
+    truth::{TIE, distance, kth_distances},
+};
 
 /// Neighbours a query is judged by.
 pub(crate) const K: usize = 10;
-/// Two distances nearer than this are equal: a row may stand for another one then.
-const TIE: f64 = 1e-6;
-const DIM: u32 = 384;
+pub(crate) const DIM: u32 = 384;
 
 /// Everything a measurement reads from disk, in memory.
 pub(crate) struct Embeddings {
@@ -25,12 +26,27 @@ pub(crate) struct Embeddings {
 
 /// A collection of one partition with default index parameters.
 pub(crate) fn collection(name: &str) -> anyhow::Result<Collection> {
+    partitioned(name, 1)
+}
+
+/// The same of several partitions.
+pub(crate) fn partitioned(name: &str, partitions: u32) -> anyhow::Result<Collection> {
     Ok(Collection::new(
         name.parse()?,
         DIM.try_into()?,
         Metric::Cosine,
-        1,
+        partitions,
     ))
+}
+
+/// The vectors of one file of the data set, read as they are asked for.
+pub(crate) fn vectors(
+    folder: &Path,
+    file: &str,
+) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Vec<f32>>>> {
+    let input = Input::File(folder.join(file));
+    let rows = read::open(&input, &collection("vectors")?, &read::Options::default())?;
+    Ok(rows.map(|row| Ok(row?.1.vector.as_slice().to_vec())))
 }
 
 impl Embeddings {
@@ -46,16 +62,13 @@ impl Embeddings {
         let rows = read::open(&base, &collection, &options)?;
         let is_cut = rows.total.is_some_and(|total| wanted < total as usize);
         let points = rows.take(wanted).collect::<Result<Vec<_>, _>>()?;
-        let asked = Input::File(folder.join("w_queries_f16.npy"));
-        let asked = read::open(&asked, &collection, &read::Options::default())?;
-        let queries = asked
-            .map(|row| Ok(row?.1.vector.as_slice().to_vec()))
-            .collect::<Result<Vec<_>, read::ReadError>>()?;
+        let queries = vectors(folder, "w_queries_f16.npy")?.collect::<anyhow::Result<Vec<_>>>()?;
         let farthest = if is_cut {
-            queries
+            let rows: Vec<&[f32]> = points
                 .iter()
-                .map(|query| kth_distance(query, &points))
-                .collect()
+                .map(|(_, point)| point.vector.as_slice())
+                .collect();
+            kth_distances(&queries, &rows, K)?
         } else {
             let truth = neighbours(&folder.join("w_gt.npy"), queries.len())?;
             let kth = truth.iter().zip(&queries).map(|(row, query)| {
@@ -91,27 +104,32 @@ impl Embeddings {
         });
         near.count() as f64 / K as f64
     }
-}
 
-/// 1 - cosine, in double precision.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    let (mut product, mut left, mut right) = (0.0, 0.0, 0.0);
-    for (a, b) in a.iter().zip(b) {
-        let (a, b) = (f64::from(*a), f64::from(*b));
-        product += a * b;
-        left += a * a;
-        right += b * b;
+    /// The same for the numbers of rows.
+    pub(crate) fn recall_of_rows(&self, query: usize, rows: &[usize]) -> f64 {
+        let (Some(asked), Some(limit)) = (self.queries.get(query), self.farthest.get(query)) else {
+            return 0.0;
+        };
+        let near = rows.iter().take(K).filter(|row| {
+            let row = self.points.get(**row);
+            row.is_some_and(|(_, point)| distance(asked, point.vector.as_slice()) <= limit + TIE)
+        });
+        near.count() as f64 / K as f64
     }
-    1.0 - product / (left * right).sqrt()
-}
 
-fn kth_distance(query: &[f32], points: &[(PointId, Point)]) -> f64 {
-    let mut all: Vec<f64> = points
-        .iter()
-        .map(|(_, point)| distance(query, point.vector.as_slice()))
-        .collect();
-    let kth = (K - 1).min(all.len().saturating_sub(1));
-    *all.select_nth_unstable_by(kth, f64::total_cmp).1
+    /// Whether a row lies where another one does, or is it.
+    pub(crate) fn is_same_place(&self, row: usize, other: usize) -> bool {
+        let (Some((_, row)), Some((_, other))) = (self.points.get(row), self.points.get(other))
+        else {
+            return false;
+        };
+        distance(row.vector.as_slice(), other.vector.as_slice()) <= TIE
+    }
+
+    /// The number of a row by its id.
+    pub(crate) fn row(&self, id: &str) -> Option<usize> {
+        self.rows.get(id).copied()
+    }
 }
 
 /// The row of each query's K-th neighbour, of a numpy array of 100 little-endian i32 a query.

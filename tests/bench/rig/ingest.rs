@@ -76,7 +76,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     for repeat in 0..repeats {
         let seconds = {
             let vectors: Vec<&[f32]> = embeddings.vectors().collect();
-            tokio::task::block_in_place(|| bare_index::build(&vectors, parameters))?
+            tokio::task::block_in_place(|| bare_index::build(&vectors, parameters))?.1
         };
         reference.push(rows / seconds);
         say(format!(

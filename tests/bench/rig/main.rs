@@ -1,9 +1,10 @@
-//! Measures Shoal beside its references: one figure a call, on a real Kafka and real embeddings.
+//! Measures Shoal beside its references: one figure a call, on real embeddings.
 //!
 //! `tests/bench/run` builds this and the `shoal` binary and calls it; what each figure means is in
 //! `docs/benchmarks.md`. Servers are what a user would run: `shoal indexer` and `shoal query` as
-//! processes of their own, with their default settings. Ours and the reference take turns in one
-//! run. Nothing is asserted: the last line is one JSON object with what was found.
+//! processes of their own, on a real Kafka, with their default settings; figures of the engine
+//! alone run shards in this process. Ours and the reference take turns in one run. Nothing is
+//! asserted: the last line is one JSON object with what was found.
 
 #![allow(
     clippy::as_conversions,
@@ -13,17 +14,37 @@
 mod arguments;
 mod bare_index;
 mod bare_kafka;
+mod build;
+mod churn;
 mod client;
+mod curve;
 mod embeddings;
+mod engine;
 mod figures;
 mod freshness;
 mod ingest;
+mod jitter;
+mod library;
+mod lost;
+mod memory;
+mod mixed;
+mod opened;
 mod place;
+mod process;
+mod random;
 mod recall;
+mod recovery;
+mod references;
+mod rest;
 mod role;
+mod scale;
 mod search;
+mod timed;
+mod truth;
+mod turnover;
 
 use arguments::Arguments;
+use tokio::task::block_in_place;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse()?;
@@ -36,6 +57,16 @@ fn main() -> anyhow::Result<()> {
             "freshness" => freshness::measure(&arguments).await,
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
+            "build" => block_in_place(|| build::measure(&arguments)),
+            "churn" => block_in_place(|| churn::measure(&arguments)),
+            "opened" => block_in_place(|| opened::measure(&arguments)),
+            "recovery" => recovery::measure(&arguments).await,
+            "mixed" => mixed::measure(&arguments).await,
+            "scale" => block_in_place(|| scale::measure(&arguments)),
+            "scale-once" => block_in_place(|| scale::once(&arguments)),
+            "memory" => memory::measure(&arguments).await,
+            "usearch-memory" => block_in_place(|| memory::bare(&arguments)),
+            "library" => block_in_place(|| library::measure(&arguments)),
             other => anyhow::bail!("no figure is called `{other}`"),
         }
     })?;

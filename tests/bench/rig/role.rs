@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::Collection;
 
-use crate::{arguments::Arguments, place::Place};
+use crate::{arguments::Arguments, engine::settings, place::Place};
 
 const STOP: Duration = Duration::from_secs(60);
 /// Linux tells processor time in hundredths of a second, on every architecture.
@@ -34,6 +34,27 @@ impl Role {
         place: &Place,
         data: &Path,
     ) -> anyhow::Result<Self> {
+        Self::indexer_with(arguments, place, data, &[])
+    }
+
+    /// The same, but that a set smaller than what is sealed by itself is sealed too.
+    pub(crate) fn sealing_indexer(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+        rows: usize,
+    ) -> anyhow::Result<Self> {
+        let limit = settings(rows).idle_seal_rows.to_string();
+        let more = [("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str())];
+        Self::indexer_with(arguments, place, data, &more)
+    }
+
+    fn indexer_with(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+        more: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let data = data.display().to_string();
         let own = [
             ("SHOAL_INDEXER__GRPC_LISTEN", "127.0.0.1:0"),
@@ -42,7 +63,7 @@ impl Role {
             ("SHOAL_INDEXER__OWNERSHIP__KIND", "static"),
             ("SHOAL_INDEXER__OWNERSHIP__SHARDS", "[]"),
         ];
-        Self::start("indexer", arguments, place, &own)
+        Self::start("indexer", arguments, place, &[&own, more].concat())
     }
 
     pub(crate) fn query(arguments: &Arguments, place: &Place) -> anyhow::Result<Self> {
@@ -110,6 +131,22 @@ impl Role {
         let lines: Vec<&str> = log.lines().rev().take(20).collect();
         let lines: Vec<&str> = lines.into_iter().rev().collect();
         format!("{ended}; its log:\n{}", lines.join("\n"))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it at once, as a power cut would end it but for what the kernel still writes.
+    pub(crate) fn kill(mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// What it has logged so far, and those before it in this place.
+    pub(crate) fn log(&self) -> anyhow::Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
     }
 
     /// Processor time used so far, seconds.

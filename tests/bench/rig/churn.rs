@@ -1,0 +1,227 @@
+//! `churn`: what five turnovers of the live set leave of recall, cost and memory.
+//!
+//! One shard takes everything that was written, the other only what is live at the end; both run
+//! with default settings and are looked at once they have nothing left to do by themselves. The
+//! churned one comes to rest once before the last three tenths of a turnover: these leave it with
+//! about as many dead rows as compaction tolerates, and not just compacted. Memory is that of a
+//! fresh process that opens the shard's folder and asks every query.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    arguments::Arguments,
+    embeddings::{Embeddings, K, collection},
+    engine::{self, Log, Running},
+    figures::{Repeats, round, say},
+    lost::self_lost,
+    opened,
+    timed::ask_for,
+    truth::{TIE, distance, kth_distances},
+    turnover::{Pattern, Turnover, write_live},
+};
+
+const BEAMS: [usize; 3] = [16, 32, 64];
+/// Full turnovers of the live set.
+const TURNOVERS: usize = 5;
+/// The last of these tenths come after a rest.
+const TENTHS: usize = 10 * TURNOVERS;
+const TENTHS_AFTER_REST: usize = 3;
+/// The beam at which the cost of a search is compared.
+const COST_BEAM: usize = 64;
+
+/// One shard's figures.
+struct Found {
+    recalls: Vec<f64>,
+    lost: usize,
+    bytes: f64,
+    segments: String,
+}
+
+/// What is live at the end, with the distance of each query's farthest neighbour.
+struct Live<'a> {
+    embeddings: &'a Embeddings,
+    rows: BTreeMap<String, usize>,
+    farthest: Vec<f64>,
+}
+
+pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
+    let embeddings = Embeddings::load(arguments)?;
+    let (repeats, time) = (arguments.repeats_or(5), arguments.time_or(2));
+    let mut patterns = serde_json::Map::new();
+    let (mut recall_loss, mut memory_ratio, mut cost_ratio) = (f64::MIN, f64::MIN, f64::MIN);
+    let mut lost = 0;
+    say(format!(
+        "recall@{K} at ef {BEAMS:?} after {TURNOVERS} turnovers, beside a fresh build of the same live set"
+    ))?;
+    for pattern in Pattern::ALL {
+        let (churned, fresh, cost) = once(arguments, &embeddings, pattern, repeats, time)?;
+        let losses: Vec<f64> = fresh
+            .recalls
+            .iter()
+            .zip(&churned.recalls)
+            .map(|(fresh, churned)| fresh - churned)
+            .collect();
+        let memory = churned.bytes / fresh.bytes;
+        recall_loss = losses.iter().copied().fold(recall_loss, f64::max);
+        memory_ratio = memory_ratio.max(memory);
+        cost_ratio = cost_ratio.max(cost.median());
+        lost += churned.lost;
+        say(format!(
+            "  {:10} churned {:.4?}  fresh {:.4?}  a search costs x {}  memory x {memory:.2}  \
+             do not find themselves: {} ({} fresh)\n             {}",
+            pattern.name(),
+            churned.recalls,
+            fresh.recalls,
+            cost.text(""),
+            churned.lost,
+            fresh.lost,
+            churned.segments
+        ))?;
+        patterns.insert(
+            pattern.name().into(),
+            json!({
+                "ours": figures(&churned),
+                "reference": figures(&fresh),
+                "recall_loss": losses.iter().copied().map(round).collect::<Vec<_>>(),
+                "search_cost_ratio": round(cost.median()),
+                "search_cost_spread": cost.spread(),
+                "memory_ratio": round(memory),
+            }),
+        );
+    }
+    say(format!(
+        "largest loss of recall {recall_loss:.4}, dearest search x {cost_ratio:.2}, most memory x {memory_ratio:.2}; \
+         points that do not find themselves: {lost}"
+    ))?;
+    let of = |side: &str| {
+        let each = patterns.iter();
+        let each =
+            each.map(|(name, found)| (name.clone(), found.get(side).cloned().unwrap_or_default()));
+        Value::Object(each.collect())
+    };
+    Ok(json!({
+        "name": "churn",
+        "ours": of("ours"),
+        "reference": of("reference"),
+        "ratio": round(cost_ratio),
+        "recall_loss": round(recall_loss),
+        "search_cost_ratio": round(cost_ratio),
+        "memory_ratio": round(memory_ratio),
+        "self_lost": lost,
+        "patterns": patterns,
+        "settings": {
+            "rows": embeddings.points.len(),
+            "live": embeddings.points.len() / 2,
+            "turnovers": TURNOVERS,
+            "ef": BEAMS,
+            "search_cost": format!("processor time a query at ef {COST_BEAM}, one thread"),
+            "seconds": time.as_secs(),
+            "partitions": 1,
+        },
+        "repeats": repeats,
+    }))
+}
+
+fn figures(found: &Found) -> Value {
+    let recalls = BEAMS.iter().zip(&found.recalls);
+    let recalls = recalls.map(|(ef, recall)| (ef.to_string(), json!(round(*recall))));
+    json!({
+        "recall_at_10_by_ef": Value::Object(recalls.collect()),
+        "self_lost": found.lost,
+        "bytes": found.bytes,
+        "segments": found.segments,
+    })
+}
+
+/// Churned, fresh, and how much dearer a search of the churned one is.
+fn once(
+    arguments: &Arguments,
+    embeddings: &Embeddings,
+    pattern: Pattern,
+    repeats: usize,
+    time: Duration,
+) -> anyhow::Result<(Found, Found, Repeats)> {
+    let folder = engine::folder()?;
+    let engine = engine::settings(embeddings.points.len() / 2);
+    let mut log = Log::new(collection("churn")?)?;
+    let churned = log.open(0, &folder.path().join("churned"), engine.clone())?;
+    let mut turnover = Turnover::start(pattern, embeddings, &mut log)?;
+    let points = turnover.size * (TENTHS - TENTHS_AFTER_REST) / 10;
+    turnover.replace(points, &mut log)?;
+    log.wait_settled(&churned)?;
+    turnover.replace(turnover.size * TENTHS_AFTER_REST / 10, &mut log)?;
+    log.wait_settled(&churned)?;
+    let rows = turnover.live();
+    let mut log = Log::new(collection("churn")?)?;
+    write_live(embeddings, &rows, &mut log)?;
+    let fresh = log.open(0, &folder.path().join("fresh"), engine)?;
+    log.wait_settled(&fresh)?;
+
+    let vectors: Vec<&[f32]> = rows
+        .values()
+        .filter_map(|row| vector(embeddings, *row))
+        .collect();
+    let live = Live {
+        farthest: kth_distances(&embeddings.queries, &vectors, K)?,
+        embeddings,
+        rows,
+    };
+    let mut cost = Repeats::default();
+    for _ in 0..repeats {
+        let each = |running: &Running| {
+            let asked = ask_for(time, 1, &embeddings.queries, &|query| {
+                running.search(query, K, COST_BEAM)?;
+                Ok(())
+            })?;
+            anyhow::Ok(asked.cpu_us())
+        };
+        let (churned, fresh) = (each(&churned)?, each(&fresh)?);
+        cost.push(churned / fresh);
+    }
+    let churned = live.look_at(arguments, churned)?;
+    let fresh = live.look_at(arguments, fresh)?;
+    Ok((churned, fresh, cost))
+}
+
+fn vector(embeddings: &Embeddings, row: usize) -> Option<&[f32]> {
+    let (_, point) = embeddings.points.get(row)?;
+    Some(point.vector.as_slice())
+}
+
+impl Live<'_> {
+    /// Everything but the cost of a search; the shard is closed afterwards.
+    fn look_at(&self, arguments: &Arguments, running: Running) -> anyhow::Result<Found> {
+        running.serves(self.rows.len())?;
+        let recalls = BEAMS.iter().map(|ef| self.recall(&running, *ef));
+        let recalls = recalls.collect::<anyhow::Result<_>>()?;
+        let points = self.rows.iter();
+        let points =
+            points.filter_map(|(id, row)| Some((id.as_str(), vector(self.embeddings, *row)?)));
+        let lost = self_lost(&running, &points.collect::<Vec<_>>())?;
+        let (segments, folder) = (running.segments(), running.folder.clone());
+        running.close()?;
+        let memory = opened::in_fresh_process(arguments, "churn", &[&folder])?;
+        Ok(Found {
+            recalls,
+            lost,
+            bytes: memory.grown.sum(),
+            segments,
+        })
+    }
+
+    fn recall(&self, running: &Running, ef: usize) -> anyhow::Result<f64> {
+        let mut sum = 0.0;
+        for (query, farthest) in self.embeddings.queries.iter().zip(&self.farthest) {
+            let hits = running.search(query, K, ef)?;
+            let near = hits.iter().filter(|hit| {
+                let row = self.rows.get(&hit.id);
+                let vector = row.and_then(|row| vector(self.embeddings, *row));
+                vector.is_some_and(|vector| distance(query, vector) <= farthest + TIE)
+            });
+            sum += near.count() as f64 / K as f64;
+        }
+        Ok(sum / self.embeddings.queries.len().max(1) as f64)
+    }
+}

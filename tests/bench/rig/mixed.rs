@@ -1,0 +1,353 @@
+//! `mixed`: searches while records come in, beside the same shard with nothing coming in.
+//!
+//! Two questions. How late are answers, at 50 searches a second whatever comes back, while records
+//! come in as fast as the indexer takes them? And how many searches a second do two clients get,
+//! each asking one after the other, while 500 records a second come in? Each loaded part has an
+//! idle one before it, on the shard at rest. Records replace the points' vectors, so the set keeps
+//! its size. Everything shares the machine: broker, indexer, clients and producer.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use shoal_producer::Publisher;
+use shoal_runtime::{clock::Stopwatch, tasks::blocking};
+use shoal_schemas::{Collection, v1};
+use tokio::{
+    task::{JoinSet, block_in_place},
+    time::interval,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    arguments::Arguments,
+    client::{Shard, is_folded},
+    embeddings::{Embeddings, collection},
+    figures::{Latencies, Repeats, round, say},
+    place::Place,
+    rest::idle,
+    role::Role,
+};
+
+const RECORDS_PER_SECOND: u32 = 500;
+const SEARCHES_PER_SECOND: u32 = 50;
+const CLIENTS: usize = 2;
+/// Not counted: load comes up, caches fill.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// At full speed so many records may be published and not applied: the indexer never waits for
+/// one, and has soon caught up afterwards.
+const AHEAD: u64 = 20_000;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What comes in beside the searches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    Idle,
+    Steady,
+    Full,
+}
+
+/// Everything the parts share.
+struct Bench<'a> {
+    embeddings: Arc<Embeddings>,
+    collection: &'a Collection,
+    indexer: Role,
+    publisher: Publisher,
+    /// Records published so far.
+    published: AtomicU64,
+}
+
+#[derive(Default)]
+struct Fixed {
+    p50: Repeats,
+    p99: Repeats,
+}
+
+impl Fixed {
+    fn push(&mut self, latencies: &Latencies) {
+        self.p50.push(latencies.at(0.5));
+        self.p99.push(latencies.at(0.99));
+    }
+
+    fn figures(&self) -> Value {
+        json!({
+            "p50_ms": round(self.p50.median()),
+            "p99_ms": round(self.p99.median()),
+            "p50_spread": self.p50.spread(),
+            "p99_spread": self.p99.spread(),
+        })
+    }
+}
+
+pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
+    let embeddings = Arc::new(Embeddings::load(arguments)?);
+    let (repeats, time) = (arguments.repeats_or(5), arguments.time_or(10));
+    let rows = embeddings.points.len();
+    let place = Place::start().await?;
+    let collection = collection("mixed")?;
+    place.create(&collection).await?;
+    place.publish(&collection, &embeddings.points).await?;
+    let data = place.folder().join("indexer");
+    let indexer = start(arguments, &place, &data, rows)?;
+    let mut bench = Bench {
+        embeddings,
+        collection: &collection,
+        indexer,
+        publisher: place.publisher(&collection).await?,
+        published: AtomicU64::new(rows as u64),
+    };
+    bench.settle(rows).await?;
+
+    let (mut idle_fixed, mut full_fixed) = (Fixed::default(), Fixed::default());
+    let (mut idle_rate, mut steady_rate) = (Repeats::default(), Repeats::default());
+    let (mut full_records, mut steady_records) = (Repeats::default(), Repeats::default());
+    for repeat in 0..repeats {
+        let (quiet, _) = bench
+            .with(Load::Idle, time, bench.at_fixed_rate(time))
+            .await?;
+        let (loaded, records) = bench
+            .with(Load::Full, time, bench.at_fixed_rate(time))
+            .await?;
+        bench.settle(rows).await?;
+        let (alone, _) = bench.with(Load::Idle, time, bench.saturated(time)).await?;
+        let (beside, steady) = bench
+            .with(Load::Steady, time, bench.saturated(time))
+            .await?;
+        bench.settle(rows).await?;
+        say(format!(
+            "repeat {repeat}: 50 searches/s p99 {:.2} ms idle, {:.2} ms beside {records:.0} records/s; \
+             {alone:.0} searches/s idle, {beside:.0} beside {steady:.0} records/s",
+            quiet.at(0.99),
+            loaded.at(0.99),
+        ))?;
+        idle_fixed.push(&quiet);
+        full_fixed.push(&loaded);
+        idle_rate.push(alone);
+        steady_rate.push(beside);
+        full_records.push(records);
+        steady_records.push(steady);
+    }
+    let Bench { indexer, .. } = bench;
+    blocking(move || indexer.stop()).await?;
+    let p99_ratio = full_fixed.p99.median() / idle_fixed.p99.median();
+    let qps_ratio = steady_rate.median() / idle_rate.median();
+    say(format!(
+        "\nmedian (lowest - highest) of {repeats} parts of {} s each",
+        time.as_secs()
+    ))?;
+    for (name, fixed) in [("idle", &idle_fixed), ("full speed", &full_fixed)] {
+        say(format!(
+            "  50 searches/s, {name:10}      p50 {}  p99 {}",
+            fixed.p50.text("ms"),
+            fixed.p99.text("ms")
+        ))?;
+    }
+    say(format!(
+        "  p99 x {p99_ratio:.2}, less is better, at {}",
+        full_records.text("records/s")
+    ))?;
+    say(format!(
+        "  {CLIENTS} clients: idle {}  beside {} {}  x {qps_ratio:.3}, more is better",
+        idle_rate.text("searches/s"),
+        steady_records.text("records/s"),
+        steady_rate.text("searches/s")
+    ))?;
+    Ok(json!({
+        "name": "mixed",
+        "ours": {
+            "full_speed": full_fixed.figures(),
+            "full_speed_records_per_second": round(full_records.median()),
+            "queries_per_second_beside_500": round(steady_rate.median()),
+            "queries_per_second_spread": steady_rate.spread(),
+        },
+        "reference": {
+            "idle": idle_fixed.figures(),
+            "queries_per_second": round(idle_rate.median()),
+            "queries_per_second_spread": idle_rate.spread(),
+        },
+        "ratio": round(qps_ratio),
+        "qps_ratio_500": round(qps_ratio),
+        "p99_ratio_full": round(p99_ratio),
+        "settings": {
+            "rows": rows,
+            "searches_per_second": SEARCHES_PER_SECOND,
+            "records_per_second": RECORDS_PER_SECOND,
+            "clients": CLIENTS,
+            "seconds": time.as_secs(),
+            "partitions": 1,
+        },
+        "repeats": repeats,
+    }))
+}
+
+fn start(arguments: &Arguments, place: &Place, data: &Path, rows: usize) -> anyhow::Result<Role> {
+    block_in_place(|| Role::sealing_indexer(arguments, place, data, rows))
+}
+
+impl Bench<'_> {
+    /// Waits until everything is in the graph and the indexer has nothing to do.
+    async fn settle(&mut self, rows: usize) -> anyhow::Result<()> {
+        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        let published = self.published.load(Ordering::Relaxed);
+        let is_done = |status: &v1::ShardStatus| is_folded(status) && next(status) >= published;
+        shard.wait(&mut self.indexer, rows, is_done).await?;
+        idle(&mut self.indexer).await
+    }
+
+    /// Runs searches beside a load; also the records a second that were applied meanwhile.
+    async fn with<T>(
+        &self,
+        load: Load,
+        time: Duration,
+        searches: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<(T, f64)> {
+        let ends = CancellationToken::new();
+        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        let found = async {
+            let (watch, before) = (Stopwatch::start(), applied(&mut shard).await?);
+            let found = searches.await?;
+            let records = applied(&mut shard).await? - before;
+            ends.cancel();
+            anyhow::Ok((found, records as f64 / watch.seconds()))
+        };
+        let feed = async {
+            match load {
+                Load::Idle => Ok(()),
+                Load::Steady => self.feed_steadily(&ends).await,
+                Load::Full => self.feed_fully(&ends).await,
+            }
+        };
+        let limit = 10 * (WARM_UP + time) + Duration::from_secs(60);
+        let both = tokio::time::timeout(limit, async { tokio::try_join!(found, feed) });
+        let (found, ()) = both.await??;
+        Ok(found)
+    }
+
+    /// Publishes the next record: a point gets another point's vector.
+    async fn publish(&self, deliveries: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+        let number = self.published.fetch_add(1, Ordering::Relaxed) as usize;
+        let points = &self.embeddings.points;
+        // Not the same pairs in each turn over the points.
+        let other = (number + number / points.len()) % points.len();
+        if let (Some((id, _)), Some((_, point))) =
+            (points.get(number % points.len()), points.get(other))
+        {
+            let delivery = self.publisher.publish(id, point).await?;
+            deliveries.spawn(async move {
+                delivery.await?;
+                Ok(())
+            });
+        }
+        while let Some(done) = deliveries.try_join_next() {
+            done??;
+        }
+        Ok(())
+    }
+
+    async fn feed_steadily(&self, ends: &CancellationToken) -> anyhow::Result<()> {
+        let mut deliveries = JoinSet::new();
+        let mut ticks = interval(Duration::from_secs(1) / RECORDS_PER_SECOND);
+        while !ends.is_cancelled() {
+            ticks.tick().await;
+            self.publish(&mut deliveries).await?;
+        }
+        finish(deliveries).await
+    }
+
+    async fn feed_fully(&self, ends: &CancellationToken) -> anyhow::Result<()> {
+        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        let mut deliveries = JoinSet::new();
+        let mut ticks = interval(LOOK_EVERY);
+        while !ends.is_cancelled() {
+            ticks.tick().await;
+            let limit = applied(&mut shard).await? + AHEAD;
+            while self.published.load(Ordering::Relaxed) < limit && !ends.is_cancelled() {
+                self.publish(&mut deliveries).await?;
+            }
+        }
+        finish(deliveries).await
+    }
+
+    /// Asks at fixed times whatever comes back; a latency begins when its search is due.
+    async fn at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
+        let shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        let watch = Stopwatch::start();
+        let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
+        let mut ticks = interval(period);
+        let mut asked = JoinSet::new();
+        for (number, vector) in (0u32..).zip(self.embeddings.queries.iter().cycle()) {
+            let due = period * number;
+            if due >= WARM_UP + time {
+                break;
+            }
+            ticks.tick().await;
+            let (mut shard, vector) = (shard.clone(), vector.clone());
+            asked.spawn(async move {
+                shard.search(&vector).await?;
+                anyhow::Ok((due, watch.elapsed().saturating_sub(due)))
+            });
+        }
+        let mut latencies = Latencies::default();
+        while let Some(done) = asked.join_next().await {
+            let (due, latency) = done??;
+            if due >= WARM_UP {
+                latencies.push(latency);
+            }
+        }
+        Ok(latencies)
+    }
+
+    /// Searches a second of clients that each ask one query after the other.
+    async fn saturated(&self, time: Duration) -> anyhow::Result<f64> {
+        let watch = Stopwatch::start();
+        let mut clients = JoinSet::new();
+        for client in 0..CLIENTS {
+            let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+            let embeddings = self.embeddings.clone();
+            clients.spawn(async move {
+                let first = client * embeddings.queries.len() / CLIENTS;
+                let (mut answered, mut from) = (0usize, None);
+                for vector in embeddings.queries.iter().cycle().skip(first) {
+                    shard.search(vector).await?;
+                    let now = watch.elapsed();
+                    if now >= WARM_UP {
+                        from.get_or_insert(now);
+                        answered += 1;
+                    }
+                    if now >= WARM_UP + time {
+                        break;
+                    }
+                }
+                let seconds = watch.elapsed() - from.unwrap_or_default();
+                anyhow::Ok((answered - 1) as f64 / seconds.as_secs_f64())
+            });
+        }
+        let mut rate = 0.0;
+        while let Some(done) = clients.join_next().await {
+            rate += done??;
+        }
+        Ok(rate)
+    }
+}
+
+async fn finish(mut deliveries: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    while let Some(done) = deliveries.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// Records of the home topic that the shard has applied.
+async fn applied(shard: &mut Shard) -> anyhow::Result<u64> {
+    Ok(next(&shard.status().await?))
+}
+
+fn next(status: &v1::ShardStatus) -> u64 {
+    status.positions.first().map_or(0, |at| at.next_offset)
+}
