@@ -3,7 +3,8 @@
 //! The files follow a record: [`admit`] decides whether it is taken, [`dlq`] keeps what is not,
 //! [`entry`] is its form in the shard's own log ([`wal`]), [`rule`] decides what is served,
 //! [`catalog`] remembers it, [`segment`] and [`index`] make it findable, [`view`] is what a search
-//! sees, [`shard`] ties them to two threads, [`node`] runs a node's shards, [`serve`] answers.
+//! sees, [`shard`] ties them to two threads, [`snapshot`] keeps them in an object store, [`node`]
+//! runs a node's shards, [`serve`] answers.
 #![forbid(unsafe_code)]
 
 pub mod admit;
@@ -18,6 +19,7 @@ pub mod rule;
 pub mod segment;
 pub mod serve;
 pub mod shard;
+pub mod snapshot;
 mod start;
 pub mod view;
 pub mod wal;
