@@ -72,7 +72,9 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .unwrap_or_else(|| addresses.grpc.to_string());
     let node = Node::new(config.clone(), deps.clone(), advertised);
     let search_threads = config.engine.search_threads.get();
-    let service = v1::shard_server::ShardServer::new(Service::new(node.clone(), search_threads))
+    let service = Service::new(node.clone(), search_threads);
+    let upkeep = v1::shard_upkeep_server::ShardUpkeepServer::new(service.clone());
+    let service = v1::shard_server::ShardServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
@@ -93,6 +95,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
                 .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
                 .tcp_nodelay(true)
                 .add_service(service)
+                .add_service(upkeep)
                 .add_service(health_service)
                 .add_service(reflection)
                 .serve_with_incoming_shutdown(

@@ -5,6 +5,7 @@
 
 mod ask;
 mod status;
+mod upkeep;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use crate::{
     metrics as names,
     node::{Node, NotServing, not_serving_text},
     shard::{Shared, search::Ask},
+    snapshot::taker::Taker,
 };
 
 pub use self::status::Refusal;
@@ -34,6 +36,8 @@ pub struct Service {
     node: Node,
     /// One permit a search that may run at a time.
     searches: Arc<Semaphore>,
+    /// Takes snapshots, where there is a store for them.
+    snapshots: Option<Taker>,
 }
 
 impl Service {
@@ -42,6 +46,16 @@ impl Service {
         Self {
             node,
             searches: Arc::new(Semaphore::new(search_threads)),
+            snapshots: None,
+        }
+    }
+
+    /// The same service, which takes snapshots when it is asked to.
+    #[must_use]
+    pub fn with_snapshots(self, taker: Taker) -> Self {
+        Self {
+            snapshots: Some(taker),
+            ..self
         }
     }
 

@@ -5,6 +5,7 @@
 //! and compacts. Any number of threads search; none of them waits for the other two. What they
 //! share is [`Shared`]; what only the writer has is [`writer::Writer`].
 
+pub mod buckets;
 pub mod builder;
 pub mod checkpoint;
 pub mod compact;

@@ -9,6 +9,7 @@
 
 use std::{
     error::Error as StdError,
+    fmt,
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -38,15 +39,24 @@ const PARTS_AT_A_TIME: usize = 8;
 /// How long one request is repeated by the client.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 const REQUEST_REPEATS: usize = 4;
+/// How long a request may make no progress. Not how long it may take: an object can be large.
+const TIMEOUTS: [(&str, &str); 2] = [("timeout", "1 day"), ("read_timeout", "60 seconds")];
 
 /// Objects under one prefix of one store. Cloning shares it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Bucket {
     name: String,
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     parts: Arc<Semaphore>,
     part_bytes: u64,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the client: it holds secrets.
+        f.debug_tuple("Bucket").field(&self.name).finish()
+    }
 }
 
 /// Why a URL names no store.
@@ -120,7 +130,11 @@ fn parse(url: &str) -> Option<Named<'_>> {
         return (!url.is_empty()).then(|| Named::Folder(FilePath::new(url)));
     };
     let scheme = match scheme {
-        "file" => return rest.starts_with('/').then(|| Named::Folder(FilePath::new(rest))),
+        "file" => {
+            return rest
+                .starts_with('/')
+                .then(|| Named::Folder(FilePath::new(rest)));
+        }
         "s3" => Scheme::S3,
         "gs" => Scheme::Google,
         "az" => Scheme::Azure,
@@ -150,6 +164,14 @@ impl Bucket {
     /// # Errors
     /// [`OpenError`].
     pub fn open(url: &str) -> Result<Self, OpenError> {
+        Self::open_with(url, &[])
+    }
+
+    /// As [`Bucket::open`], with variables that go before those of the environment.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_with(url: &str, variables: &[(&str, &str)]) -> Result<Self, OpenError> {
         let named = parse(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?;
         let (scheme, bucket, prefix) = match named {
             Named::Folder(path) => return Self::in_folder(url, path),
@@ -164,22 +186,34 @@ impl Bucket {
             retry_timeout: REQUEST_PATIENCE,
             ..RetryConfig::default()
         };
+        // The builders have this in common, but no trait.
+        macro_rules! configured {
+            ($builder:ty) => {
+                TIMEOUTS.iter().chain(variables).fold(
+                    <$builder>::from_env(),
+                    |builder, (name, value)| match name.to_ascii_lowercase().parse() {
+                        Ok(key) => builder.with_config(key, *value),
+                        Err(_) => builder,
+                    },
+                )
+            };
+        }
         let opened: Result<Arc<dyn ObjectStore>, Error> = match scheme {
-            Scheme::S3 => AmazonS3Builder::from_env()
+            Scheme::S3 => configured!(AmazonS3Builder)
                 .with_bucket_name(bucket)
                 .with_retry(retry)
                 .build()
-                .map(|one| Arc::new(one) as _),
-            Scheme::Google => GoogleCloudStorageBuilder::from_env()
+                .map(shared),
+            Scheme::Google => configured!(GoogleCloudStorageBuilder)
                 .with_bucket_name(bucket)
                 .with_retry(retry)
                 .build()
-                .map(|one| Arc::new(one) as _),
-            Scheme::Azure => MicrosoftAzureBuilder::from_env()
+                .map(shared),
+            Scheme::Azure => configured!(MicrosoftAzureBuilder)
                 .with_container_name(bucket)
                 .with_retry(retry)
                 .build()
-                .map(|one| Arc::new(one) as _),
+                .map(shared),
         };
         let inner = opened.map_err(|error| OpenError::Settings {
             url: url.into(),
@@ -326,6 +360,10 @@ impl Bucket {
     }
 }
 
+fn shared(store: impl ObjectStore) -> Arc<dyn ObjectStore> {
+    Arc::new(store)
+}
+
 /// Whether a store's words mean one of the few things a caller can do something about.
 fn cause_of(error: &Error) -> Cause {
     match error {
@@ -412,7 +450,12 @@ impl Store for Bucket {
         async move {
             let failed = |error| self.failed("list", folder, error);
             let at = self.path(folder).map_err(failed)?;
-            let found: Vec<_> = self.inner.list(Some(&at)).try_collect().await.map_err(failed)?;
+            let found: Vec<_> = self
+                .inner
+                .list(Some(&at))
+                .try_collect()
+                .await
+                .map_err(failed)?;
             let listed = found.into_iter().filter_map(|meta| {
                 Some(Listed {
                     path: self.relative(&meta.location)?,
@@ -431,7 +474,11 @@ impl Store for Bucket {
         async move {
             let failed = |error| self.failed("list", folder, error);
             let at = self.path(folder).map_err(failed)?;
-            let found = self.inner.list_with_delimiter(Some(&at)).await.map_err(failed)?;
+            let found = self
+                .inner
+                .list_with_delimiter(Some(&at))
+                .await
+                .map_err(failed)?;
             let names = found.common_prefixes.iter();
             let mut names: Vec<_> = names
                 .filter_map(|path| path.filename().map(str::to_owned))
@@ -463,10 +510,25 @@ mod tests {
 
     #[test]
     fn urls_that_name_no_store_are_told_before_anything_is_opened() {
-        for good in ["/var/snapshots", "file:///x", "s3://b", "s3://b/a/c/", "gs://b/p", "az://c"] {
+        for good in [
+            "/var/snapshots",
+            "file:///x",
+            "s3://b",
+            "s3://b/a/c/",
+            "gs://b/p",
+            "az://c",
+        ] {
             assert_eq!(fault_of_url(good), None, "{good}");
         }
-        for bad in ["", "file://x", "s3://", "s3:///p", "ftp://h/x", "s3://b?x=1", "s3://a@b/c"] {
+        for bad in [
+            "",
+            "file://x",
+            "s3://",
+            "s3:///p",
+            "ftp://h/x",
+            "s3://b?x=1",
+            "s3://a@b/c",
+        ] {
             let fault = fault_of_url(bad).unwrap();
             assert!(fault.contains(&format!("`{bad}`")), "{fault}");
         }
@@ -474,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_prefix_that_leads_elsewhere_is_refused() {
-        for url in ["s3://bucket/a/../b", "s3://bucket//b"] {
+        for url in ["s3://bucket/a/../b", "s3://bucket/a//b"] {
             let error = Bucket::open(url).unwrap_err();
             assert!(matches!(error, OpenError::Prefix { .. }), "{error}");
         }

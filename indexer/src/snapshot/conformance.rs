@@ -96,7 +96,10 @@ async fn an_upload_is_read_back(
     let len = u64::try_from(large_bytes).unwrap() + 1;
     let error = store.upload(&path, file, len).await.unwrap_err();
     assert_eq!(error.cause, Cause::LocalFile, "{error}");
-    assert_eq!(content(&**store, &path).await.unwrap_err().cause, Cause::Missing);
+    assert_eq!(
+        content(&**store, &path).await.unwrap_err().cause,
+        Cause::Missing
+    );
 }
 
 async fn a_listing_shows_what_is_below_a_folder(store: &dyn Store, folder: &str) {
@@ -132,7 +135,13 @@ async fn what_is_deleted_is_gone_and_its_name_is_free(store: &dyn Store, folder:
 async fn what_is_missing_is_named(store: &dyn Store, folder: &str) {
     let path = format!("{folder}/not-there");
     let error = content(store, &path).await.unwrap_err();
-    assert_eq!((error.cause, error.kind()), (Cause::Missing, ErrorKind::Caller));
+    assert_eq!(
+        (error.cause, error.kind()),
+        (Cause::Missing, ErrorKind::Caller)
+    );
     let text = error.to_string();
-    assert!(text.contains(&path) && text.contains(store.name()), "{text}");
+    assert!(
+        text.contains(&path) && text.contains(store.name()),
+        "{text}"
+    );
 }

@@ -187,8 +187,11 @@ impl Shelf {
         }
         let watch = Stopwatch::start();
         let there = self.look_around(owner).await?;
-        let sent = stream::iter(&content.files).map(|file| self.send(file, files, names, &there));
-        let sent: Vec<(ObjectName, bool)> = sent
+        let sends = content.files.iter();
+        let sends: Vec<_> = sends
+            .map(|file| self.send(file, files, names, &there))
+            .collect();
+        let sent: Vec<(ObjectName, bool)> = stream::iter(sends)
             .buffered(self.settings.files_at_a_time.max(1))
             .try_collect()
             .await?;
@@ -286,12 +289,10 @@ impl Shelf {
         Ok((name, true))
     }
 
-    fn open(
-        &self,
-        file: &SnapshotFile,
-        files: &dyn Files,
-    ) -> Result<std::fs::File, CreateError> {
-        files.open(&file.path).map_err(|error| self.file_error(file, error))
+    fn open(&self, file: &SnapshotFile, files: &dyn Files) -> Result<std::fs::File, CreateError> {
+        files
+            .open(&file.path)
+            .map_err(|error| self.file_error(file, error))
     }
 
     fn file_error(&self, file: &SnapshotFile, source: io::Error) -> CreateError {

@@ -131,7 +131,13 @@ mod tests {
         assert_eq!(look.crc32, crc32fast::hash(b"shoal"));
         let text = look.object.to_string();
         assert_eq!(ObjectName::parse(&text), Some(look.object));
-        for bad in ["", "x-5", "../../etc-5", &text[..33], &text.replace("-5", "-05")] {
+        for bad in [
+            "",
+            "x-5",
+            "../../etc-5",
+            &text[..33],
+            &text.replace("-5", "-05"),
+        ] {
             assert_eq!(ObjectName::parse(bad), None, "{bad}");
         }
     }

@@ -179,9 +179,7 @@ mod tests {
     use shoal_schemas::{Offset, Partition, Source, digest::Digest};
 
     use super::Manifest;
-    use crate::snapshot::{
-        Content, Owner, ShardPlace, SnapshotFile, SourceNext, hash::Looker,
-    };
+    use crate::snapshot::{Content, Owner, ShardPlace, SnapshotFile, SourceNext, hash::Looker};
 
     fn content(paths: &[&str], manifest: Vec<u8>, digest: [u8; 16]) -> Content {
         Content {
@@ -238,10 +236,22 @@ mod tests {
     #[test]
     fn another_number_or_format_is_refused_by_name() {
         let stored = manifest(&content(&[], Vec::new(), [0; 16])).encode();
-        assert!(Manifest::decode(&stored, 3).unwrap_err().contains("number 2"));
+        assert!(
+            Manifest::decode(&stored, 3)
+                .unwrap_err()
+                .contains("number 2")
+        );
         let later = br#"{"format":2}"#;
-        let later = [later.as_slice(), format!("\n{:08x}\n", crc32fast::hash(later)).as_bytes()].concat();
-        assert!(Manifest::decode(&later, 2).unwrap_err().contains("format is 2"));
+        let later = [
+            later.as_slice(),
+            format!("\n{:08x}\n", crc32fast::hash(later)).as_bytes(),
+        ]
+        .concat();
+        assert!(
+            Manifest::decode(&later, 2)
+                .unwrap_err()
+                .contains("format is 2")
+        );
     }
 
     proptest! {

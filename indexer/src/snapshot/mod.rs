@@ -168,7 +168,9 @@ pub enum ReadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// There is none, or none of that number.
-    #[error("`{store}` holds no snapshot {wanted} of shard {shard}; `shoal snapshot list` shows what it has")]
+    #[error(
+        "`{store}` holds no snapshot {wanted} of shard {shard}; `shoal snapshot list` shows what it has"
+    )]
     None {
         /// The store's URL.
         store: String,
@@ -284,7 +286,10 @@ impl Shelf {
     /// [`StoreError`].
     pub async fn numbers(&self) -> Result<Vec<u64>, StoreError> {
         let listed = self.list(&self.place.manifests()).await?;
-        let mut numbers: Vec<_> = listed.iter().filter_map(|one| number_of(&one.path)).collect();
+        let mut numbers: Vec<_> = listed
+            .iter()
+            .filter_map(|one| number_of(&one.path))
+            .collect();
         numbers.sort_unstable();
         Ok(numbers)
     }

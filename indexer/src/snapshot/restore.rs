@@ -134,9 +134,11 @@ impl Shelf {
             _ => {}
         }
         fs::create_dir_all(&unfinished.0).map_err(file_error(&unfinished.0))?;
-        let files = stream::iter(&manifest.files);
-        let files = files.map(|one| self.restore_file(one, &manifest, &unfinished.0));
-        files
+        let files = manifest.files.iter();
+        let files: Vec<_> = files
+            .map(|one| self.restore_file(one, &manifest, &unfinished.0))
+            .collect();
+        stream::iter(files)
             .buffer_unordered(self.settings.files_at_a_time.max(1))
             .try_collect::<Vec<()>>()
             .await?;
@@ -226,7 +228,10 @@ impl Shelf {
 pub(super) fn fault_of(stored: &StoredFile, looker: Looker) -> Option<String> {
     let (look, file) = (looker.look(), &stored.file);
     if look.bytes != file.bytes {
-        return Some(format!("it has {} bytes, wanted are {}", look.bytes, file.bytes));
+        return Some(format!(
+            "it has {} bytes, wanted are {}",
+            look.bytes, file.bytes
+        ));
     }
     if look.crc32 != file.crc32 || look.object != stored.object {
         return Some(format!(

@@ -1,13 +1,7 @@
 //! Taking, reading, verifying and pruning snapshots, over stores in memory and in folders.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    num::NonZeroUsize,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use shoal_runtime::{
     ErrorKind,
@@ -78,7 +72,9 @@ impl Shard {
 
     async fn save(&self, shelf: &Shelf, owner: &Owner) -> Result<Created, CreateError> {
         let files = Folder(self.folder.path().to_owned());
-        shelf.create(owner, &self.content, &files, &self.names).await
+        shelf
+            .create(owner, &self.content, &files, &self.names)
+            .await
     }
 }
 
@@ -189,7 +185,17 @@ async fn a_stale_owner_is_refused_by_name() {
     let shard = Shard::new().with(&[("a", b"1")]);
     shard.save(&shelf, &owner(9)).await.unwrap();
     let error = shard.save(&shelf, &owner(8)).await.unwrap_err();
-    assert!(matches!(error, CreateError::Stale { newest: 9, ours: 8, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            CreateError::Stale {
+                newest: 9,
+                ours: 8,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(error.kind(), ErrorKind::Closed);
     assert!(error.to_string().contains("node-9"), "{error}");
     assert_eq!(shelf.numbers().await.unwrap(), [1]);
@@ -198,13 +204,9 @@ async fn a_stale_owner_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_owners_that_race_each_number_goes_to_exactly_one() {
     let folder = tempfile::tempdir().unwrap();
-    for (round, store) in [
-        memory(),
-        Arc::new(Bucket::open(folder.path().to_str().unwrap()).unwrap()) as _,
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    let local = Bucket::open(folder.path().to_str().unwrap()).unwrap();
+    for (round, store) in [Bucket::in_memory(), local].into_iter().enumerate() {
+        let store = Arc::new(store);
         let shelf = shelf(store);
         // One epoch for all: neither is stale, so only the number decides.
         let saves = (0..6).map(|n| {
@@ -317,10 +319,17 @@ async fn damage_is_named_by_verify_and_restore_leaves_nothing_behind() {
     for damaged in [b"cOntent".as_slice(), b"conten", b"content!", b""] {
         fs::write(&bad, damaged).unwrap();
         let report = shelf.verify(None).await.unwrap();
-        let named: Vec<_> = report.faults.iter().map(|one| one.path.as_deref()).collect();
+        let named: Vec<_> = report
+            .faults
+            .iter()
+            .map(|one| one.path.as_deref())
+            .collect();
         assert_eq!(named, [Some("s/bad")]);
         assert!(report.faults[0].object.ends_with(&name), "{report:?}");
-        let error = shelf.restore(None, &target.path().join("x")).await.unwrap_err();
+        let error = shelf
+            .restore(None, &target.path().join("x"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         let text = error.to_string();
         assert!(text.contains(&name) && text.contains("s/bad"), "{text}");
@@ -329,7 +338,12 @@ async fn damage_is_named_by_verify_and_restore_leaves_nothing_behind() {
     fs::remove_file(object_of(at.path(), b"!")).unwrap();
     let report = shelf.verify(None).await.unwrap();
     assert_eq!(report.faults.len(), 2);
-    assert!(report.faults.iter().any(|one| one.detail == "it is not there"));
+    assert!(
+        report
+            .faults
+            .iter()
+            .any(|one| one.detail == "it is not there")
+    );
 }
 
 #[tokio::test]
@@ -351,12 +365,18 @@ async fn a_damaged_manifest_is_named_and_stops_no_later_snapshot() {
     let shard = Shard::new().with(&[("a", b"content")]);
     shard.save(&shelf, &owner(5)).await.unwrap();
     shard.save(&shelf, &owner(5)).await.unwrap();
-    let path = at.path().join("docs/7/0/manifests/00000000000000000002.json");
+    let path = at
+        .path()
+        .join("docs/7/0/manifests/00000000000000000002.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"points\":2", "\"points\":3")).unwrap();
     let report = shelf.verify(None).await.unwrap();
     assert_eq!((report.number, report.faults.len()), (2, 1));
-    assert!(report.faults[0].object.ends_with("00000000000000000002.json"));
+    assert!(
+        report.faults[0]
+            .object
+            .ends_with("00000000000000000002.json")
+    );
     let error = shelf.find(None).await.unwrap_err();
     assert!(matches!(error, ReadError::Damaged { .. }), "{error}");
     // The one before it still fences.
@@ -422,7 +442,10 @@ async fn a_prune_that_is_killed_leaves_no_snapshot_without_its_objects() {
     }
     shelf.prune(one).await.unwrap();
     let objects = store.list(&place().objects()).await.unwrap();
-    assert_eq!((shelf.numbers().await.unwrap(), objects.len()), (vec![4], 2));
+    assert_eq!(
+        (shelf.numbers().await.unwrap(), objects.len()),
+        (vec![4], 2)
+    );
 }
 
 #[tokio::test]
@@ -450,7 +473,14 @@ async fn whoever_was_held_up_until_a_later_owner_had_pruned_learns_it() {
     shard.save(&shelf, &owner(1)).await.unwrap();
     // What an owner does that is held up between looking and taking number 2.
     let held_up = super::manifest::Manifest::new(2, &place(), &owner(1), &shard.content, {
-        shelf.find(None).await.unwrap().files.into_iter().map(|one| one.object).collect()
+        shelf
+            .find(None)
+            .await
+            .unwrap()
+            .files
+            .into_iter()
+            .map(|one| one.object)
+            .collect()
     });
     for epoch in [2, 3] {
         shard.save(&shelf, &owner(epoch)).await.unwrap();
@@ -458,7 +488,10 @@ async fn whoever_was_held_up_until_a_later_owner_had_pruned_learns_it() {
     shelf.prune(NonZeroUsize::MIN).await.unwrap();
     assert_eq!(shelf.numbers().await.unwrap(), [3]);
     let error = shelf.take_number(&owner(1), &held_up).await.unwrap_err();
-    assert!(matches!(error, CreateError::Stale { newest: 3, .. }), "{error}");
+    assert!(
+        matches!(error, CreateError::Stale { newest: 3, .. }),
+        "{error}"
+    );
     assert_eq!(shelf.numbers().await.unwrap(), [3]);
 }
 
@@ -480,6 +513,7 @@ async fn stores_in_memory_and_in_a_folder_are_stores() {
         let store: Arc<dyn Store> = Arc::new(store.with_part_bytes(64 * 1024));
         let scratch = tempfile::tempfile().unwrap();
         super::conformance::all(&store, "check", &scratch, 1_000_000).await;
-        super::conformance::all(&(Faulty::over(store) as _), "faulty", &scratch, 1000).await;
+        let faulty: Arc<dyn Store> = Faulty::over(store);
+        super::conformance::all(&faulty, "faulty", &scratch, 1000).await;
     }
 }

@@ -140,7 +140,9 @@ pub struct Taker {
 impl fmt::Debug for Taker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let store = self.store.name();
-        f.debug_struct("Taker").field("store", &store).finish_non_exhaustive()
+        f.debug_struct("Taker")
+            .field("store", &store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -185,7 +187,9 @@ impl Taker {
         let mut last = last.lock().await;
         let label = format!("{}/{}", shard.0, shard.1);
         let watch = Stopwatch::start();
-        let outcome = self.take_alone(shard, &label, only_changed, last.as_ref()).await;
+        let outcome = self
+            .take_alone(shard, &label, only_changed, last.as_ref())
+            .await;
         match outcome {
             Ok(None) => Ok(None),
             Ok(Some((place, taken))) => {

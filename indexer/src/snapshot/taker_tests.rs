@@ -139,9 +139,11 @@ async fn snapshots_every_so_often_are_of_shards_that_changed_only() {
         for next in 1..=3 {
             shards.next.store(next, Ordering::SeqCst);
             for shard in [0, 1] {
-                eventually(Duration::from_secs(20), "a snapshot of what changed", || {
-                    (numbers(shard).last() == Some(&next)).then_some(())
-                });
+                eventually(
+                    Duration::from_secs(20),
+                    "a snapshot of what changed",
+                    || (numbers(shard).last() == Some(&next)).then_some(()),
+                );
             }
         }
         // Asked for, it is taken whatever changed.

@@ -60,8 +60,8 @@ impl Shelf {
             }
             (Err(error), _) => return Err(error),
         };
-        let files = stream::iter(&manifest.files).map(|stored| self.fault(stored));
-        let faults: Vec<Option<Fault>> = files
+        let files: Vec<_> = manifest.files.iter().map(|one| self.fault(one)).collect();
+        let faults: Vec<Option<Fault>> = stream::iter(files)
             .buffer_unordered(self.settings.files_at_a_time.max(1))
             .try_collect()
             .await?;
