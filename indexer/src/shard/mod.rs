@@ -12,6 +12,7 @@ pub mod compact;
 mod cpu;
 mod gone;
 pub mod lag;
+pub mod offline;
 pub mod recover;
 mod restore;
 pub mod run;

@@ -39,7 +39,8 @@ use crate::{
     wal::{self, Position, Wal},
 };
 
-const IDENTITY_FILE: &str = "shard.json";
+/// What a shard's folder says of itself.
+pub(super) const IDENTITY_FILE: &str = "shard.json";
 /// Frames replayed between two publications.
 const REPLAY_TURN: u64 = 256;
 

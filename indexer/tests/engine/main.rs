@@ -7,6 +7,7 @@
 )]
 #![allow(missing_docs, reason = "a test")]
 
+mod copies;
 mod world;
 
 use std::{
