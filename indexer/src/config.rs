@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 use shoal_schemas::RegionName;
 
-use crate::snapshot::bucket;
+use crate::snapshot::url;
 
 /// How an indexer runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -250,7 +250,7 @@ impl Validate for Config {
 
 impl Validate for SnapshotConfig {
     fn validate(&self, faults: &mut Vec<String>) {
-        if let Some(fault) = self.url.as_deref().and_then(bucket::fault_of_url) {
+        if let Some(fault) = self.url.as_deref().and_then(url::fault_of_url) {
             faults.push(format!("indexer.snapshot.url: {fault}"));
         }
         if let Some(every) = self.every {

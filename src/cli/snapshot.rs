@@ -213,14 +213,14 @@ impl Place {
         let store: Arc<dyn Store> = Arc::new(bucket);
         let incarnation = match self.incarnation {
             Some(number) => Offset(number),
-            None => snapshot::incarnations(&*store, &self.collection)
+            None => snapshot::shelf::incarnations(&*store, &self.collection)
                 .await?
                 .pop()
                 .with_context(|| format!("`{url}` has no snapshot of `{}`", self.collection))?,
         };
         let shards = match self.shard {
             Some(shard) => vec![Partition(shard)],
-            None => snapshot::shards(&*store, &self.collection, incarnation).await?,
+            None => snapshot::shelf::shards(&*store, &self.collection, incarnation).await?,
         };
         let clock = System::shared();
         let shelves = shards.into_iter().map(|shard| {

@@ -8,14 +8,8 @@
 //! is bounded for all uploads of a process together.
 
 use std::{
-    error::Error as StdError,
-    fmt,
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::{Path as FilePath, PathBuf},
-    sync::Arc,
-    time::Duration,
+    error::Error as StdError, fmt, fs::File, io, os::unix::fs::FileExt, path::Path as FilePath,
+    sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,10 +19,13 @@ use object_store::{
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
     local::LocalFileSystem, memory::InMemory, path::Path,
 };
-use shoal_runtime::{ErrorKind, tasks::blocking};
+use shoal_runtime::tasks::blocking;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::snapshot::store::{Answer, Cause, Chunks, Listed, Put, Store, StoreError};
+use crate::snapshot::{
+    store::{Answer, Cause, Chunks, Listed, Put, Store, StoreError},
+    url::{Named, OpenError, Scheme, parse},
+};
 
 /// Largest part of an upload held in memory; a file up to this size goes up in one request.
 const PART_BYTES: u64 = 8 << 20;
@@ -57,104 +54,6 @@ impl fmt::Debug for Bucket {
         // Not the client: it holds secrets.
         f.debug_tuple("Bucket").field(&self.name).finish()
     }
-}
-
-/// Why a URL names no store.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The scheme.
-    #[error(
-        "`{url}` names no object store; wanted is a folder, file:///folder, s3://bucket/prefix, \
-         gs://bucket/prefix or az://container/prefix"
-    )]
-    Scheme {
-        /// As given.
-        url: String,
-    },
-    /// What comes after the scheme.
-    #[error("`{url}` cannot be used as a prefix; leave out empty parts, `.` and `..`")]
-    Prefix {
-        /// As given.
-        url: String,
-        /// What exactly.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
-    /// A local folder.
-    #[error("cannot use folder `{}` as object store; make it, or choose another", .path.display())]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// The system's own.
-        #[source]
-        source: io::Error,
-    },
-    /// The cloud's settings.
-    #[error("cannot use `{url}`; check the store's variables in the environment")]
-    Settings {
-        /// As given.
-        url: String,
-        /// What exactly.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
-}
-
-impl OpenError {
-    /// What the caller should do about it.
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Caller
-    }
-}
-
-/// What a URL says, before anything is opened.
-enum Named<'a> {
-    Folder(&'a FilePath),
-    Cloud {
-        scheme: Scheme,
-        bucket: &'a str,
-        prefix: &'a str,
-    },
-}
-
-#[derive(Clone, Copy)]
-enum Scheme {
-    S3,
-    Google,
-    Azure,
-}
-
-/// Reads a URL. A bucket has no default, and user, port and query have no meaning.
-fn parse(url: &str) -> Option<Named<'_>> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return (!url.is_empty()).then(|| Named::Folder(FilePath::new(url)));
-    };
-    let scheme = match scheme {
-        "file" => {
-            return rest
-                .starts_with('/')
-                .then(|| Named::Folder(FilePath::new(rest)));
-        }
-        "s3" => Scheme::S3,
-        "gs" => Scheme::Google,
-        "az" => Scheme::Azure,
-        _ => return None,
-    };
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let named = !bucket.is_empty() && bucket.chars().all(is_name);
-    named.then_some(Named::Cloud {
-        scheme,
-        bucket,
-        prefix: prefix.trim_end_matches('/'),
-    })
-}
-
-/// What is wrong with a store's URL; `None` if it can be opened. Asks nobody.
-pub fn fault_of_url(url: &str) -> Option<String> {
-    parse(url)
-        .is_none()
-        .then(|| OpenError::Scheme { url: url.into() }.to_string())
 }
 
 impl Bucket {
@@ -506,33 +405,7 @@ impl Store for Bucket {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use super::{Bucket, OpenError, fault_of_url};
-
-    #[test]
-    fn urls_that_name_no_store_are_told_before_anything_is_opened() {
-        for good in [
-            "/var/snapshots",
-            "file:///x",
-            "s3://b",
-            "s3://b/a/c/",
-            "gs://b/p",
-            "az://c",
-        ] {
-            assert_eq!(fault_of_url(good), None, "{good}");
-        }
-        for bad in [
-            "",
-            "file://x",
-            "s3://",
-            "s3:///p",
-            "ftp://h/x",
-            "s3://b?x=1",
-            "s3://a@b/c",
-        ] {
-            let fault = fault_of_url(bad).unwrap();
-            assert!(fault.contains(&format!("`{bad}`")), "{fault}");
-        }
-    }
+    use super::{Bucket, OpenError};
 
     #[test]
     fn a_prefix_that_leads_elsewhere_is_refused() {
