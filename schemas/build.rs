@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".shoal.v1.ShardStatus.digest")
         .bytes(".shoal.v1.PointWrite.value")
+        .bytes(".shoal.v1.ShardBucketsResponse.digests")
+        .bytes(".shoal.v1.BucketId.row_hash")
         .compile_fds(descriptors)?;
     Ok(())
 }

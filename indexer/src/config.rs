@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 use shoal_schemas::RegionName;
 
+use crate::snapshot::url;
+
 /// How an indexer runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +46,8 @@ pub struct Config {
     /// More wait, each until its deadline. A change takes a few milliseconds, most of it waiting for
     /// Kafka and the shard; one of an id waits for the one before it.
     pub resolves: NonZeroUsize,
+    /// Copies of shards in an object store.
+    pub snapshot: SnapshotConfig,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub ready_lag: Duration,
@@ -180,6 +184,39 @@ pub struct EngineConfig {
     pub search_threads: NonZeroUsize,
 }
 
+/// Copies of shards in an object store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// Where they are kept: a folder, `s3://bucket/prefix`, `gs://bucket/prefix` or
+    /// `az://container/prefix`. Default: nowhere, none are taken. One for all indexers of a
+    /// region; another region needs another prefix.
+    ///
+    /// Credentials come from the environment, by the names of the cloud's own tools.
+    pub url: Option<String>,
+    /// How often one is taken of every shard that changed. Default: only when asked for.
+    ///
+    /// A new node replays from Kafka what came since the last one. Only files that are new are
+    /// sent, but the mask of a segment is new whenever a point in it was replaced.
+    #[serde(with = "humantime_serde")]
+    pub every: Option<Duration>,
+    /// Snapshots kept of each shard; older ones are removed after each new one. Default 3.
+    pub keep: NonZeroUsize,
+}
+
+/// Snapshots closer than this would be all an indexer does.
+const LEAST_EVERY: Duration = Duration::from_secs(10);
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            every: None,
+            keep: NonZeroUsize::new(3).unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -213,6 +250,7 @@ impl Default for Config {
             memory_budget: None,
             min_free_disk: ByteSize::mib(256),
             resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            snapshot: SnapshotConfig::default(),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(20),
@@ -246,6 +284,26 @@ impl Validate for Config {
             faults.push("indexer.ownership.group is empty; name the consumer group".into());
         }
         self.engine.validate(faults);
+        self.snapshot.validate(faults);
+    }
+}
+
+impl Validate for SnapshotConfig {
+    fn validate(&self, faults: &mut Vec<String>) {
+        if let Some(fault) = self.url.as_deref().and_then(url::fault_of_url) {
+            faults.push(format!("indexer.snapshot.url: {fault}"));
+        }
+        if let Some(every) = self.every {
+            if self.url.is_none() {
+                faults
+                    .push("indexer.snapshot.every is set, but no url to keep snapshots at".into());
+            }
+            if every < LEAST_EVERY {
+                faults.push(format!(
+                    "indexer.snapshot.every is {every:?}, allowed is {LEAST_EVERY:?} and more"
+                ));
+            }
+        }
     }
 }
 
@@ -291,9 +349,37 @@ impl Validate for EngineConfig {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use serde_json::json;
+    use std::time::Duration;
 
-    use super::Ownership;
+    use serde_json::json;
+    use shoal_runtime::config::Validate;
+
+    use super::{Ownership, SnapshotConfig};
+
+    #[test]
+    fn snapshots_need_a_place_that_is_one_and_are_not_taken_all_the_time() {
+        let faults = |url: Option<&str>, every: Option<u64>| {
+            let config = SnapshotConfig {
+                url: url.map(Into::into),
+                every: every.map(Duration::from_secs),
+                ..SnapshotConfig::default()
+            };
+            let mut faults = Vec::new();
+            config.validate(&mut faults);
+            faults
+        };
+        assert_eq!(faults(None, None), Vec::<String>::new());
+        assert_eq!(faults(Some("s3://b/p"), Some(300)), Vec::<String>::new());
+        assert!(faults(None, Some(300))[0].contains("no url"));
+        assert!(faults(Some("s3:/b"), None).is_empty(), "a relative folder");
+        let both = faults(Some("ftp://b"), Some(1));
+        assert!(
+            both[0].contains("`ftp://b`") && both[1].contains("every is 1s"),
+            "{both:?}"
+        );
+        let keep = json!({"keep": 0});
+        assert!(serde_json::from_value::<SnapshotConfig>(keep).is_err());
+    }
 
     #[test]
     fn a_layer_that_names_another_kind_may_leave_the_lower_layer_s_fields_behind() {

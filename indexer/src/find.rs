@@ -23,6 +23,8 @@ use crate::{
 
 /// With fewer live rows than this many beams a segment is scanned, not walked.
 const SCAN_BEAMS: usize = 2;
+/// A beam that dead rows widen to one in so many rows visits most of them: a scan is cheaper.
+const WIDE_SHARE: usize = 16;
 /// A segment of more rows, dead ones counted, is walked all the same.
 const SCAN_ROWS: u32 = 32_768;
 /// Candidates re-scored from exact vectors beyond the k asked for, at least.
@@ -197,11 +199,13 @@ impl<'a> Search<'a, '_> {
         let beam = self.wanted.beam.max(self.want);
         let Some(set) = set else {
             let few = live <= beam.saturating_mul(SCAN_BEAMS) && segment.len() <= SCAN_ROWS;
-            return match few || self.wanted.exact {
+            // A walk passes over dead rows, which take places of its beam.
+            let widened = beam.saturating_mul(rows) / live.clamp(1, rows);
+            let wide = widened > beam && widened.saturating_mul(WIDE_SHARE) >= rows;
+            return match few || wide || self.wanted.exact {
                 true => Plan::Scan,
                 false => Plan::Walk(plan::Walk {
-                    // A walk passes over dead rows, which take places of its beam.
-                    beam: beam.saturating_mul(rows) / live.clamp(1, rows),
+                    beam: widened,
                     is_filtered: false,
                     max_visits: usize::MAX,
                     enough: 0,

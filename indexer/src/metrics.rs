@@ -43,6 +43,12 @@ pub const SHARD_CPU: &str = "shard_cpu_utilization";
 pub const SHARD_REQUEST_SECONDS: &str = "indexer_request_seconds";
 /// Searches answered, one a shard and query. Labels: `shard`.
 pub const SEARCHES_TOTAL: &str = "indexer_searches_total";
+/// Snapshots taken, or not. Labels: `shard`, `outcome` (`taken`, `failed`).
+pub const SNAPSHOTS_TOTAL: &str = "indexer_snapshots_total";
+/// Bytes sent to the object store for snapshots. Labels: `shard`.
+pub const SNAPSHOT_SENT_BYTES_TOTAL: &str = "indexer_snapshot_sent_bytes_total";
+/// Time to take one snapshot.
+pub const SNAPSHOT_SECONDS: &str = "indexer_snapshot_seconds";
 
 /// Partial and conditional changes resolved. Labels: `shard`, `outcome` (`written`, `condition`,
 /// `missing`, `refused`, `busy`, `late`, `failed`, `unknown`).
@@ -68,6 +74,11 @@ pub fn describe() {
         (
             RESOLVED_AGAIN_TOTAL,
             "changes made anew because another record came between",
+        ),
+        (SNAPSHOTS_TOTAL, "snapshots taken, or not"),
+        (
+            SNAPSHOT_SENT_BYTES_TOTAL,
+            "bytes sent to the object store for snapshots",
         ),
     ] {
         describe_counter!(name, Unit::Count, text);
@@ -109,6 +120,7 @@ pub fn describe() {
         ),
         (CHECKPOINT_SECONDS, "time to store a checkpoint"),
         (INDEX_BUILD_SECONDS, "time to build a segment"),
+        (SNAPSHOT_SECONDS, "time to take one snapshot"),
         (SHARD_REQUEST_SECONDS, "time a shard takes for one request"),
         (RESOLVE_SECONDS, "time to resolve one change"),
     ] {

@@ -1,13 +1,21 @@
 //! Starting an indexer: folders, listeners, the node, the service.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use shoal_runtime::http;
 use shoal_schemas::v1;
 use shoal_topic::Deps;
 use tonic::transport::server::TcpIncoming;
 
-use crate::{config::Config, metrics, node::Node, resolve::Resolver, serve::Service};
+use crate::{
+    config::Config,
+    metrics,
+    node::Node,
+    resolve::Resolver,
+    serve::Service,
+    shard::rescue::Snapshots,
+    snapshot::{Settings, bucket::Bucket, store::Store, taker::Taker, url::OpenError},
+};
 
 /// Largest request and answer, bytes: 10,000 vectors of 4096 components would not fit, a batch does.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -38,6 +46,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Where snapshots are kept.
+    #[error("indexer cannot open its object store")]
+    Snapshots(#[source] OpenError),
     /// A thread.
     #[error("indexer gets no thread")]
     Thread(#[source] io::Error),
@@ -70,11 +81,40 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .advertise
         .clone()
         .unwrap_or_else(|| addresses.grpc.to_string());
-    let node = Node::new(config.clone(), deps.clone(), advertised);
+    let mut node = Node::new(config.clone(), deps.clone(), advertised);
+    let store = match &config.snapshot.url {
+        None => None,
+        Some(url) => {
+            let opened = Bucket::open(url).map_err(StartError::Snapshots)?;
+            Some(Arc::new(opened) as Arc<dyn Store>)
+        }
+    };
+    let settings = Settings::default();
+    if let Some(store) = &store {
+        node = node.with_snapshots(Snapshots {
+            store: store.clone(),
+            settings,
+            runtime: tokio::runtime::Handle::current(),
+        });
+    }
     let search_threads = config.engine.search_threads.get();
     let (resolver, resolving) =
         Resolver::new(deps.cluster.clone(), deps.clock.clone(), config.resolves);
-    let service = Service::new(node.clone(), search_threads, resolver);
+    let mut service = Service::new(node.clone(), search_threads, resolver);
+    if let Some(store) = store {
+        let source = Arc::new(node.clone());
+        let (clock, keep) = (deps.clock.clone(), config.snapshot.keep);
+        let taker = Taker::new(store, source, clock, settings, keep);
+        service = service.with_snapshots(taker.clone());
+        if let Some(every) = config.snapshot.every {
+            let cancel = deps.tasks.cancel().clone();
+            deps.tasks.spawn("snapshots", async move {
+                taker.run(every, &cancel).await;
+                Ok::<_, std::convert::Infallible>(())
+            });
+        }
+    }
+    let upkeep = v1::shard_upkeep_server::ShardUpkeepServer::new(service.clone());
     let service = v1::shard_server::ShardServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -103,6 +143,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
                 .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
                 .tcp_nodelay(true)
                 .add_service(service)
+                .add_service(upkeep)
                 .add_service(health_service)
                 .add_service(reflection)
                 .serve_with_incoming_shutdown(

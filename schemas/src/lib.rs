@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod avro;
+pub mod buckets;
 pub mod collection;
 pub mod control;
 pub mod digest;

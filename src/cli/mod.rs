@@ -17,6 +17,7 @@ mod read;
 mod role;
 mod scroll;
 mod search;
+mod snapshot;
 mod table;
 mod up;
 mod verify;
@@ -90,6 +91,9 @@ enum Verb {
     /// List, show and put back refused records
     #[command(subcommand)]
     Dlq(dlq::Verb),
+    /// Take, list, verify and restore copies of shards in an object store
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
     /// Show every shard's digest and positions, and compare them with another region's
     Verify(verify::Verify),
     /// Check and show settings
@@ -176,6 +180,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Count(verb) => verb.run(&context?).await,
         Verb::Scroll(verb) => verb.run(&context?).await,
         Verb::Dlq(verb) => verb.run(&context?).await,
+        Verb::Snapshot(verb) => verb.run(&context?).await,
         Verb::Verify(verb) => verb.run(&context?).await,
         Verb::Demo(verb) => verb.run(&context?).await,
         Verb::ChildExec { .. } => Ok(ExitCode::SUCCESS),

@@ -53,6 +53,12 @@ impl Store for Memory {
         Ok(())
     }
 
+    fn contested(&self) -> Result<Vec<PointId>, CatalogError> {
+        let kept = self.lock();
+        let contested = kept.states.iter().filter(|(_, state)| state.is_contested());
+        Ok(contested.map(|(id, _)| id.clone()).collect())
+    }
+
     fn bytes_on_disk(&self) -> u64 {
         0
     }

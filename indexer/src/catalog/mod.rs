@@ -10,7 +10,7 @@ mod sled;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -139,6 +139,12 @@ pub trait Store: Send + Sync {
     /// [`CatalogError`].
     fn clear(&self) -> Result<(), CatalogError>;
 
+    /// Every id whose state is contested. Looks at all of them.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    fn contested(&self) -> Result<Vec<PointId>, CatalogError>;
+
     /// Bytes on disk.
     fn bytes_on_disk(&self) -> u64;
 }
@@ -260,6 +266,26 @@ impl Catalog {
         Ok(())
     }
 
+    /// Every contested id, unless the writer changes one meanwhile. Looks at all ids.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn contested(&self) -> Result<HashSet<PointId>, CatalogError> {
+        // Before the store: what is stored meanwhile is then found in both.
+        let changed: HashMap<PointId, bool> = {
+            let overlay = self.shared();
+            let frozen = overlay.frozen.iter().flat_map(|frozen| frozen.iter());
+            let changed = frozen.chain(&overlay.newest);
+            changed
+                .map(|(id, state)| (id.clone(), state.is_contested()))
+                .collect()
+        };
+        let stored = self.store.contested()?.into_iter();
+        let mut contested: HashSet<_> = stored.filter(|id| !changed.contains_key(id)).collect();
+        contested.extend(changed.into_iter().filter_map(|(id, is)| is.then_some(id)));
+        Ok(contested)
+    }
+
     /// Ids changed since the last checkpoint.
     pub fn changed_ids(&self) -> usize {
         self.shared().newest.len()
@@ -329,6 +355,13 @@ mod tests {
             assert_eq!(store.read(id(n).as_str()).unwrap(), Some(state(n)));
         }
         assert_eq!(store.read("id-100").unwrap(), None);
+        let settled = [(id(3), IdState::default())].into();
+        store.write(&settled, 4).unwrap();
+        let mut contested = store.contested().unwrap();
+        contested.sort();
+        let mut wanted: Vec<_> = (0..100).filter(|n| *n != 3).map(id).collect();
+        wanted.sort();
+        assert_eq!(contested, wanted);
         store.clear().unwrap();
         assert_eq!(store.checkpoint().unwrap(), None);
         assert_eq!(store.read("id-1").unwrap(), None);
@@ -353,5 +386,23 @@ mod tests {
         catalog.store_frozen(1).unwrap();
         assert_eq!(catalog.read("a").unwrap(), state(2));
         assert_eq!(catalog.store().read("a").unwrap(), Some(state(1)));
+    }
+
+    #[test]
+    fn contested_ids_are_those_of_the_newest_state() {
+        let catalog = Catalog::new(Box::new(Memory::default()));
+        let [a, b, c] = ["a", "b", "c"].map(|id| PointId::new(id).unwrap());
+        catalog.put(a.clone(), state(1));
+        catalog.put(b.clone(), state(2));
+        catalog.freeze();
+        catalog.store_frozen(1).unwrap();
+        catalog.put(a.clone(), IdState::default());
+        catalog.freeze();
+        catalog.put(c.clone(), state(3));
+        assert_eq!(catalog.contested().unwrap(), [b.clone(), c].into());
+        catalog.put(a.clone(), state(4));
+        catalog.put(b, IdState::default());
+        assert!(catalog.contested().unwrap().contains(&a));
+        assert_eq!(catalog.contested().unwrap().len(), 2);
     }
 }

@@ -100,6 +100,20 @@ impl Store for Sled {
         Ok(())
     }
 
+    fn contested(&self) -> Result<Vec<PointId>, CatalogError> {
+        let mut contested = Vec::new();
+        for entry in &self.ids {
+            let (key, bytes) = entry.map_err(|error| failed(&error))?;
+            let id = String::from_utf8_lossy(&key);
+            let damaged = || CatalogError::Entry { id: id.to_string() };
+            let state = IdState::decode(&bytes).ok_or_else(damaged)?;
+            if state.is_contested() {
+                contested.push(PointId::new(&id).map_err(|_| damaged())?);
+            }
+        }
+        Ok(contested)
+    }
+
     fn bytes_on_disk(&self) -> u64 {
         self.database.size_on_disk().unwrap_or(0)
     }

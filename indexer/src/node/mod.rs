@@ -7,6 +7,7 @@
 //! a shard's data offsets are its own.
 
 mod owner;
+mod saves;
 mod upkeep;
 
 use std::{
@@ -23,7 +24,13 @@ use shoal_schemas::{CollectionName, Offset, Partition};
 use shoal_topic::{Deps, ReadError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, pressure::Pressure, serve::Pace, shard::Shared, wal};
+use crate::{
+    config::Config,
+    pressure::Pressure,
+    serve::Pace,
+    shard::{Shared, rescue::Snapshots},
+    wal,
+};
 
 /// A shard's name: its collection and number.
 pub type ShardKey = (CollectionName, Partition);
@@ -129,6 +136,8 @@ pub struct Node {
     /// Whether it is known which shards are this node's; until then having none means nothing.
     placed: Arc<AtomicBool>,
     pressure: Arc<Pressure>,
+    /// Where shards without a folder begin.
+    snapshots: Option<Snapshots>,
 }
 
 impl Node {
@@ -141,6 +150,16 @@ impl Node {
             shards: Arc::default(),
             placed: Arc::default(),
             pressure: Arc::default(),
+            snapshots: None,
+        }
+    }
+
+    /// The same node, whose shards without a folder begin with their newest snapshots.
+    #[must_use]
+    pub fn with_snapshots(self, snapshots: Snapshots) -> Self {
+        Self {
+            snapshots: Some(snapshots),
+            ..self
         }
     }
 

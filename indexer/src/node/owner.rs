@@ -259,6 +259,7 @@ impl Node {
             schemas: self.deps.schemas.clone(),
             clock: self.deps.clock.clone(),
             tasks: self.deps.tasks.clone(),
+            snapshots: self.snapshots.clone(),
             cancel: held.cancel.clone(),
             opened: held.opened.clone(),
         };

@@ -9,6 +9,7 @@ mod pace;
 mod patience;
 mod resolve;
 mod status;
+mod upkeep;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
@@ -28,6 +29,7 @@ use crate::{
         Shared,
         search::{Ask, ReadError},
     },
+    snapshot::taker::Taker,
 };
 
 pub use self::{pace::Pace, status::Refusal};
@@ -42,6 +44,8 @@ pub struct Service {
     reads: Arc<Semaphore>,
     meters: Meters,
     resolver: Resolver,
+    /// Takes snapshots, where there is a store for them.
+    snapshots: Option<Taker>,
 }
 
 /// Time for a request, by verb: looked up once.
@@ -53,6 +57,9 @@ struct Meters {
     scroll: Histogram,
     status: Histogram,
     resolve: Histogram,
+    buckets: Histogram,
+    bucket_ids: Histogram,
+    snapshot: Histogram,
 }
 
 /// A shard that serves: what the node knows of it, and the shard.
@@ -77,7 +84,20 @@ impl Service {
                 scroll: meter("scroll"),
                 status: meter("status"),
                 resolve: meter("resolve"),
+                buckets: meter("buckets"),
+                bucket_ids: meter("bucket_ids"),
+                snapshot: meter("snapshot"),
             },
+            snapshots: None,
+        }
+    }
+
+    /// The same service, which takes snapshots when it is asked to.
+    #[must_use]
+    pub fn with_snapshots(self, taker: Taker) -> Self {
+        Self {
+            snapshots: Some(taker),
+            ..self
         }
     }
 
@@ -440,9 +460,11 @@ impl v1::shard_server::Shard for Service {
         let trace = resolve::trace(&request);
         let request = request.into_inner();
         let answer = self.resolve_changes(request, trace, deadline);
-        timed(&self.meters.resolve, async { answer.await.map(Response::new) })
-            .instrument(span)
-            .await
+        timed(&self.meters.resolve, async {
+            answer.await.map(Response::new)
+        })
+        .instrument(span)
+        .await
     }
 }
 

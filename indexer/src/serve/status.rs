@@ -2,12 +2,13 @@
 
 use shoal_runtime::{ErrorKind, chain};
 use shoal_schemas::{Version, v1};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     find::SearchError,
     resolve::{self, ResolveError},
-    shard::search::ReadError,
+    shard::{buckets::BucketsError, search::ReadError},
+    snapshot::taker::TakeError,
 };
 
 /// Why one shard does not answer: part of an answer, not of the call.
@@ -43,6 +44,38 @@ impl Refusal {
             code: of_kind(error.kind()),
             message,
         }
+    }
+
+    /// From a digest in parts that is not told. Logged here if a person has to act.
+    pub(super) fn from_buckets(error: &BucketsError) -> Self {
+        let message = chain(error).to_string();
+        let code = match error {
+            BucketsError::Elsewhere { .. } => Code::FailedPrecondition,
+            BucketsError::DoesNotAddUp | BucketsError::Catalog(_) => {
+                tracing::error!(error = %message, "shard cannot answer");
+                of_kind(error.kind())
+            }
+            BucketsError::Busy => Code::Unavailable,
+        };
+        Self { code, message }
+    }
+
+    /// From a snapshot that was not taken; its caller tells it.
+    pub(super) fn from_take(error: &TakeError) -> Self {
+        let code = match error.kind() {
+            // Not what the caller wrote: this node's own settings or claim.
+            ErrorKind::Caller | ErrorKind::Closed => Code::FailedPrecondition,
+            kind => of_kind(kind),
+        };
+        Self {
+            code,
+            message: chain(error).to_string(),
+        }
+    }
+
+    /// The whole call's status.
+    pub(super) fn into_status(self) -> Status {
+        Status::new(self.code, self.message)
     }
 
     /// The code's number, as a shard's part of an answer carries it.

@@ -52,7 +52,7 @@ impl Shared {
         if stop() {
             return Err(find::SearchError::Stopped.into());
         }
-        let (view, moment) = self.now();
+        let (view, moment) = self.present();
         let query = Query::new(self.spec.collection.metric, &ask.vector);
         let filter = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref());
         let mut pager = Pager {
@@ -128,7 +128,7 @@ impl Shared {
         let Some(filter) = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref()) else {
             return Ok(self.live_points());
         };
-        let (view, moment) = self.now();
+        let (view, moment) = self.present();
         let mut points = 0u64;
         for segment in &view.segments {
             let rows = segment
@@ -154,7 +154,7 @@ impl Shared {
     }
 
     fn scroll_once(&self, ask: &ScrollAsk) -> Result<Vec<v1::StoredPoint>, ReadError> {
-        let (view, moment) = self.now();
+        let (view, moment) = self.present();
         let filter = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref());
         // The last ids of the page so far on top.
         let mut page: BinaryHeap<(&str, usize, u32)> = BinaryHeap::new();
@@ -196,7 +196,7 @@ impl Shared {
         Ok(points)
     }
 
-    fn now(&self) -> (std::sync::Arc<View>, Moment) {
+    fn present(&self) -> (std::sync::Arc<View>, Moment) {
         let (view, sequence) = self.moment();
         let now_ms = self.now_ms();
         (view, Moment { sequence, now_ms })

@@ -258,7 +258,8 @@ fn make_segment(
     {
         let mut work = shared.work();
         // Set until the writer has taken over an earlier one, or it came to nothing.
-        if work.checkpoint.is_some() || work.compacting {
+        let changes_old = full.is_none() && shared.is_saving();
+        if work.checkpoint.is_some() || work.compacting || changes_old {
             return Ok(false);
         }
         work.compacting = true;

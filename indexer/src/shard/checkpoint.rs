@@ -27,7 +27,7 @@ use crate::{
         growing::Growing,
         seal::{self, MANIFEST_FILE, Shape},
     },
-    shard::{FolderError, Shared, growing_file, make_folder},
+    shard::{FolderError, Shared, growing_file, make_folder, save::Point},
     wal::{self, Position},
 };
 
@@ -188,7 +188,7 @@ impl Manifest {
 
     /// Where it stands in the checkpoint folder.
     fn path(folder: &Path, number: u64) -> PathBuf {
-        folder.join(format!("manifest-{number:020}.json"))
+        folder.join(manifest_name(number))
     }
 
     /// Reads the newest manifest of a folder; `None` if there is none.
@@ -218,12 +218,39 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let path = Self::path(folder, self.number);
+    /// A manifest of a moment that is copied.
+    pub(super) fn of_save(point: &Point, graph: Shape, segments: Vec<SegmentFiles>) -> Self {
+        Self {
+            format: FORMAT,
+            number: point.number,
+            position: point.position.as_u64(),
+            taken_ms: point.taken_ms,
+            sources: point.sources.clone(),
+            digest: point.digest.to_string(),
+            contested: point.contested,
+            points: point.points,
+            next_segment: point.next_segment,
+            graph,
+            segments,
+        }
+    }
+
+    /// Its bytes on disk: a line of JSON and a line with that one's CRC-32.
+    ///
+    /// # Errors
+    /// [`CheckpointError::File`].
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let name = PathBuf::from(manifest_name(self.number));
         let mut body =
-            serde_json::to_vec(self).map_err(|error| damaged(&path, error.to_string()))?;
+            serde_json::to_vec(self).map_err(|error| damaged(&name, error.to_string()))?;
         let mark = format!("\n{:08x}\n", crc32fast::hash(&body));
         body.extend_from_slice(mark.as_bytes());
+        Ok(body)
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
+        let path = Self::path(folder, self.number);
+        let body = self.to_bytes()?;
         let temporary = path.with_extension("tmp");
         let mut file = File::create(&temporary).map_err(io_error(&temporary))?;
         file.write_all(&body)
@@ -232,6 +259,11 @@ impl Manifest {
         fs::rename(&temporary, &path).map_err(io_error(&path))?;
         Ok(sync_folder(folder)?)
     }
+}
+
+/// The name of a manifest's file.
+pub(super) fn manifest_name(number: u64) -> String {
+    format!("manifest-{number:020}.json")
 }
 
 /// The highest number any manifest of a folder has had; 0 if there is none.
@@ -403,7 +435,7 @@ fn store_growing(
         }
     };
     let path = folder.join(format!("rows-{}.bin", job.number));
-    let rows_file = growing_file::write(&path, growing, (rows, entries_now), job.sequence)?;
+    let rows_file = growing_file::write(&path, Some(growing), (rows, entries_now), job.sequence)?;
     sync_folder(&folder)?;
     Ok(Kept::Growing {
         folded: folded_now,
@@ -415,7 +447,7 @@ fn store_growing(
 }
 
 /// Writes which rows have ended, a bit a row.
-fn write_mask(
+pub(super) fn write_mask(
     folder: &Path,
     number: u64,
     rows: u32,

@@ -22,13 +22,13 @@ use crate::{
 const MAGIC: &[u8; 8] = b"SHOALRW2";
 const NO_TIME: i64 = i64::MIN;
 
-/// Writes the first `rows` rows and `entries` entries.
+/// Writes the first `rows` rows and `entries` entries, as far as there are any.
 ///
 /// # Errors
 /// [`FileError::Io`].
 pub(super) fn write(
     path: &Path,
-    growing: &Growing,
+    growing: Option<&Growing>,
     (rows, entries): (u32, usize),
     sequence: Sequence,
 ) -> Result<FileMark, FileError> {
@@ -36,7 +36,7 @@ pub(super) fn write(
     sink.put(MAGIC)?;
     sink.put(&rows.to_le_bytes())?;
     let mut bytes = Vec::new();
-    for row in (0..rows).filter_map(|row| growing.row(row)) {
+    for row in (0..rows).filter_map(|row| growing?.row(row)) {
         bytes.clear();
         let id = row.id.as_bytes();
         let length = u16::try_from(id.len()).expect("a point id has at most 512 bytes");
@@ -52,7 +52,8 @@ pub(super) fn write(
         sink.put(&bytes)?;
     }
     bytes.clear();
-    for entry in growing.entries().take(entries) {
+    let all = growing.into_iter().flat_map(Growing::entries);
+    for entry in all.take(entries) {
         entry.encode(&mut bytes);
     }
     sink.put(&bytes)?;

@@ -6,6 +6,7 @@
 //! share is [`Shared`]; what only the writer has is [`writer::Writer`].
 
 mod answer;
+pub mod buckets;
 pub mod builder;
 pub mod checkpoint;
 pub mod compact;
@@ -13,9 +14,12 @@ mod cpu;
 mod gone;
 mod growing_file;
 pub mod lag;
+pub mod offline;
 pub mod recover;
+pub mod rescue;
 mod restore;
 pub mod run;
+pub mod save;
 pub mod search;
 mod tend;
 mod turns;
@@ -25,7 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -43,6 +47,7 @@ use crate::{
     index::{IndexError, hnsw},
     pressure::Pressure,
     segment::{Segment, SegmentId, Sequence, growing::Growing, indexed, seal::Shape},
+    snapshot::Names,
     view::View,
     wal::{self, Position},
 };
@@ -217,6 +222,12 @@ pub struct Shared {
     wal_bytes: AtomicU64,
     /// What is wrong with a file of a sealed segment, once that was seen.
     damage: Mutex<Option<String>>,
+    /// Nothing is written any more.
+    closed: AtomicBool,
+    /// What is known of its files in an object store.
+    pub names: Names,
+    /// Whether a moment is wanted for a copy.
+    save: Mutex<save::Save>,
 }
 
 /// What the writer asks of the builder, and what the builder hands back.

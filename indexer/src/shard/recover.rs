@@ -11,7 +11,10 @@ use std::{
     io,
     ops::ControlFlow,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -39,11 +42,13 @@ use crate::{
         restore::{Restored, open_catalog, restore_segments, source_table},
         writer::{SegmentNumbers, WriteError, Writer},
     },
+    snapshot::Names,
     view::View,
     wal::{self, Position, Wal},
 };
 
-const IDENTITY_FILE: &str = "shard.json";
+/// What a shard's folder says of itself.
+pub(super) const IDENTITY_FILE: &str = "shard.json";
 /// Frames replayed between two publications.
 const REPLAY_TURN: u64 = 256;
 
@@ -215,7 +220,11 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         source,
     })?;
     check_identity(&spec)?;
+    // A log that is begun anew beside a checkpoint goes on where that one ends: a place in the log
+    // names a record for good.
+    let newest = Manifest::newest(&spec.checkpoint_folder()).ok().flatten();
     let wal_config = wal::Config {
+        first: newest.as_ref().map_or(Position::START, Manifest::position),
         segment_bytes: spec.engine.wal_segment_bytes.as_u64(),
         // A frame is at most the decoded record: four bytes a component and the payload.
         max_frame_bytes: spec
@@ -325,6 +334,9 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         fold_limit: Mutex::new(None),
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
         damage: Mutex::new(None),
+        closed: AtomicBool::new(false),
+        names: Names::default(),
+        save: Mutex::default(),
         spec,
     });
     let mut writer = Writer {

@@ -3,7 +3,7 @@
 //! One thread, the shard's own; the builder's is started and ended by it.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     shard::{
         Shared, Spec, builder, gone,
         recover::{self, OpenError, Opened},
+        rescue::{self, Snapshots},
         turns::{Ended, Turns},
         writer::WriteError,
     },
@@ -84,6 +85,8 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Where its builder is started.
     pub tasks: Tasks,
+    /// Where a shard without a folder begins.
+    pub snapshots: Option<Snapshots>,
     /// Ends it.
     pub cancel: CancellationToken,
     /// Gets the readable half as soon as it can be searched.
@@ -104,6 +107,7 @@ pub fn run(context: Context) -> Result<(), ShardError> {
         source,
     };
     let watch = Stopwatch::start();
+    rescue::restore_newest(&context);
     let Some(mut opened) = open_in_time(&context).map_err(open_error)? else {
         return Ok(());
     };
@@ -133,6 +137,7 @@ pub fn run(context: Context) -> Result<(), ShardError> {
         context.cancel.clone(),
     );
     let outcome = turns.run();
+    shared.closed.store(true, Ordering::Release);
     let closed = match &outcome {
         Ok(_) => turns.close(),
         Err(_) => Ok(()),

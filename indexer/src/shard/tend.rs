@@ -14,6 +14,7 @@ use crate::{
         checkpoint::{Job, SourceState},
         compact::{Compacted, Moving},
         lock,
+        save::{Point, Save},
         writer::{WriteError, Writer},
     },
     view::View,
@@ -61,6 +62,7 @@ impl Writer {
         if let Some(sealed) = sealed {
             self.take_sealed(&sealed);
         }
+        self.maybe_save()?;
         if let Some(compacted) = compacted {
             self.start_moving(compacted);
         }
@@ -79,6 +81,55 @@ impl Writer {
 
     fn start_moving(&mut self, compacted: Compacted) {
         self.moving = Some(Moving::start(&self.shared, compacted, self.sequence));
+    }
+
+    /// Makes the moment that a copy waits for, unless rows are being moved.
+    fn maybe_save(&mut self) -> Result<(), WriteError> {
+        if !matches!(*lock(&self.shared.save), Save::Wanted) || self.moving.is_some() {
+            return Ok(());
+        }
+        self.flush()?;
+        // Held, so that the builder begins nothing meanwhile.
+        let shared = self.shared.clone();
+        let work = shared.work();
+        if work.compacting {
+            return Ok(());
+        }
+        if !shared.view.load().growing().is_empty() {
+            self.begin_segment(self.wal.end())?;
+        }
+        let view = shared.view.load();
+        let growing = view.growing();
+        let entries = growing.as_growing().map_or(0, |rows| rows.entry_count());
+        let before = view.segments.iter().map(|segment| segment.id);
+        self.checkpoint_number += 1;
+        let point = Point {
+            number: self.checkpoint_number,
+            position: self.wal.end(),
+            taken_ms: shared.heard_ms(),
+            sequence: self.sequence,
+            sources: self.source_states(),
+            digest: self.digest,
+            contested: self.contested,
+            points: self.points,
+            segments: before.filter(|id| *id != growing.id).collect(),
+            growing: (growing.id, entries),
+            next_segment: self.numbers.peek(),
+        };
+        *lock(&shared.save) = Save::Made(Arc::new(point));
+        drop(work);
+        shared.work_changed.notify_all();
+        Ok(())
+    }
+
+    fn source_states(&self) -> Vec<SourceState> {
+        let sources = self.shared.sources.iter().zip(&self.next);
+        let states = sources.map(|(spec, next)| SourceState {
+            source: spec.source.clone(),
+            region: spec.region.clone(),
+            next: *next,
+        });
+        states.collect()
     }
 
     /// Asks for the growing segment to be sealed, if it is large enough for that to free memory.
@@ -186,20 +237,14 @@ impl Writer {
         self.checkpoint_number += 1;
         self.checkpoint_running = true;
         self.checkpoint_wanted = false;
-        let sources = self.shared.sources.iter().zip(&self.next);
+        let sources = self.source_states();
         work.checkpoint = Some(Job {
             number: self.checkpoint_number,
             position: self.wal.end(),
             needed_from: needed_from.unwrap_or_default(),
             taken_ms: self.shared.heard_ms(),
             sequence: self.sequence,
-            sources: sources
-                .map(|(spec, next)| SourceState {
-                    source: spec.source.clone(),
-                    region: spec.region.clone(),
-                    next: *next,
-                })
-                .collect(),
+            sources,
             digest: self.digest,
             contested: self.contested,
             points: self.points,

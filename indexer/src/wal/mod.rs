@@ -107,6 +107,9 @@ pub struct Config {
     /// Above the largest record of the topic, or that record cannot be stored; frames already written stay
     /// readable when it is lowered.
     pub max_frame_bytes: u32,
+    /// Where a log that has no file yet begins. Default 0.
+    #[serde(skip)]
+    pub first: Position,
 }
 
 impl Default for Config {
@@ -114,6 +117,7 @@ impl Default for Config {
         Self {
             segment_bytes: 64 << 20,
             max_frame_bytes: 16 << 20,
+            first: Position::START,
         }
     }
 }

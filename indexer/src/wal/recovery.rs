@@ -141,7 +141,7 @@ impl Wal {
             active,
         } = match segments.pop() {
             Some(last) => recover(&segments, last)?,
-            None => Tail::create(&*disk, dir)?,
+            None => Tail::create(&*disk, dir, config.first)?,
         };
         // A former process may have flushed without syncing, or died before it synced the directory.
         active
@@ -188,11 +188,11 @@ struct Tail {
 
 impl Tail {
     /// The first segment of a new log.
-    fn create(disk: &dyn Disk, dir: &Path) -> Result<Self, OpenError> {
-        let created = Segment::create(disk, dir, Position::START)
+    fn create(disk: &dyn Disk, dir: &Path, first: Position) -> Result<Self, OpenError> {
+        let created = Segment::create(disk, dir, first)
             .map_err(|failure| OpenError::disk("create segment", &failure.path)(failure.source))?;
         Ok(Self {
-            end: Position::START,
+            end: first,
             torn_bytes: 0,
             active: Arc::new(created),
         })

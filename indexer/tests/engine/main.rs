@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod asks;
+mod copies;
 mod resolve;
 mod world;
 
@@ -344,6 +345,66 @@ fn sealed_segments_answer_as_the_growing_ones_did_and_free_the_log() {
     assert_eq!(world.caught_up(&rebuilt), world.caught_up(&live));
     live.close();
     rebuilt.close();
+}
+
+#[test]
+fn a_moment_that_is_copied_opens_elsewhere_and_goes_on_from_there() {
+    let world = World::new();
+    let live = world.open();
+    for id in 0..900 {
+        world.upsert(&format!("id-{id}"), id);
+    }
+    for id in 0..60 {
+        world.delete(&format!("id-{id}"));
+    }
+    world.send(&Record {
+        value: Some(Bytes::from_static(b"no point")),
+        ..world.record("id-70", 1)
+    });
+    let then = world.caught_up(&live);
+    assert_eq!(then.contested, 1);
+    let copy = world.folder.path().join("copy");
+    std::thread::scope(|scope| {
+        // Ingest goes on while the moment is held.
+        let saved = scope.spawn(|| live.shared.save().unwrap());
+        for id in 900..1800 {
+            world.upsert(&format!("id-{id}"), id);
+        }
+        let saved = saved.join().unwrap();
+        let content = &saved.content;
+        for file in &content.files {
+            let to = copy.join(&file.path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            let mut from = saved.open_file(&file.path).unwrap();
+            let copied = std::io::copy(&mut from, &mut fs::File::create(&to).unwrap());
+            assert_eq!(copied.unwrap(), file.bytes, "{}", file.path);
+        }
+        let manifest = copy.join(&content.manifest_path);
+        fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+        fs::write(manifest, &content.manifest).unwrap();
+        assert!(content.checkpoint[0].next >= then.next[0]);
+    });
+    world.upsert("id-100", 5000);
+    world.delete("id-101");
+    let now = world.caught_up(&live);
+    let other = world.open_in(&copy);
+    assert_eq!(world.caught_up(&other), now);
+    assert!(!copy.with_extension("aside-0").exists());
+    assert_eq!(other.nearest(5000, 1), ["id-100"]);
+    assert_eq!(other.nearest(1500, 1), ["id-1500"]);
+    assert!(
+        other
+            .shared
+            .points(&["id-3".to_owned()], false)
+            .unwrap()
+            .is_empty()
+    );
+    // Another one may be made, and what was made for the first is gone.
+    let folder = world.folder.path().join("live");
+    drop(live.shared.save().unwrap());
+    assert!(!folder.join("saving").exists());
+    live.close();
+    other.close();
 }
 
 #[test]

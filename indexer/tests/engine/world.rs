@@ -123,6 +123,7 @@ impl World {
             schemas: Arc::new(NoRegistry),
             clock: self.clock.clone(),
             tasks: tasks.clone(),
+            snapshots: None,
             cancel: cancel.clone(),
             opened: opened.clone(),
         };

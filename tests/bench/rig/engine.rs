@@ -66,12 +66,8 @@ pub(crate) fn settings(rows: usize) -> EngineConfig {
 /// A question as these figures ask it: without vector and payload.
 pub(crate) fn ask(vector: &[f32], k: usize, ef: usize) -> Ask {
     Ask {
-        vector: vector.to_vec(),
-        k,
         beam: Some(ef),
-        with_vector: false,
-        with_payload: false,
-        exact: false,
+        ..Ask::nearest(vector.to_vec(), k)
     }
 }
 
@@ -165,6 +161,7 @@ impl Log {
             schemas: Arc::new(NoRegistry),
             clock: self.clock.clone(),
             tasks: tasks.clone(),
+            snapshots: None,
             cancel: cancel.clone(),
             opened: opened.clone(),
         };

@@ -21,6 +21,7 @@ mod curve;
 mod embeddings;
 mod engine;
 mod figures;
+mod filter;
 mod freshness;
 mod ingest;
 mod jitter;
@@ -58,6 +59,7 @@ fn main() -> anyhow::Result<()> {
             "search" => search::measure(&arguments).await,
             "recall" => recall::measure(&arguments).await,
             "build" => block_in_place(|| build::measure(&arguments)),
+            "filter" => block_in_place(|| filter::measure(&arguments)),
             "churn" => block_in_place(|| churn::measure(&arguments)),
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,

@@ -1,22 +1,31 @@
 //! `shoal verify`: what every shard holds, by its digest, and whether two nodes hold the same.
 //!
-//! Two shards can be compared where they have applied the same sources to the same offsets:
-//! then equal digests mean equal points. Elsewhere the answer is "not yet", never "different".
+//! Equal digests mean equal points. Unequal ones mean that points differ where both have applied
+//! the same sources to the same offsets, and then some of the points are named; elsewhere the
+//! answer is "not yet", never "different".
+
+mod copies;
+mod differences;
 
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value as Json, json};
+use shoal_indexer::shard::offline::open_offline;
+use shoal_runtime::{clock::System, tasks::blocking};
 use shoal_schemas::v1;
 use tonic::transport::Channel;
 
+use self::{copies::Place, differences::Found};
 use super::{
-    Context,
+    Context, Usage,
     addresses::QueryFlag,
     query_link::{connect, request, told},
     table::Table,
@@ -27,9 +36,27 @@ use super::{
 pub(super) struct Verify {
     /// The collections [default: all]
     collections: Vec<String>,
+    /// Only this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<u32>,
     /// Compare with what another query node's indexers hold, host:port
     #[arg(long, value_name = "ADDRESS")]
     against: Option<String>,
+    /// Compare with a shard's folder that no indexer has open, such as a restored snapshot's
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "shard",
+        conflicts_with = "against"
+    )]
+    against_folder: Option<PathBuf>,
+    /// How many ids that differ are named, for each shard
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    ids: usize,
+    /// Name ids also where the two are not at the same positions, as in two regions: records on
+    /// their way count as differences then
+    #[arg(long)]
+    anyway: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -41,10 +68,10 @@ pub(super) struct Verify {
 }
 
 /// What one indexer says of one shard, or why it says nothing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Held {
     node: String,
-    address: String,
+    copy: Place,
     outcome: Result<Facts, String>,
 }
 
@@ -71,11 +98,15 @@ impl Verdict {
     fn of(here: Option<&Held>, there: Option<&Held>) -> Self {
         let facts = |held: Option<&Held>| held.and_then(|held| held.outcome.clone().ok());
         match (facts(here), facts(there)) {
-            (Some(here), Some(there)) if here.positions == there.positions => {
+            (Some(here), Some(there)) => {
                 // Not by points: expired ones are hidden at one moment or the next, and of a
                 // contested id a rebuilt shard may have nothing to serve. The digest knows both.
                 let same = here.digest == there.digest && here.contested == there.contested;
-                if same { Self::Equal } else { Self::Different }
+                match (same, here.positions == there.positions) {
+                    (true, _) => Self::Equal,
+                    (false, true) => Self::Different,
+                    (false, false) => Self::NotComparable,
+                }
             }
             _ => Self::NotComparable,
         }
@@ -90,33 +121,37 @@ impl Verdict {
     }
 }
 
+/// Whether a shard is what it is elsewhere, and where not.
+struct Compared {
+    verdict: Verdict,
+    /// Ids that differ, or why they are not named; nothing if they were not looked for.
+    found: Option<Result<Found, String>>,
+}
+
 impl Verify {
     pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
         context.quiet_logs()?;
         let here = self.ask(&self.query.address(context)).await?;
-        let there = match &self.against {
-            Some(address) => Some(self.ask(address).await?),
-            None => None,
+        let there = match (&self.against, &self.against_folder) {
+            (Some(address), _) => Some(self.ask(address).await?),
+            (None, Some(folder)) => Some(self.open(folder).await?),
+            (None, None) => None,
         };
-        let verdicts = there.as_ref().map(|there| {
-            let shards = here.keys().chain(there.keys());
-            let verdict = |shard: &Shard| {
-                let verdict = Verdict::of(here.get(shard), there.get(shard));
-                (shard.clone(), verdict)
-            };
-            shards.map(verdict).collect::<BTreeMap<Shard, Verdict>>()
-        });
+        let mut compared = BTreeMap::new();
+        if let Some(there) = &there {
+            for shard in here.keys().chain(there.keys()) {
+                if !compared.contains_key(shard) {
+                    let outcome = self.compare(shard, here.get(shard), there.get(shard)).await;
+                    compared.insert(shard.clone(), outcome);
+                }
+            }
+        }
         let mut out = io::stdout().lock();
         if self.json {
             let all = json!({
                 "shards": listed(&here),
                 "against": there.as_ref().map(listed),
-                "verdicts": verdicts.as_ref().map(|verdicts| {
-                    let rows = verdicts.iter().map(|((collection, shard), verdict)| {
-                        json!({"collection": collection, "shard": shard, "verdict": verdict.text()})
-                    });
-                    rows.collect::<Vec<Json>>()
-                }),
+                "verdicts": there.as_ref().map(|_| verdicts(&compared)),
             });
             writeln!(out, "{all}")?;
         } else {
@@ -125,21 +160,82 @@ impl Verify {
                 writeln!(out)?;
                 table(there).write(&mut out)?;
             }
-            for ((collection, shard), verdict) in verdicts.iter().flatten() {
-                writeln!(out, "{collection}/{shard}: {}", verdict.text())?;
+            for ((collection, shard), compared) in &compared {
+                writeln!(out, "{collection}/{shard}: {}", compared.verdict.text())?;
+                match &compared.found {
+                    Some(Ok(found)) => found.write(&mut out)?,
+                    Some(Err(why)) => writeln!(out, "  ids that differ are not named: {why}")?,
+                    None => {}
+                }
             }
         }
         out.flush()?;
-        let different = verdicts
-            .iter()
-            .flatten()
-            .any(|(_, verdict)| *verdict == Verdict::Different);
+        let different = compared
+            .values()
+            .any(|compared| compared.verdict == Verdict::Different);
         let silent = here.values().any(|held| held.outcome.is_err());
         Ok(if different || silent {
             ExitCode::FAILURE
         } else {
             ExitCode::SUCCESS
         })
+    }
+
+    /// Compares two copies of a shard, and looks for ids that differ if some do.
+    async fn compare(&self, shard: &Shard, here: Option<&Held>, there: Option<&Held>) -> Compared {
+        let verdict = Verdict::of(here, there);
+        let wanted = match verdict {
+            Verdict::Equal => false,
+            Verdict::Different => self.ids > 0,
+            Verdict::NotComparable => self.ids > 0 && self.anyway,
+        };
+        let found = match (here, there) {
+            (Some(here), Some(there)) if wanted => {
+                let found = async {
+                    let timeout = Duration::from_millis(self.timeout_ms);
+                    let here = here.copy.open(shard, timeout).await?;
+                    let there = there.copy.open(shard, timeout).await?;
+                    differences::find(&here, &there, self.ids).await
+                };
+                Some(found.await.map_err(|error| format!("{error:#}")))
+            }
+            _ => None,
+        };
+        Compared { verdict, found }
+    }
+
+    /// Opens a folder as the one shard that is compared.
+    async fn open(&self, folder: &Path) -> anyhow::Result<BTreeMap<Shard, Held>> {
+        let [collection] = self.collections.as_slice() else {
+            return Err(Usage("--against-folder is about one collection; name it".into()).into());
+        };
+        let path = folder.to_owned();
+        let shared = blocking(move || open_offline(&path, System::shared())).await;
+        let shared = shared.with_context(|| format!("cannot open `{}`", folder.display()))?;
+        let is = (shared.spec.collection.name.to_string(), shared.spec.shard.0);
+        let wanted = (collection.clone(), self.shard.unwrap_or_default());
+        if is != wanted {
+            return Err(Usage(format!(
+                "`{}` is shard {}/{}, not {}/{}",
+                folder.display(),
+                is.0,
+                is.1,
+                wanted.0,
+                wanted.1
+            ))
+            .into());
+        }
+        let mut status = shared.status();
+        status.coverage = Some(v1::ShardCoverage {
+            answered: true,
+            ..v1::ShardCoverage::default()
+        });
+        let held = Held {
+            node: "(folder)".into(),
+            copy: Place::Folder(folder.to_owned(), shared),
+            outcome: facts(status),
+        };
+        Ok([(is, held)].into())
     }
 
     /// Asks every indexer that a query node knows of.
@@ -167,22 +263,37 @@ impl Verify {
             let wanted = v1::GetCollectionRequest { name: name.clone() };
             let found = node.get_collection(request(wanted, timeout)).await;
             let found = found.map_err(|status| told(&status))?.into_inner();
-            for owner in found.shards {
+            let owners = found.shards.into_iter();
+            for owner in owners.filter(|owner| self.shard.is_none_or(|one| one == owner.shard)) {
                 let outcome = indexers.status(&name, &owner).await;
                 let shard = (name.clone(), owner.shard);
-                let (node, address) = (owner.node, owner.address);
-                held.insert(
-                    shard,
-                    Held {
-                        node,
-                        address,
-                        outcome,
-                    },
-                );
+                let held_there = Held {
+                    node: owner.node,
+                    copy: Place::Indexer(owner.address),
+                    outcome,
+                };
+                held.insert(shard, held_there);
             }
         }
         Ok(held)
     }
+}
+
+fn verdicts(compared: &BTreeMap<Shard, Compared>) -> Vec<Json> {
+    let rows = compared.iter().map(|((collection, shard), compared)| {
+        let mut row = json!({
+            "collection": collection,
+            "shard": shard,
+            "verdict": compared.verdict.text(),
+        });
+        match &compared.found {
+            Some(Ok(found)) => row["differences"] = found.json(),
+            Some(Err(why)) => row["error"] = json!(why),
+            None => {}
+        }
+        row
+    });
+    rows.collect()
 }
 
 /// Connections to indexers.
@@ -288,7 +399,7 @@ fn listed(held: &BTreeMap<Shard, Held>) -> Vec<Json> {
             "collection": collection,
             "shard": shard,
             "node": held.node,
-            "address": held.address,
+            "address": held.copy.to_string(),
         });
         match &held.outcome {
             Ok(facts) => {
@@ -306,12 +417,12 @@ fn listed(held: &BTreeMap<Shard, Held>) -> Vec<Json> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, Held, Verdict};
+    use super::{Facts, Held, Place, Verdict};
 
     fn held(digest: &str, next: u64) -> Held {
         Held {
             node: "a".into(),
-            address: "x".into(),
+            copy: Place::Indexer("x".into()),
             outcome: Ok(Facts {
                 points: 1,
                 contested: 0,
@@ -328,6 +439,9 @@ mod tests {
         assert_eq!(Verdict::of(Some(&a), Some(&b)), Verdict::Different);
         assert_eq!(Verdict::of(Some(&a), Some(&ahead)), Verdict::NotComparable);
         assert_eq!(Verdict::of(Some(&a), None), Verdict::NotComparable);
+        // Two regions are never at the same offsets, and can hold the same all the same.
+        let elsewhere = held("1", 99);
+        assert_eq!(Verdict::of(Some(&a), Some(&elsewhere)), Verdict::Equal);
         let mut expired = a.clone();
         expired.outcome = expired.outcome.map(|facts| Facts { points: 0, ..facts });
         assert_eq!(Verdict::of(Some(&a), Some(&expired)), Verdict::Equal);
