@@ -223,8 +223,8 @@ impl Bucket {
         // All parts but the last have one size: some stores ask for it.
         let part_bytes = self.part_bytes.max(bytes.div_ceil(MAX_PARTS));
         let mut upload = self.inner.put_multipart(path).await.map_err(failed)?;
+        let mut under_way = FuturesUnordered::new();
         let sent = async {
-            let mut under_way = FuturesUnordered::new();
             let mut from = 0;
             while from < bytes {
                 let to = from.saturating_add(part_bytes).min(bytes);
@@ -245,13 +245,18 @@ impl Bucket {
                 });
                 from = to;
             }
-            under_way.try_collect::<Vec<()>>().await
+            while let Some(done) = under_way.next().await {
+                done?;
+            }
+            Ok(())
         };
         let outcome = match sent.await {
-            Ok(_) => upload.complete().await.map(drop).map_err(failed),
+            Ok(()) => upload.complete().await.map(drop).map_err(failed),
             Err(error) => Err(error),
         };
         if outcome.is_err() {
+            // A part that arrives after the end would be kept.
+            while under_way.next().await.is_some() {}
             // What is left of it costs money until a lifecycle rule of the bucket removes it.
             let _gone = upload.abort().await;
         }

@@ -49,9 +49,9 @@ impl Place {
     pub(super) async fn open(&self, shard: &Shard, timeout: Duration) -> anyhow::Result<Copy> {
         Ok(match self {
             Self::Indexer(address) => Copy::Indexer {
-                client: v1::shard_upkeep_client::ShardUpkeepClient::new(
+                client: Box::new(v1::shard_upkeep_client::ShardUpkeepClient::new(
                     connect("the indexer", address).await?,
-                ),
+                )),
                 shard: shard.clone(),
                 timeout,
             },
@@ -66,7 +66,7 @@ pub(super) type At = Vec<v1::SourcePosition>;
 /// A copy that can be asked what it has.
 pub(super) enum Copy {
     Indexer {
-        client: v1::shard_upkeep_client::ShardUpkeepClient<Channel>,
+        client: Box<v1::shard_upkeep_client::ShardUpkeepClient<Channel>>,
         shard: Shard,
         timeout: Duration,
     },
@@ -121,7 +121,7 @@ impl Copy {
                     buckets: buckets.iter().map(|one| one.number()).collect(),
                     at: at.clone(),
                 };
-                let found = client
+                let found = (**client)
                     .clone()
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .shard_bucket_ids(request(wanted, *timeout))
