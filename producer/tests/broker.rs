@@ -377,7 +377,7 @@ async fn a_run_and_the_gateway_go_on_after_the_broker_was_killed() {
         deadline: Duration::from_secs(1),
         ..gateway::Config::default()
     };
-    let at = gateway::start(&config, &deps).await.unwrap();
+    let at = gateway::start(&config, &deps, None).await.unwrap();
     let mut client = PublishClient::connect(format!("http://{}", at.grpc))
         .await
         .unwrap();
