@@ -206,7 +206,7 @@ mod tests {
             &b"tomorrow"[..],
             b"  123456",
             b"1.000000",
-            "\u{fc}ber\u{fc}be".as_bytes(),
+            "\u{fc}ber\u{fc}b".as_bytes(),
         ] {
             assert_eq!(value.len(), 8);
             let refused = Meta::decode(&record(&[(VERSION, value)])).unwrap_err();

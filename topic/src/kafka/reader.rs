@@ -40,6 +40,9 @@ const EVENTS: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_millis(250);
 /// Longest that a new record is waited for before a gap is looked for, in `fetch_wait`s.
 const GAP_PATIENCE: u32 = 3;
+/// How long a partition rests before its end is looked at. A busy one reaches an end with every
+/// batch, and the broker's answer would hold up the next.
+const REST: Duration = Duration::from_millis(50);
 /// Events served a look: enough to keep up, few enough to stay quick.
 const EVENTS_A_LOOK: usize = 16;
 
@@ -69,6 +72,8 @@ struct Source {
     gap_to: Option<Offset>,
     /// An end was reported and its offset is still to be found out.
     ended: bool,
+    /// Since the newest record, if there was any.
+    since_record: Option<Stopwatch>,
     /// Since when the broker's end is known to be further on.
     further_since: Option<Stopwatch>,
     failure: Option<Failure>,
@@ -119,6 +124,7 @@ impl KafkaReader {
                 position,
                 gap_to: None,
                 ended: false,
+                since_record: None,
                 further_since: None,
                 failure: None,
             });
@@ -204,6 +210,7 @@ impl KafkaReader {
                         source.position = Some(offset.next());
                         source.gap_to = None;
                         source.ended = false;
+                        source.since_record = Some(Stopwatch::start());
                         source.further_since = None;
                         source.failure = None;
                         self.down = false;
@@ -243,7 +250,7 @@ impl KafkaReader {
             let Some(source) = self.sources.get_mut(index) else {
                 continue;
             };
-            if !source.ended {
+            if source.end_in() != Some(Duration::ZERO) {
                 continue;
             }
             if let Some(end) = source.gap_to.take() {
@@ -324,7 +331,8 @@ impl Reader for KafkaReader {
                 return Ok(fetched);
             }
             let left = timeout.saturating_sub(watch.elapsed());
-            if self.sources.iter().any(|source| source.ended) {
+            let end_in = self.sources.iter().filter_map(Source::end_in).min();
+            if end_in == Some(Duration::ZERO) {
                 let patience = left.max(PROBE).min(self.request_timeout);
                 self.settle_ends(&mut fetched, patience);
                 if !fetched.ends.is_empty() {
@@ -341,8 +349,10 @@ impl Reader for KafkaReader {
             if left.is_zero() {
                 break;
             }
-            self.wake
-                .wait(left.min(if self.down { PROBE } else { EVENTS }));
+            let longest = if self.down { PROBE } else { EVENTS };
+            // An end that is looked at in vain is looked at again with the next event.
+            let end_in = end_in.filter(|rest| !rest.is_zero()).unwrap_or(longest);
+            self.wake.wait(left.min(longest).min(end_in));
         }
         if let Some(error) = self.sources.iter().find_map(Source::error) {
             return Err(error);
@@ -357,6 +367,13 @@ impl Reader for KafkaReader {
 }
 
 impl Source {
+    /// When the end that was reported is to be looked at; zero is now.
+    fn end_in(&self) -> Option<Duration> {
+        let since = self.since_record.as_ref();
+        let rested = since.map_or(REST, Stopwatch::elapsed);
+        self.ended.then(|| REST.saturating_sub(rested))
+    }
+
     fn error(&self) -> Option<ReadError> {
         let partition = self.at.clone();
         self.failure.as_ref().map(|failure| match failure {
