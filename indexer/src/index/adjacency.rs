@@ -76,6 +76,34 @@ impl Adjacency {
     }
 }
 
+impl Adjacency {
+    /// A row's places on a level, to change them; none if it is not on it.
+    pub(super) fn places_mut(&mut self, level: usize, row: u32) -> &mut [u32] {
+        let Some(upper) = level.checked_sub(1) else {
+            let start = index(row).saturating_mul(self.degree);
+            let places = self.base.get_mut(start..start.saturating_add(self.degree));
+            return places.unwrap_or_default();
+        };
+        let degree = self.upper_degree;
+        let level = self.upper.get_mut(upper);
+        let places = level.and_then(|level| {
+            let start = level.rows.binary_search(&row).ok()?.saturating_mul(degree);
+            level.links.get_mut(start..start.saturating_add(degree))
+        });
+        places.unwrap_or_default()
+    }
+}
+
+impl Level {
+    /// Puts a row on the level, behind those there are; nothing if it is there.
+    pub(super) fn stand(&mut self, row: u32, degree: usize) {
+        if self.rows.last().is_none_or(|last| *last < row) {
+            self.rows.push(row);
+            self.links.extend(std::iter::repeat_n(NONE, degree));
+        }
+    }
+}
+
 /// A row as an index.
 #[inline(always)]
 pub(super) fn index(row: u32) -> usize {

@@ -12,6 +12,9 @@ const HALVES: usize = 128;
 pub(super) trait Kernel {
     /// The inner product with a code of as many components; 0 if it has another number of them.
     fn dot(&self, code: &[u8]) -> f32;
+
+    /// The inner product of two codes.
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32;
 }
 
 /// Components of one byte.
@@ -32,20 +35,34 @@ pub(super) struct Floats(pub(super) Vec<f32>);
 
 impl Kernel for Bytes {
     #[inline(always)]
-    #[expect(
-        clippy::as_conversions,
-        clippy::cast_precision_loss,
-        reason = "rounding of a sum that is approximate already"
-    )]
     fn dot(&self, code: &[u8]) -> f32 {
-        i8::dot(&self.0, bytemuck::cast_slice(code)).unwrap_or(0) as f32
+        dot_bytes(&self.0, bytemuck::cast_slice(code))
     }
+
+    #[inline(always)]
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
+        dot_bytes(bytemuck::cast_slice(a), bytemuck::cast_slice(b))
+    }
+}
+
+#[inline(always)]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "rounding of a sum that is approximate already"
+)]
+fn dot_bytes(a: &[i8], b: &[i8]) -> f32 {
+    i8::dot(a, b).unwrap_or(0) as f32
 }
 
 impl Kernel for Halves {
     #[inline(always)]
     fn dot(&self, code: &[u8]) -> f32 {
         copied_dot(&self.0, code, f16)
+    }
+
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
+        Self::of_code(a).dot(b)
     }
 }
 
@@ -54,24 +71,40 @@ impl Kernel for Brains {
     fn dot(&self, code: &[u8]) -> f32 {
         copied_dot(&self.0, code, bf16)
     }
+
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
+        Self::of_code(a).dot(b)
+    }
 }
 
 impl Kernel for Floats {
     #[inline(always)]
-    #[expect(
-        clippy::as_conversions,
-        clippy::cast_possible_truncation,
-        reason = "the sum is made in f64, an approximate distance is an f32"
-    )]
     fn dot(&self, code: &[u8]) -> f32 {
         match bytemuck::try_cast_slice(code) {
-            Ok(code) => f32::dot(&self.0, code).unwrap_or(0.0) as f32,
-            Err(_) => {
-                let copy: Vec<f32> = floats(code).collect();
-                f32::dot(&self.0, &copy).unwrap_or(0.0) as f32
-            }
+            Ok(code) => dot_floats(&self.0, code),
+            Err(_) => dot_floats(&self.0, &floats(code).collect::<Vec<_>>()),
         }
     }
+
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
+        match bytemuck::try_cast_slice(a) {
+            Ok(a) => match bytemuck::try_cast_slice(b) {
+                Ok(b) => dot_floats(a, b),
+                Err(_) => dot_floats(a, &floats(b).collect::<Vec<_>>()),
+            },
+            Err(_) => Self(floats(a).collect()).dot(b),
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the sum is made in f64, an approximate distance is an f32"
+)]
+fn dot_floats(a: &[f32], b: &[f32]) -> f32 {
+    f32::dot(a, b).unwrap_or(0.0) as f32
 }
 
 impl Halves {

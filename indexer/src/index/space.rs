@@ -45,13 +45,13 @@ pub struct Space {
 /// A query as a code, with all that a distance takes.
 #[derive(Clone)]
 pub struct QueryCode {
-    pub(super) components: Components,
-    pub(super) scale: Scale,
+    components: Components,
+    scale: Scale,
 }
 
 /// A query's code.
 #[derive(Clone)]
-pub(super) enum Components {
+enum Components {
     Bytes(Bytes),
     Halves(Halves),
     Brains(Brains),
@@ -302,6 +302,12 @@ impl Space {
         to_f32(distance::square(&floats))
     }
 
+    /// What makes a distance of the inner product of two codes of rows; the biases of both are
+    /// to be added up.
+    pub(super) fn between(&self) -> Scale {
+        self.scale(0.0, self.step)
+    }
+
     fn scale(&self, square: f32, query_step: f32) -> Scale {
         let product = query_step * self.step;
         match self.metric {
@@ -324,17 +330,60 @@ impl Space {
     }
 }
 
+/// Something to do with distances from a query, whatever its code is made of.
+pub(super) trait Visit {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Self::Output;
+}
+
+/// Distances from a query.
+pub(super) struct Measure<'a, K> {
+    kernel: &'a K,
+    scale: Scale,
+}
+
+impl<K: Kernel> Measure<'_, K> {
+    /// The distance, which rounding may leave a little below what it can be.
+    #[inline(always)]
+    pub(super) fn distance(&self, code: &[u8], bias: f32) -> f32 {
+        self.scale.distance(self.kernel.dot(code), bias)
+    }
+
+    /// The distance, not below what it can be.
+    #[inline(always)]
+    pub(super) fn least(&self, distance: f32) -> f32 {
+        distance.max(self.scale.least)
+    }
+}
+
 impl QueryCode {
+    /// Does something with distances, compiled for each kind of code.
+    #[inline(always)]
+    pub(super) fn visit<V: Visit>(&self, visit: V) -> V::Output {
+        let scale = self.scale;
+        match &self.components {
+            Components::Bytes(kernel) => visit.visit(&Measure { kernel, scale }),
+            Components::Halves(kernel) => visit.visit(&Measure { kernel, scale }),
+            Components::Brains(kernel) => visit.visit(&Measure { kernel, scale }),
+            Components::Floats(kernel) => visit.visit(&Measure { kernel, scale }),
+        }
+    }
+
     /// About the distance to the row of a code and its bias, in the metric's own terms.
     #[inline]
     pub fn distance(&self, code: &[u8], bias: f32) -> f32 {
-        let dot = match &self.components {
-            Components::Bytes(query) => query.dot(code),
-            Components::Halves(query) => query.dot(code),
-            Components::Brains(query) => query.dot(code),
-            Components::Floats(query) => query.dot(code),
-        };
-        self.scale.least(self.scale.distance(dot, bias))
+        struct Distance<'a>(&'a [u8], f32);
+        impl Visit for Distance<'_> {
+            type Output = f32;
+            #[inline(always)]
+            fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> f32 {
+                measure.least(measure.distance(self.0, self.1))
+            }
+        }
+        self.visit(Distance(code, bias))
     }
 
     /// Its code in bytes; none if its components are larger.
@@ -347,21 +396,14 @@ impl QueryCode {
 
     /// The distance to a row without bias whose inner product with the query's code is known.
     pub(super) fn distance_of_product(&self, dot: f32) -> f32 {
-        self.scale.least(self.scale.distance(dot, 0.0))
+        self.scale.distance(dot, 0.0).max(self.scale.least)
     }
 }
 
 impl Scale {
-    /// A distance that rounding may have left a little below what a distance can be.
     #[inline(always)]
     pub(super) fn distance(self, dot: f32, bias: f32) -> f32 {
         self.offset + bias - self.factor * dot
-    }
-
-    /// The distance, not below what it can be.
-    #[inline(always)]
-    pub(super) fn least(self, distance: f32) -> f32 {
-        distance.max(self.least)
     }
 }
 

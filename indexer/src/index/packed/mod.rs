@@ -6,10 +6,14 @@
 //! damaged file may give wrong answers, and never more than that. Whether it is damaged is for
 //! whoever keeps a checksum over all of it.
 
+mod adopt;
+mod build;
 mod header;
+mod prune;
 mod walk;
 mod write;
 
+pub use build::{Builder, Options};
 pub use header::OpenError;
 pub use walk::Walk;
 pub use write::{WriteError, write};
@@ -135,6 +139,21 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
             rows.binary_search(&row).is_ok()
         };
         (1..=self.layout.upper.len()).take_while(on).count()
+    }
+
+    /// Where a walk starts.
+    pub fn entry(&self) -> u32 {
+        self.header.entry
+    }
+
+    /// The highest level.
+    pub fn top_level(&self) -> usize {
+        self.layout.upper.len()
+    }
+
+    /// The rows on a level above 0.
+    fn level_rows(&self, level: usize) -> &[u32] {
+        self.layers().level_rows(level)
     }
 
     fn layers(&self) -> Slices<'_> {

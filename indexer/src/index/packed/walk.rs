@@ -16,7 +16,7 @@ use crate::index::{
     adjacency::index,
     kernel::Kernel,
     prefetch,
-    space::{Components, QueryCode, Scale},
+    space::{Measure, QueryCode, Visit},
 };
 
 /// Marks a row of the beam whose neighbours were looked at. No segment has so many rows.
@@ -49,41 +49,32 @@ pub(super) trait Layers {
     fn bias(&self, row: u32) -> f32;
 }
 
+/// Which rows an answer may hold, if not all.
+pub(super) type Accept<'a> = Option<&'a dyn Fn(u32) -> bool>;
+
+/// A row and its distance.
+pub(super) type Far = (f32, u32);
+
 /// See [`super::Graph::search`].
 pub(super) fn nearest<L: Layers>(
     layers: &L,
     query: &QueryCode,
     beam: usize,
     want: usize,
-    accept: Option<&dyn Fn(u32) -> bool>,
+    accept: Accept<'_>,
 ) -> Walk {
-    if layers.rows() == 0 || want == 0 {
+    let rows = index(layers.rows());
+    if rows == 0 || want == 0 {
         return Walk::default();
     }
-    let rows = index(layers.rows());
     let mut scratch = SCRATCH.take().unwrap_or_default();
-    scratch.visits.fit(rows);
-    let (beam, want) = (beam.max(want).min(rows), want.min(rows));
-    let scale = query.scale;
-    let walk = match &query.components {
-        Components::Bytes(kernel) => {
-            let measure = Measure { kernel, scale };
-            scratch.walk(layers, &measure, beam, want, accept)
-        }
-        Components::Halves(kernel) => {
-            let measure = Measure { kernel, scale };
-            scratch.walk(layers, &measure, beam, want, accept)
-        }
-        Components::Brains(kernel) => {
-            let measure = Measure { kernel, scale };
-            scratch.walk(layers, &measure, beam, want, accept)
-        }
-        Components::Floats(kernel) => {
-            let measure = Measure { kernel, scale };
-            scratch.walk(layers, &measure, beam, want, accept)
-        }
-    };
-    scratch.visits.clear();
+    let walk = query.visit(Nearest {
+        layers,
+        scratch: &mut scratch,
+        beam: beam.max(want).min(rows),
+        want: want.min(rows),
+        accept,
+    });
     SCRATCH.set(Some(scratch));
     walk
 }
@@ -93,81 +84,102 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
-/// What a search needs beside the graph; kept, so that a search allocates its answer alone.
-#[derive(Default)]
-struct Scratch {
-    visits: Visits,
-    /// The nearest rows so far, nearest first.
-    beam: Vec<(f32, u32)>,
-    /// Of a search that accepts not all: the nearest accepted so far, nearest first.
-    accepted: Vec<(f32, u32)>,
-    /// Neighbours to compare.
-    next: Vec<u32>,
+struct Nearest<'a, L> {
+    layers: &'a L,
+    scratch: &'a mut Scratch,
+    beam: usize,
+    want: usize,
+    accept: Accept<'a>,
 }
 
-/// Distances from the query.
-struct Measure<'a, K> {
-    kernel: &'a K,
-    scale: Scale,
-}
+impl<L: Layers> Visit for Nearest<'_, L> {
+    type Output = Walk;
 
-impl<K: Kernel> Measure<'_, K> {
-    #[inline(always)]
-    fn distance<L: Layers>(&self, layers: &L, row: u32) -> f32 {
-        let dot = self.kernel.dot(layers.code(row));
-        self.scale.distance(dot, layers.bias(row))
-    }
-}
-
-impl Scratch {
-    fn walk<L: Layers, K: Kernel>(
-        &mut self,
-        layers: &L,
-        measure: &Measure<'_, K>,
-        beam: usize,
-        want: usize,
-        accept: Option<&dyn Fn(u32) -> bool>,
-    ) -> Walk {
-        let (entry, distance, descended) = descend(layers, measure);
-        self.beam.clear();
-        self.accepted.clear();
-        self.visits.mark(entry);
-        self.beam.push((distance, entry));
-        if accept.is_some_and(|accept| accept(entry)) {
-            self.accepted.push((distance, entry));
-        }
-        let distances = descended + self.spread(layers, measure, beam, want, accept);
-        let found = match accept {
-            None => &self.beam,
-            Some(_) => &self.accepted,
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Walk {
+        let Self {
+            layers, scratch, ..
+        } = self;
+        let start = distance(layers, measure, layers.entry());
+        let start = (start, layers.entry());
+        let (start, descended) = descend(layers, measure, start, 1);
+        let spread = Spread {
+            level: 0,
+            limit: self.beam,
+            want: self.want,
+            accept: self.accept,
         };
-        let near = found.iter().take(want).map(|(distance, row)| Near {
+        let distances = 1 + descended + scratch.spread(layers, measure, start, &spread);
+        let found = match self.accept {
+            None => &scratch.beam,
+            Some(_) => &scratch.accepted,
+        };
+        let near = found.iter().take(self.want).map(|(distance, row)| Near {
             row: row & !SEEN,
-            distance: measure.scale.least(*distance),
+            distance: measure.least(*distance),
         });
         Walk {
             near: near.collect(),
             distances,
         }
     }
+}
 
-    /// Looks at neighbours until those of every row of the beam were looked at.
-    fn spread<L: Layers, K: Kernel>(
+/// What a search needs beside the graph; kept, so that a search allocates its answer alone.
+#[derive(Default)]
+pub(super) struct Scratch {
+    visits: Visits,
+    /// The nearest rows so far, nearest first.
+    beam: Vec<Far>,
+    /// Of a search that accepts not all: the nearest accepted so far, nearest first.
+    accepted: Vec<Far>,
+    /// Neighbours to compare.
+    next: Vec<u32>,
+}
+
+/// How far to look around.
+pub(super) struct Spread<'a> {
+    pub(super) level: usize,
+    /// Rows of the beam.
+    pub(super) limit: usize,
+    /// Accepted rows to keep.
+    pub(super) want: usize,
+    pub(super) accept: Accept<'a>,
+}
+
+impl Scratch {
+    /// What a spread without `accept` came to, nearest first.
+    pub(super) fn found(&self) -> impl Iterator<Item = Far> {
+        self.beam
+            .iter()
+            .map(|(distance, row)| (*distance, row & !SEEN))
+    }
+
+    /// Looks at neighbours, from `start` on, until those of every row of the beam were looked at;
+    /// gives how many distances that took.
+    #[inline(always)]
+    pub(super) fn spread<L: Layers, K: Kernel>(
         &mut self,
         layers: &L,
         measure: &Measure<'_, K>,
-        limit: usize,
-        want: usize,
-        accept: Option<&dyn Fn(u32) -> bool>,
+        start: Far,
+        spread: &Spread<'_>,
     ) -> usize {
         let rows = layers.rows();
+        self.visits.start(index(rows));
+        self.visits.mark(start.1);
+        self.beam.clear();
+        self.beam.push(start);
+        self.accepted.clear();
+        if spread.accept.is_some_and(|accept| accept(start.1)) {
+            self.accepted.push(start);
+        }
         let mut distances = 0;
         let mut at = 0;
         while let Some((_, row)) = self.beam.get_mut(at) {
             let from = *row;
             *row |= SEEN;
             self.next.clear();
-            for neighbour in layers.base(from) {
+            for neighbour in links(layers, spread.level, from) {
                 if *neighbour >= rows {
                     break;
                 }
@@ -179,15 +191,15 @@ impl Scratch {
             distances += self.next.len();
             let mut lowest = at + 1;
             for row in &self.next {
-                let distance = measure.distance(layers, *row);
-                if let Some(accept) = accept
-                    && comes_in(&self.accepted, want, distance)
+                let distance = distance(layers, measure, *row);
+                if let Some(accept) = spread.accept
+                    && comes_in(&self.accepted, spread.want, distance)
                     && accept(*row)
                 {
-                    put(&mut self.accepted, want, (distance, *row));
+                    put(&mut self.accepted, spread.want, (distance, *row));
                 }
-                if comes_in(&self.beam, limit, distance) {
-                    lowest = lowest.min(put(&mut self.beam, limit, (distance, *row)));
+                if comes_in(&self.beam, spread.limit, distance) {
+                    lowest = lowest.min(put(&mut self.beam, spread.limit, (distance, *row)));
                 }
             }
             at = lowest;
@@ -202,12 +214,29 @@ impl Scratch {
     }
 }
 
-/// Goes down to level 1: the row it ends at, its distance, and how many distances that took.
-fn descend<L: Layers, K: Kernel>(layers: &L, measure: &Measure<'_, K>) -> (u32, f32, usize) {
-    let mut row = layers.entry();
-    let mut nearest = measure.distance(layers, row);
-    let mut distances = 1;
-    for level in (1..=layers.top_level()).rev() {
+#[inline(always)]
+fn distance<L: Layers, K: Kernel>(layers: &L, measure: &Measure<'_, K>, row: u32) -> f32 {
+    measure.distance(layers.code(row), layers.bias(row))
+}
+
+#[inline(always)]
+fn links<L: Layers>(layers: &L, level: usize, row: u32) -> &[u32] {
+    match level {
+        0 => layers.base(row),
+        _ => layers.upper(level, row),
+    }
+}
+
+/// Goes from the top down to level `lowest`: the row it ends at, and how many distances that took.
+pub(super) fn descend<L: Layers, K: Kernel>(
+    layers: &L,
+    measure: &Measure<'_, K>,
+    start: Far,
+    lowest: usize,
+) -> (Far, usize) {
+    let (mut nearest, mut row) = start;
+    let mut distances = 0;
+    for level in (lowest..=layers.top_level()).rev() {
         loop {
             let from = row;
             for neighbour in layers.upper(level, from) {
@@ -215,7 +244,7 @@ fn descend<L: Layers, K: Kernel>(layers: &L, measure: &Measure<'_, K>) -> (u32, 
                     break;
                 }
                 distances += 1;
-                let distance = measure.distance(layers, *neighbour);
+                let distance = distance(layers, measure, *neighbour);
                 if distance < nearest {
                     (row, nearest) = (*neighbour, distance);
                 }
@@ -225,18 +254,18 @@ fn descend<L: Layers, K: Kernel>(layers: &L, measure: &Measure<'_, K>) -> (u32, 
             }
         }
     }
-    (row, nearest, distances)
+    ((nearest, row), distances)
 }
 
 /// Whether a distance is among the `limit` nearest.
 #[inline(always)]
-fn comes_in(nearest: &[(f32, u32)], limit: usize, distance: f32) -> bool {
+fn comes_in(nearest: &[Far], limit: usize, distance: f32) -> bool {
     nearest.len() < limit || nearest.last().is_some_and(|(worst, _)| distance < *worst)
 }
 
 /// Puts one into its place, the last one gone if there are too many; gives the place.
 #[inline(always)]
-fn put(nearest: &mut Vec<(f32, u32)>, limit: usize, one: (f32, u32)) -> usize {
+fn put(nearest: &mut Vec<Far>, limit: usize, one: Far) -> usize {
     if nearest.len() >= limit {
         nearest.pop();
     }
@@ -253,8 +282,13 @@ struct Visits {
 }
 
 impl Visits {
-    /// Makes room for so many rows.
-    fn fit(&mut self, rows: usize) {
+    /// Forgets all, and makes room for so many rows.
+    fn start(&mut self, rows: usize) {
+        for row in self.marked.drain(..) {
+            if let Some(word) = self.bits.get_mut(index(row >> 6)) {
+                *word = 0;
+            }
+        }
         let words = rows.div_ceil(64);
         if self.bits.len() < words {
             self.bits.resize(words, 0);
@@ -274,13 +308,5 @@ impl Visits {
         *word |= bit;
         self.marked.push(row);
         true
-    }
-
-    fn clear(&mut self) {
-        for row in self.marked.drain(..) {
-            if let Some(word) = self.bits.get_mut(index(row >> 6)) {
-                *word = 0;
-            }
-        }
     }
 }

@@ -1,0 +1,174 @@
+//! Taking over the edges of a graph without some of its rows.
+//!
+//! A row that had a dropped one as neighbour gets that one's neighbours to choose from: what was
+//! reached through it stays reachable.
+
+use crate::index::{
+    adjacency::{Level, index},
+    kernel::Kernel,
+    packed::{
+        Graph,
+        build::{self, Builder},
+        prune,
+        walk::Far,
+    },
+    space::{Measure, Visit},
+};
+
+/// Rows to choose neighbours from, for each place of a row.
+const CANDIDATES_A_PLACE: usize = 3;
+
+impl Builder {
+    /// Takes over the edges between rows that have a new number.
+    pub(super) fn adopt_edges<B: AsRef<[u8]> + Send + Sync>(
+        &mut self,
+        graph: &Graph<B>,
+        numbers: &[Option<u32>],
+    ) {
+        let number = |row: u32| numbers.get(index(row)).copied().flatten();
+        for level in 1..=graph.top_level() {
+            let mut upper = Level::default();
+            for row in graph
+                .level_rows(level)
+                .iter()
+                .filter_map(|row| number(*row))
+            {
+                upper.stand(row, self.edges.upper_degree);
+            }
+            // An entry may only lead to levels below it.
+            if upper.rows.is_empty() {
+                break;
+            }
+            self.edges.upper.push(upper);
+        }
+        let top = self.edges.upper.last().and_then(|level| level.rows.first());
+        self.edges.entry = number(graph.entry()).or(top.copied()).unwrap_or(0);
+        let mut around = Around::default();
+        let mut lonely = Vec::new();
+        for (old, new) in (0u32..).zip(numbers) {
+            let Some(new) = *new else { continue };
+            for level in 0..=self.edges.level(new) {
+                around.look(graph, level, old, &number, self.places(level));
+                if around.kept == around.rows.len() && around.kept <= self.places(level) {
+                    let kept: Vec<Far> = around.rows.iter().map(|row| (0.0, *row)).collect();
+                    self.set_links(level, new, &kept);
+                    continue;
+                }
+                let query = self.space.query_of_code(self.codes.of(new));
+                query.visit(Choose {
+                    builder: self,
+                    row: new,
+                    level,
+                    around: &around,
+                });
+            }
+            if build::list(self, 0, new).is_empty() {
+                lonely.push(new);
+            }
+        }
+        if self.edges.rows < 2 {
+            return;
+        }
+        if lonely.contains(&self.edges.entry) {
+            return self.start_over();
+        }
+        for row in lonely {
+            self.reconnect(row);
+        }
+    }
+
+    fn places(&self, level: usize) -> usize {
+        match level {
+            0 => self.edges.degree,
+            _ => self.edges.upper_degree,
+        }
+    }
+}
+
+/// Rows that keep a number, around one.
+#[derive(Default)]
+struct Around {
+    rows: Vec<u32>,
+    dropped: Vec<u32>,
+    /// How many of them, in front, were neighbours before.
+    kept: usize,
+    /// Its neighbours before.
+    before: usize,
+}
+
+impl Around {
+    /// The neighbours of a row, and in place of dropped ones theirs.
+    fn look<B: AsRef<[u8]> + Send + Sync>(
+        &mut self,
+        graph: &Graph<B>,
+        level: usize,
+        row: u32,
+        number: &impl Fn(u32) -> Option<u32>,
+        places: usize,
+    ) {
+        self.rows.clear();
+        self.dropped.clear();
+        self.take(graph.neighbours(row, level), number);
+        self.kept = self.rows.len();
+        self.before = graph.neighbours(row, level).len();
+        let enough = places * CANDIDATES_A_PLACE;
+        let mut at = 0;
+        while let Some(through) = self.dropped.get(at).copied() {
+            if self.rows.len() >= enough || at >= enough {
+                break;
+            }
+            self.take(graph.neighbours(through, level), number);
+            at += 1;
+        }
+        // Its neighbours' neighbour is the row itself.
+        self.rows.retain(|found| number(row) != Some(*found));
+    }
+
+    fn take(&mut self, neighbours: &[u32], number: &impl Fn(u32) -> Option<u32>) {
+        for neighbour in neighbours {
+            let (into, row) = match number(*neighbour) {
+                Some(new) => (&mut self.rows, new),
+                None => (&mut self.dropped, *neighbour),
+            };
+            if !into.contains(&row) {
+                into.push(row);
+            }
+        }
+    }
+}
+
+/// Chooses a row's neighbours from some.
+struct Choose<'a> {
+    builder: &'a mut Builder,
+    row: u32,
+    level: usize,
+    around: &'a Around,
+}
+
+impl Visit for Choose<'_> {
+    type Output = ();
+
+    fn visit<K: Kernel>(self, _measure: &Measure<'_, K>) {
+        let (kept, new) = self.around.rows.split_at(self.around.kept);
+        let mut chosen = Vec::new();
+        prune::measured::<K>(self.builder, self.row, kept, &mut chosen);
+        let mut candidates = Vec::new();
+        prune::measured::<K>(self.builder, self.row, new, &mut candidates);
+        let places = self.builder.places(self.level);
+        if chosen.len() > places {
+            candidates.append(&mut chosen);
+        }
+        candidates.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        prune::choose_more::<K>(self.builder, &candidates, places, &mut chosen);
+        let before = self.around.before.min(places);
+        for one in &candidates {
+            if chosen.len() >= before {
+                break;
+            }
+            if !chosen.contains(one) {
+                chosen.push(*one);
+            }
+        }
+        self.builder.set_links(self.level, self.row, &chosen);
+    }
+}
