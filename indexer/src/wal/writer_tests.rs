@@ -19,6 +19,7 @@ fn small() -> Config {
     Config {
         segment_bytes: 200,
         max_frame_bytes: 1 << 10,
+        ..Config::default()
     }
 }
 
