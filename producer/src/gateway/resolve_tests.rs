@@ -89,6 +89,20 @@ impl shard_server::Shard for Owner {
         Err(Status::unimplemented("a gateway asks for no status"))
     }
 
+    async fn count_points(
+        &self,
+        _: Request<v1::CountPointsRequest>,
+    ) -> Result<Response<v1::CountPointsResponse>, Status> {
+        Err(Status::unimplemented("a gateway counts nothing"))
+    }
+
+    async fn shard_scroll(
+        &self,
+        _: Request<v1::ShardScrollRequest>,
+    ) -> Result<Response<v1::ShardScrollResponse>, Status> {
+        Err(Status::unimplemented("a gateway reads nothing"))
+    }
+
     async fn resolve(
         &self,
         request: Request<v1::ResolveRequest>,
