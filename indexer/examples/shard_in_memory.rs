@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         schemas: Arc::new(NoRegistry),
         clock,
         tasks: Tasks::new(Default::default()),
+        snapshots: None,
         cancel: Default::default(),
         opened: Arc::default(),
     };
