@@ -82,11 +82,11 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .clone()
         .unwrap_or_else(|| addresses.grpc.to_string());
     let mut node = Node::new(config.clone(), deps.clone(), advertised);
-    let store = match &config.snapshot.url {
+    let store: Option<Arc<dyn Store>> = match &config.snapshot.url {
         None => None,
         Some(url) => {
             let opened = Bucket::open(url).map_err(StartError::Snapshots)?;
-            Some(Arc::new(opened) as Arc<dyn Store>)
+            Some(Arc::new(opened))
         }
     };
     let settings = Settings::default();

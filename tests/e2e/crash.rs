@@ -30,11 +30,12 @@ const IDS: u64 = 3000;
 const RECORDS_TO_A_CHECKPOINT: u64 = 2 * (1 << 20) / 330;
 
 /// Every place where the indexer can be told to die.
-const POINTS: [&str; 8] = [
+const POINTS: [&str; 9] = [
     "wal_written",
     "wal_before_sync",
     "wal_synced",
     "applied",
+    "segment_written",
     "checkpoint_segments",
     "checkpoint_catalog",
     "checkpoint_manifest",
@@ -138,7 +139,7 @@ fn a_death_at_every_forced_point_loses_nothing_and_doubles_nothing() {
         // At the first pass, and at one in the thick of it.
         let later = match point {
             "committed" => 2,
-            point if point.starts_with("checkpoint") => 3,
+            point if point.starts_with("checkpoint") || point == "segment_written" => 3,
             _ => 7,
         };
         for pass in [1, later] {
@@ -182,7 +183,7 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
             fs::remove_dir_all(shard.join("catalog")).unwrap()
         }),
         ("a graph is damaged", |shard| {
-            let graph = newest(&shard.join("segments"), "graph");
+            let graph = newest(&shard.join("segments"), "graph.bin");
             let mut bytes = fs::read(&graph).unwrap();
             let middle = bytes.len() / 2;
             bytes[middle..]

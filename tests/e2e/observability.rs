@@ -50,7 +50,8 @@ fn the_promised_numbers_are_shown_and_move() {
     let indexer = eventually(DEADLINE, "the gauges to show the points", || {
         let metrics = shared.indexer.metrics();
         let points = metrics.sum("indexer_points", &own);
-        ((points - 100.0).abs() < 0.5).then_some(metrics)
+        let contested = metrics.sum("indexer_contested_ids", &own);
+        (points > 99.5 && contested > 0.5).then_some(metrics)
     });
     let is = |name: &str, labels: &[&str], expected: f64| {
         let found = indexer.sum(name, &[&own[..], labels].concat());

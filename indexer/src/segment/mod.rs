@@ -160,7 +160,7 @@ impl PointError {
 /// Where rows are kept.
 enum Rows {
     /// In memory.
-    Growing(Growing),
+    Growing(Box<Growing>),
     /// In files.
     Sealed(Box<Sealed>),
 }
@@ -178,7 +178,7 @@ impl Segment {
     pub fn growing(id: SegmentId, growing: Growing) -> Self {
         Self {
             id,
-            rows: Rows::Growing(growing),
+            rows: Rows::Growing(Box::new(growing)),
             dead: AtomicU32::new(0),
         }
     }

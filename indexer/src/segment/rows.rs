@@ -278,7 +278,7 @@ mod tests {
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             if let Ok(table) = Table::open(&path) {
-                let _whatever = (0..4).map(|row| table.row(row, ALIVE).is_some()).count();
+                let _whatever: Vec<_> = (0..4).map(|row| table.row(row, ALIVE).is_some()).collect();
             }
         }
         for at in 0..whole.len() {
@@ -286,7 +286,7 @@ mod tests {
             bent[at] ^= 0xff;
             std::fs::write(&path, &bent).unwrap();
             if let Ok(table) = Table::open(&path) {
-                let _whatever = (0..4).map(|row| table.row(row, ALIVE).is_some()).count();
+                let _whatever: Vec<_> = (0..4).map(|row| table.row(row, ALIVE).is_some()).collect();
             }
         }
     }

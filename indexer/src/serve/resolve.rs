@@ -68,9 +68,12 @@ impl Service {
                 .submit(target.clone(), change, style.clone(), deadline);
             pending.push_back(taken.await);
         }
-        let outcomes = pending.into_iter().map(async |taken| match taken {
-            Ok(pending) => result(pending.outcome().await),
-            Err(error) => result(Err(error)),
+        // No async closure: compiled anew in steps, rustc 1.95 stops at this one.
+        let outcomes = pending.into_iter().map(|taken| async move {
+            match taken {
+                Ok(pending) => result(pending.outcome().await),
+                Err(error) => result(Err(error)),
+            }
         });
         Ok(v1::ResolveResponse {
             results: futures::future::join_all(outcomes).await,

@@ -53,8 +53,9 @@ pub struct Job {
     pub contested: u64,
     /// Served points.
     pub points: u64,
-    /// Each segment with its number of rows, the growing one last.
-    pub segments: Vec<(Arc<Segment>, u32)>,
+    /// Each segment with its number of rows and of entries, the growing one last. What came later
+    /// is replayed, and must not be known before.
+    pub segments: Vec<(Arc<Segment>, u32, usize)>,
     /// Number of the next new segment.
     pub next_segment: u32,
 }
@@ -326,8 +327,8 @@ impl Storer {
         make_folder(&folder)?;
         shared.syncer.sync()?;
         let mut segments = Vec::with_capacity(job.segments.len());
-        for (segment, rows) in &job.segments {
-            let files = self.store_segment(shared, job, segment, *rows)?;
+        for (segment, rows, entries) in &job.segments {
+            let files = self.store_segment(shared, job, segment, (*rows, *entries))?;
             segments.push(files);
         }
         crash::point("checkpoint_segments");
@@ -361,7 +362,7 @@ impl Storer {
         shared: &Shared,
         job: &Job,
         segment: &Segment,
-        rows: u32,
+        (rows, entries): (u32, usize),
     ) -> Result<SegmentFiles, CheckpointError> {
         let ended = |row: u32| segment.end_of(row).is_some_and(|at| at <= job.sequence);
         let dead = u32::try_from((0..rows).filter(|row| ended(*row)).count()).unwrap_or(u32::MAX);
@@ -380,9 +381,13 @@ impl Storer {
                     },
                 }
             }
-            (None, Some(growing)) => {
-                store_growing(shared, job, segment, growing, (rows, dead), earlier)?
-            }
+            (None, Some(growing)) => store_growing(
+                shared,
+                job,
+                (segment, growing),
+                (rows, dead, entries),
+                earlier,
+            )?,
             (None, None) => unreachable!("a segment is sealed or growing"),
         };
         Ok(SegmentFiles {
@@ -397,13 +402,11 @@ impl Storer {
 fn store_growing(
     shared: &Shared,
     job: &Job,
-    segment: &Segment,
-    growing: &Growing,
-    (rows, dead): (u32, u32),
+    (segment, growing): (&Segment, &Growing),
+    (rows, dead, entries_now): (u32, u32, usize),
     earlier: Option<&SegmentFiles>,
 ) -> Result<Kept, CheckpointError> {
     let folded_now = growing.folded().min(rows);
-    let entries_now = growing.entry_count();
     let mut earlier_graph = None;
     if let Some(files) = earlier
         && let Kept::Growing {

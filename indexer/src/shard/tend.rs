@@ -222,14 +222,17 @@ impl Writer {
         let segments: Vec<_> = view
             .segments
             .iter()
-            .map(|segment| (segment.clone(), segment.len()))
+            .map(|segment| {
+                let entries = segment.as_growing().map_or(0, |rows| rows.entry_count());
+                (segment.clone(), segment.len(), entries)
+            })
             .collect();
-        if let Some((growing, rows)) = segments.last() {
+        if let Some((growing, rows, _)) = segments.last() {
             *lock(&self.shared.fold_limit) = Some((growing.id, *rows));
         }
         let growing = segments
             .iter()
-            .filter_map(|(segment, _)| segment.as_growing());
+            .filter_map(|(segment, ..)| segment.as_growing());
         let needed_from = growing
             .map(|growing| growing.from)
             .chain([self.wal.end()])

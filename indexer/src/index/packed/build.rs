@@ -393,7 +393,7 @@ impl Codes {
 }
 
 /// A row's neighbours, as a list.
-pub(super) fn list<'a>(graph: &'a Builder, level: usize, row: u32) -> &'a [u32] {
+pub(super) fn list(graph: &Builder, level: usize, row: u32) -> &[u32] {
     let places = match level {
         0 => graph.base(row),
         _ => graph.upper(level, row),

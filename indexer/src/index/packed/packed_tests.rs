@@ -262,8 +262,9 @@ proptest! {
         }
         let graph = open(bytes);
         let query = space.encode_query(&rows[seed % rows.len()]);
-        let accept = |row: u32| row % 2 == 0;
-        for accept in [None, Some(&accept as &dyn Fn(u32) -> bool)] {
+        let accept = |row: u32| row.is_multiple_of(2);
+        let accept: &dyn Fn(u32) -> bool = &accept;
+        for accept in [None, Some(accept)] {
             let near = graph.search(&query, 20, 10, accept).near;
             prop_assert!(near.iter().all(|near| near.row < graph.rows()));
         }
