@@ -2,10 +2,9 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use shoal_runtime::http;
+use shoal_runtime::{grpc::incoming, http};
 use shoal_schemas::v1;
 use shoal_topic::Deps;
-use tonic::transport::server::TcpIncoming;
 
 use crate::{
     config::Config,
@@ -141,15 +140,11 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
             tonic::transport::Server::builder()
                 .max_concurrent_streams(MAX_STREAMS)
                 .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
-                .tcp_nodelay(true)
                 .add_service(service)
                 .add_service(upkeep)
                 .add_service(health_service)
                 .add_service(reflection)
-                .serve_with_incoming_shutdown(
-                    TcpIncoming::from(grpc).with_nodelay(Some(true)),
-                    cancel.cancelled_owned(),
-                )
+                .serve_with_incoming_shutdown(incoming(grpc), cancel.cancelled_owned())
                 .await
         }
     });

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod crash;
 pub mod error;
+pub mod grpc;
 pub mod http;
 pub mod tasks;
 pub mod telemetry;

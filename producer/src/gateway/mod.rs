@@ -20,12 +20,12 @@ mod status;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use shoal_runtime::{clock::Clock, http::bind};
+use shoal_runtime::{clock::Clock, grpc::incoming, http::bind};
 use shoal_schemas::v1::publish_server::PublishServer;
 use shoal_topic::{Deps, control::ControlHandle, registry::Registry};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::info;
 
@@ -103,10 +103,7 @@ pub async fn start(
         .add_service(health)
         .add_service(reflection)
         .add_service(publish)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(grpc).with_nodelay(Some(true)),
-            cancel.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(incoming(grpc), cancel.clone().cancelled_owned());
     deps.tasks.spawn("gateway-grpc", serving);
 
     let readiness = deps.readiness.clone();

@@ -8,13 +8,13 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use shoal_runtime::{
     ErrorKind,
+    grpc::incoming,
     http::{bind, ops_router},
     tasks::blocking,
 };
 use shoal_schemas::v1;
 use shoal_topic::Deps;
-use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tracing::{debug, info};
 
 use crate::{
@@ -153,9 +153,8 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .add_service(reflection_v1alpha);
     let cancel = deps.tasks.cancel().clone();
     deps.tasks.spawn("query grpc", async move {
-        let incoming = incoming(grpc);
         router
-            .serve_with_incoming_shutdown(incoming, cancel.cancelled_owned())
+            .serve_with_incoming_shutdown(incoming(grpc), cancel.cancelled_owned())
             .await
     });
     let api = http::Api {
@@ -179,11 +178,6 @@ const SERVICES: [&str; 3] = [
     v1::search_server::SERVICE_NAME,
     v1::collections_server::SERVICE_NAME,
 ];
-
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    // Small answers go out at once instead of waiting for an acknowledgement.
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
 
 fn descriptors() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
