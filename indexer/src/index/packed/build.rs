@@ -42,9 +42,10 @@ pub struct Builder {
     pub(super) codes: Codes,
     pub(super) biases: Vec<f32>,
     pub(super) edges: Adjacency,
-    m: usize,
-    beam: usize,
-    scratch: Scratch,
+    /// Neighbours a new row chooses on a level.
+    pub(super) m: usize,
+    pub(super) beam: usize,
+    pub(super) scratch: Scratch,
     candidates: Vec<Far>,
     chosen: Vec<Far>,
 }
@@ -120,9 +121,16 @@ impl Builder {
 
     /// Writes what [`Graph::open`] opens; gives its length in bytes.
     ///
+    /// Makes edges first to rows that no walk comes to.
+    ///
     /// # Errors
     /// [`WriteError`].
-    pub fn write(&self, out: &mut impl Write) -> Result<usize, WriteError> {
+    pub fn write(&mut self, out: &mut impl Write) -> Result<usize, WriteError> {
+        self.mend();
+        self.write_as_is(out)
+    }
+
+    fn write_as_is(&self, out: &mut impl Write) -> Result<usize, WriteError> {
         let codes = (0..self.rows()).map(|row| (Layers::code(self, row), self.bias(row)));
         write(out, &self.space, &self.edges, codes)
     }
@@ -400,3 +408,7 @@ pub(super) fn list<'a>(graph: &'a Builder, level: usize, row: u32) -> &'a [u32] 
     };
     until_none(places, graph.edges.rows)
 }
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

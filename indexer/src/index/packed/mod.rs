@@ -9,6 +9,7 @@
 mod adopt;
 mod build;
 mod header;
+mod mend;
 mod prune;
 mod walk;
 mod write;

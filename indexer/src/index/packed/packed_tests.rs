@@ -13,8 +13,8 @@ use crate::index::{
     space::{Extent, Space},
 };
 
-const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
-const QUANTIZATIONS: [Quantization; 4] = [
+pub(super) const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
+pub(super) const QUANTIZATIONS: [Quantization; 4] = [
     Quantization::F32,
     Quantization::F16,
     Quantization::Bf16,
@@ -26,7 +26,7 @@ fn dim(dim: u32) -> Dim {
 }
 
 /// Vectors around a few centres, some ten times as long as others.
-fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
+pub(super) fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
     let mut state = 7u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -61,7 +61,12 @@ fn adjacency(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f
     graph.adjacency().unwrap()
 }
 
-fn space_of(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f32>]) -> Space {
+pub(super) fn space_of(
+    dim: Dim,
+    metric: Metric,
+    quantization: Quantization,
+    rows: &[Vec<f32>],
+) -> Space {
     let mut extent = Extent::new(dim, metric, quantization);
     for row in rows {
         extent.include(row);
