@@ -61,7 +61,7 @@ enum Held {
     /// The vector, as usearch rounds it.
     Vectors,
     /// The vector at length 1.
-    Units(Units),
+    Units(Box<Units>),
     /// Its code.
     Codes(Space),
 }
@@ -70,7 +70,7 @@ impl Held {
     fn new(options: &Options) -> Self {
         match (options.metric, options.parameters.quantization) {
             // Measured for bf16 only: 20 to 35 % more adds, 30 % less time a search.
-            (Metric::Cosine, Quantization::Bf16) => Self::Units(Units::default()),
+            (Metric::Cosine, Quantization::Bf16) => Self::Units(Box::default()),
             (Metric::Cosine, quantization @ Quantization::I8) => {
                 let space = Space::new(options.dim, Metric::Cosine, quantization);
                 Self::Codes(space.expect("under cosine no step has to be fitted"))

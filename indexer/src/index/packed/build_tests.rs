@@ -140,7 +140,7 @@ fn a_graph_without_a_third_of_its_rows_finds_the_others() {
     for metric in METRICS {
         let space = space_of(dim(24), metric, Quantization::I8, &rows);
         let graph = packed(&mut built(&space, &rows));
-        let keep = |row: u32| row % 3 != 0 && row != graph.entry();
+        let keep = |row: u32| !row.is_multiple_of(3) && row != graph.entry();
         let (mut builder, numbers) = adopted(&space, &graph, keep);
         let kept: Vec<u32> = (0..graph.rows()).filter(|row| keep(*row)).collect();
         assert_eq!(builder.rows(), u32::try_from(kept.len()).unwrap());
@@ -160,7 +160,7 @@ fn rows_can_be_dropped_and_added_again_and_again() {
     let space = Space::new(dim(24), Metric::Cosine, Quantization::I8).unwrap();
     let mut graph = packed(&mut built(&space, &rows));
     for cycle in 0..6u32 {
-        let keep = |row: u32| (row + cycle) % 4 != 0;
+        let keep = |row: u32| !(row + cycle).is_multiple_of(4);
         let (mut builder, _) = adopted(&space, &graph, keep);
         let missing = rows.len() - usize::try_from(builder.rows()).unwrap();
         insert(&mut builder, &rows[..missing]);

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
-use super::{Graph, OpenError, WriteError, write};
+use super::{Aligned, Graph, OpenError, WriteError, write};
 use crate::index::{
     VectorIndex,
     adjacency::Adjacency,
@@ -195,6 +195,16 @@ fn a_graph_of_no_rows_or_one_is_searched_too() {
 }
 
 #[test]
+fn aligned_bytes_begin_at_a_multiple_of_64_and_are_a_copy() {
+    for length in [0usize, 1, 63, 64, 1000] {
+        let bytes: Vec<u8> = (0..=255u8).cycle().take(length).collect();
+        let aligned = Aligned::copy_of(&bytes);
+        assert_eq!(aligned.as_ref(), bytes);
+        assert_eq!(aligned.as_ref().as_ptr().align_offset(64), 0);
+    }
+}
+
+#[test]
 fn codes_that_do_not_fit_the_edges_are_refused() {
     let dim = dim(4);
     let rows = vectors(dim, 3);
@@ -267,8 +277,9 @@ proptest! {
         }
         let graph = open(bytes);
         let query = space.encode_query(&rows[seed % rows.len()]);
-        let accept = |row: u32| row % 2 == 0;
-        for accept in [None, Some(&accept as &dyn Fn(u32) -> bool)] {
+        let accept = |row: u32| row.is_multiple_of(2);
+        let accepts: [Option<&dyn Fn(u32) -> bool>; 2] = [None, Some(&accept)];
+        for accept in accepts {
             let near = graph.search(&query, 20, 10, accept).near;
             prop_assert!(near.iter().all(|near| near.row < graph.rows()));
         }
