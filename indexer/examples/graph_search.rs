@@ -1,66 +1,56 @@
-//! Recall and processor time of a packed graph, its answers re-scored from exact vectors.
+//! Building a packed graph and searching it: rows a second, recall, processor time a search.
 //!
-//! Takes a folder with `w_base_f16.npy`, `w_queries_f16.npy` and `w_gt.npy`, and perhaps a file to
-//! keep the graph in: `cargo run -p shoal-indexer --example graph_search tests/data/wordnet20k`.
+//! Takes a folder with `w_base_f16.npy`, `w_queries_f16.npy` and `w_gt.npy`, unit vectors all:
+//! `cargo run -p shoal-indexer --example graph_search tests/data/wordnet20k`.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{env, error::Error, fs, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{env, error::Error, fs, path::Path, time::Duration};
 
 use numkong::{Dot, f16};
 use rustix::time::{ClockId, clock_gettime};
 use shoal_indexer::index::{
-    VectorIndex,
-    hnsw::{Hnsw, Options},
-    packed::{Graph, write},
+    VectorIndex, hnsw,
+    packed::{self, Aligned, Builder, Graph},
+    space::Space,
 };
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
 const DIM: usize = 384;
 const K: usize = 10;
-/// Answers of the walk that are scored again.
-const RESCORED: usize = 15;
 /// Neighbours a query in the file of true ones.
 const TRUE_NEIGHBOURS: usize = 100;
-const REPEATS: usize = 5;
+/// Answers of a walk that are scored again.
+const RESCORED: usize = 15;
+const METRIC: Metric = Metric::Cosine;
 
-fn main() -> Result<(), Box<dyn Error>> {
+type Answer<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Answer<()> {
     let folder = env::args().nth(1).ok_or("say the folder of the vectors")?;
-    let folder = Path::new(&folder);
-    let (base, queries) = (
-        folder.join("w_base_f16.npy"),
-        folder.join("w_queries_f16.npy"),
-    );
-    let graph = match env::args().nth(2) {
-        Some(kept) if Path::new(&kept).exists() => fs::read(kept)?,
-        kept => {
-            let graph = build(&halves(&base)?)?;
-            kept.map_or(Ok(()), |kept| fs::write(kept, &graph))?;
-            graph
-        }
-    };
-    let graph = Graph::open(graph)?;
-    let queries = halves(&queries)?;
-    let truth = numbers(&fs::read(folder.join("w_gt.npy"))?).to_vec();
-    let vectors = fs::File::open(&base)?;
-    let start = vectors.metadata()?.len() - u64::from(graph.rows()) * u64::try_from(2 * DIM)?;
-    for beam in [16, 24, 32, 48, 64, 96, 128] {
-        let (mut best, mut found, mut distances) = (Duration::MAX, 0, 0);
-        for _ in 0..REPEATS {
-            let before = cpu_time();
-            (found, distances) = (0, 0);
+    let read = |name| fs::read(Path::new(&folder).join(name));
+    let (base, queries) = (read("w_base_f16.npy")?, read("w_queries_f16.npy")?);
+    let (base, queries) = (halves(&base), halves(&queries));
+    let truth = read("w_gt.npy")?;
+    let truth = body(&truth).as_chunks::<4>().0.iter();
+    let truth: Vec<u32> = truth.map(|id| u32::from_le_bytes(*id)).collect();
+    let dim = Dim::try_from(u32::try_from(DIM)?)?;
+    let space = Space::new(dim, METRIC, Quantization::I8).ok_or("a step is to be fitted")?;
+    for (name, bytes) in [
+        ("usearch", by_usearch(&base, &space)?),
+        ("own", own(&base, &space)?),
+    ] {
+        let graph = Graph::open(Aligned::copy_of(&bytes))?;
+        for beam in [16, 24, 48, 64, 96, 128] {
+            let (mut found, mut distances, before) = (0, 0, cpu_time());
             for (query, truth) in queries.iter().zip(truth.chunks(TRUE_NEIGHBOURS)) {
-                let floats: Vec<f32> = query.iter().map(|half| half.to_f32()).collect();
-                let code = graph.space().encode_query(&floats);
-                let walk = graph.search(&code, beam, RESCORED, None);
+                let walk = graph.search(&space.encode_query(&floats(query)), beam, RESCORED, None);
                 distances += walk.distances;
                 let mut near = Vec::with_capacity(RESCORED);
                 for one in walk.near {
-                    let mut bytes = [0; 2 * DIM];
-                    let at = start + u64::from(one.row) * u64::try_from(bytes.len())?;
-                    vectors.read_exact_at(&mut bytes, at)?;
-                    near.push((-cosine(query, &row(&bytes)), one.row));
+                    let row = base.get(usize::try_from(one.row)?).ok_or("no such row")?;
+                    near.push((f16::dot(row, query).unwrap_or(0.0), one.row));
                 }
-                near.sort_by(|a, b| a.0.total_cmp(&b.0));
+                near.sort_by(|a, b| b.0.total_cmp(&a.0));
                 let truth = truth.get(..K).unwrap_or_default();
                 found += near
                     .iter()
@@ -68,55 +58,63 @@ fn main() -> Result<(), Box<dyn Error>> {
                     .filter(|(_, row)| truth.contains(row))
                     .count();
             }
-            best = best.min(cpu_time() - before);
+            let each = (cpu_time() - before) / u32::try_from(queries.len())?;
+            let recall = found * 10_000 / (K * queries.len());
+            let distances = distances / queries.len();
+            println!(
+                "{name}, beam {beam}: recall@{K} .{recall:04}, {each:.1?}, {distances} distances"
+            );
         }
-        let each = best / u32::try_from(queries.len())?;
-        let recall = found * 10_000 / (K * queries.len());
-        let distances = distances / queries.len();
-        println!(
-            "beam {beam}: recall@{K} .{recall:04}, {each:.1?} a search, {distances} distances"
-        );
     }
     Ok(())
 }
 
-fn build(rows: &[Vec<f16>]) -> Result<Vec<u8>, Box<dyn Error>> {
-    let (quantization, metric) = (Quantization::I8, Metric::Cosine);
-    let parameters = IndexParameters {
-        quantization,
-        ..IndexParameters::default()
-    };
-    let dim = Dim::try_from(u32::try_from(DIM)?)?;
-    let graph = Hnsw::new(&Options {
+fn by_usearch(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
+    let (dim, metric, parameters) = (space.dim(), METRIC, IndexParameters::default());
+    let options = hnsw::Options {
         dim,
         metric,
         parameters,
         threads: 1,
-    })?;
-    let before = cpu_time();
+    };
+    let (graph, before) = (hnsw::Hnsw::new(&options)?, cpu_time());
     for (number, row) in (0..).zip(rows) {
-        graph.add(
-            number,
-            &row.iter().map(|half| half.to_f32()).collect::<Vec<_>>(),
-        )?;
+        graph.add(number, &floats(row))?;
     }
-    let each = (cpu_time() - before) / u32::try_from(rows.len())?;
-    println!("{} rows, {each:.1?} to add one", rows.len());
-    let space = graph.space().ok_or("the graph holds no codes")?;
-    let codes: Result<Vec<_>, _> = (0..).take(rows.len()).map(|row| graph.code(row)).collect();
+    println!(
+        "usearch: {:.1?} to add a row",
+        (cpu_time() - before) / u32::try_from(rows.len())?
+    );
+    let codes: Result<Vec<_>, _> = (0..u32::try_from(rows.len())?)
+        .map(|row| graph.code(row))
+        .collect();
     let mut bytes = Vec::new();
-    write(
-        &mut bytes,
-        space,
-        &graph.adjacency()?,
-        codes?.into_iter().map(|code| (code, 0.0)),
-    )?;
+    let codes = codes?.into_iter().map(|code| (code, 0.0));
+    packed::write(&mut bytes, space, &graph.adjacency()?, codes)?;
     Ok(bytes)
 }
 
-fn cosine(a: &[f16], b: &[f16]) -> f32 {
-    let dot = |a, b| f16::dot(a, b).unwrap_or(0.0);
-    dot(a, b) / dot(b, b).sqrt()
+fn own(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
+    let (space, parameters, count) = (
+        space.clone(),
+        IndexParameters::default(),
+        u32::try_from(rows.len())?,
+    );
+    let mut builder = Builder::new(packed::Options {
+        space: space.clone(),
+        parameters,
+        rows: count,
+    });
+    let before = cpu_time();
+    for row in rows {
+        let mut code = Vec::new();
+        let bias = space.encode_row(&floats(row), &mut code);
+        builder.insert(&code, bias);
+    }
+    println!("own: {:.1?} to add a row", (cpu_time() - before) / count);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn cpu_time() -> Duration {
@@ -127,21 +125,20 @@ fn cpu_time() -> Duration {
     )
 }
 
-fn halves(path: &Path) -> Result<Vec<Vec<f16>>, Box<dyn Error>> {
-    Ok(body(&fs::read(path)?)
-        .chunks_exact(2 * DIM)
-        .map(row)
-        .collect())
+fn floats(halves: &[f16]) -> Vec<f32> {
+    halves.iter().map(|half| half.to_f32()).collect()
 }
 
-fn row(bytes: &[u8]) -> Vec<f16> {
-    let words = bytes.as_chunks::<2>().0.iter();
-    words.map(|word| f16(u16::from_le_bytes(*word))).collect()
-}
-
-fn numbers(file: &[u8]) -> Vec<u32> {
-    let words = body(file).as_chunks::<4>().0.iter();
-    words.map(|word| u32::from_le_bytes(*word)).collect()
+fn halves(file: &[u8]) -> Vec<Vec<f16>> {
+    let rows = body(file).chunks_exact(2 * DIM);
+    let words = |row: &[u8]| {
+        row.as_chunks::<2>()
+            .0
+            .iter()
+            .map(|word| f16(u16::from_le_bytes(*word)))
+            .collect()
+    };
+    rows.map(words).collect()
 }
 
 /// What follows the header of an npy file.

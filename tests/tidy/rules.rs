@@ -21,6 +21,7 @@ const EMPTY_NAMES: &[&str] = &[
 const FOREIGN_CRATES: &[(&str, &str)] = &[
     ("rdkafka", "topic/src/kafka/"),
     ("usearch", "indexer/src/index/hnsw.rs"),
+    ("numkong", "indexer/src/index/kernel.rs"),
     ("sled", "indexer/src/catalog/"),
     ("schema_registry_converter", "topic/src/registry.rs"),
     ("object_store", "indexer/src/snapshot/bucket.rs"),

@@ -1,14 +1,15 @@
 //! Asking for memory before it is read: the one use of unsafe code in this crate.
 //!
-//! A walk of a graph knows the next thirty rows it will compare some hundred nanoseconds before
-//! it compares them, and they lie anywhere. Nothing else than a prefetch hides that wait.
+//! A walk of a graph knows the next thirty rows it will compare before it compares the first, and
+//! they lie anywhere in memory. Asking for all of them at once, every line of each, takes 40 % off
+//! a walk; fewer lines, or rows asked for one after the other, take less off.
 
 /// Bytes that come from memory at a time.
 const LINE: usize = 64;
 
 /// Says that `bytes` are about to be read.
 #[inline(always)]
-pub(super) fn soon(bytes: &[u8]) {
+pub(crate) fn soon(bytes: &[u8]) {
     for line in bytes.chunks(LINE) {
         fetch(line);
     }
@@ -18,7 +19,7 @@ pub(super) fn soon(bytes: &[u8]) {
 #[inline(always)]
 #[expect(
     unsafe_code,
-    reason = "no safe way to prefetch; the numbers stand in docs/adr"
+    reason = "there is no safe prefetch; it saves 40 % of a walk: docs/adr/007"
 )]
 fn fetch(line: &[u8]) {
     use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -31,7 +32,7 @@ fn fetch(line: &[u8]) {
 #[inline(always)]
 #[expect(
     unsafe_code,
-    reason = "no safe way to prefetch; the numbers stand in docs/adr"
+    reason = "there is no safe prefetch; it saves 40 % of a walk: docs/adr/007"
 )]
 fn fetch(line: &[u8]) {
     // SAFETY: `prfm` is a hint: it neither faults nor changes anything a program can see, and the

@@ -17,7 +17,7 @@ use crate::index::{
     adjacency::{Adjacency, Level, MAX_UPPER_LEVELS, NONE, index, places, places_of, until_none},
     kernel::Kernel,
     packed::{
-        Graph, WriteError, header, prune,
+        Aligned, Graph, WriteError, header, prune,
         walk::{self, Far, Layers, Scratch, Spread},
         write,
     },
@@ -42,9 +42,10 @@ pub struct Builder {
     pub(super) codes: Codes,
     pub(super) biases: Vec<f32>,
     pub(super) edges: Adjacency,
-    m: usize,
-    beam: usize,
-    scratch: Scratch,
+    /// Neighbours a new row chooses on a level.
+    pub(super) m: usize,
+    pub(super) beam: usize,
+    pub(super) scratch: Scratch,
     candidates: Vec<Far>,
     chosen: Vec<Far>,
 }
@@ -120,9 +121,16 @@ impl Builder {
 
     /// Writes what [`Graph::open`] opens; gives its length in bytes.
     ///
+    /// Makes edges first to rows that no walk comes to.
+    ///
     /// # Errors
     /// [`WriteError`].
-    pub fn write(&self, out: &mut impl Write) -> Result<usize, WriteError> {
+    pub fn write(&mut self, out: &mut impl Write) -> Result<usize, WriteError> {
+        self.mend();
+        self.write_as_is(out)
+    }
+
+    fn write_as_is(&self, out: &mut impl Write) -> Result<usize, WriteError> {
         let codes = (0..self.rows()).map(|row| (Layers::code(self, row), self.bias(row)));
         write(out, &self.space, &self.edges, codes)
     }
@@ -336,9 +344,7 @@ impl Layers for Builder {
 
 /// Codes in a row, each at a multiple of a cache line where the stride is one.
 pub(super) struct Codes {
-    bytes: Vec<u8>,
-    /// Where the first begins.
-    start: usize,
+    bytes: Aligned,
     stride: usize,
     code_bytes: usize,
     rows: usize,
@@ -347,48 +353,36 @@ pub(super) struct Codes {
 impl Codes {
     fn new(code_bytes: usize, rows: usize) -> Self {
         let stride = header::stride(code_bytes);
-        let mut codes = Self {
-            bytes: Vec::new(),
-            start: 0,
+        Self {
+            bytes: Aligned::zeros(rows.saturating_mul(stride)),
             stride,
             code_bytes,
             rows: 0,
-        };
-        codes.make_room(rows);
-        codes
-    }
-
-    fn make_room(&mut self, rows: usize) {
-        let mut bytes = vec![0; rows.saturating_mul(self.stride) + header::ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(header::ALIGNMENT);
-        // An address that cannot be aligned costs speed alone.
-        let start = if start < header::ALIGNMENT { start } else { 0 };
-        let held = self.rows * self.stride;
-        let old = self.bytes.get(self.start..self.start + held);
-        if let (Some(old), Some(new)) = (old, bytes.get_mut(start..start + held)) {
-            new.copy_from_slice(old);
         }
-        (self.bytes, self.start) = (bytes, start);
     }
 
     fn push(&mut self, code: &[u8]) {
-        let at = self.start + self.rows * self.stride;
-        if at + self.stride > self.bytes.len() {
-            self.make_room(2 * self.rows + 1);
-            return self.push(code);
+        let held = self.rows * self.stride;
+        if held + self.stride > self.bytes.as_ref().len() {
+            let mut more = Aligned::zeros(2 * held + self.stride);
+            if let Some(place) = more.as_mut().get_mut(..held) {
+                place.copy_from_slice(self.bytes.as_ref().get(..held).unwrap_or_default());
+            }
+            self.bytes = more;
         }
-        if let Some(place) = self.bytes.get_mut(at..at + self.code_bytes.min(code.len())) {
-            place.copy_from_slice(code.get(..place.len()).unwrap_or_default());
+        let length = self.code_bytes.min(code.len());
+        let place = self.bytes.as_mut().get_mut(held..held + length);
+        if let (Some(place), Some(code)) = (place, code.get(..length)) {
+            place.copy_from_slice(code);
         }
         self.rows += 1;
     }
 
     #[inline(always)]
     pub(super) fn of(&self, row: u32) -> &[u8] {
-        let start = self.start + index(row).saturating_mul(self.stride);
-        self.bytes
-            .get(start..start.saturating_add(self.code_bytes))
-            .unwrap_or_default()
+        let start = index(row).saturating_mul(self.stride);
+        let code = start..start.saturating_add(self.code_bytes);
+        self.bytes.as_ref().get(code).unwrap_or_default()
     }
 }
 
@@ -400,3 +394,7 @@ pub(super) fn list(graph: &Builder, level: usize, row: u32) -> &[u32] {
     };
     until_none(places, graph.edges.rows)
 }
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

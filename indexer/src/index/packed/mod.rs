@@ -7,12 +7,15 @@
 //! whoever keeps a checksum over all of it.
 
 mod adopt;
+mod aligned;
 mod build;
 mod header;
+mod mend;
 mod prune;
 mod walk;
 mod write;
 
+pub use aligned::Aligned;
 pub use build::{Builder, Options};
 pub use header::OpenError;
 pub use walk::Walk;

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
-use super::{Graph, OpenError, WriteError, write};
+use super::{Aligned, Graph, OpenError, WriteError, write};
 use crate::index::{
     VectorIndex,
     adjacency::Adjacency,
@@ -13,8 +13,8 @@ use crate::index::{
     space::{Extent, Space},
 };
 
-const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
-const QUANTIZATIONS: [Quantization; 4] = [
+pub(super) const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
+pub(super) const QUANTIZATIONS: [Quantization; 4] = [
     Quantization::F32,
     Quantization::F16,
     Quantization::Bf16,
@@ -26,7 +26,7 @@ fn dim(dim: u32) -> Dim {
 }
 
 /// Vectors around a few centres, some ten times as long as others.
-fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
+pub(super) fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
     let mut state = 7u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -61,7 +61,12 @@ fn adjacency(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f
     graph.adjacency().unwrap()
 }
 
-fn space_of(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f32>]) -> Space {
+pub(super) fn space_of(
+    dim: Dim,
+    metric: Metric,
+    quantization: Quantization,
+    rows: &[Vec<f32>],
+) -> Space {
     let mut extent = Extent::new(dim, metric, quantization);
     for row in rows {
         extent.include(row);
@@ -190,6 +195,16 @@ fn a_graph_of_no_rows_or_one_is_searched_too() {
 }
 
 #[test]
+fn aligned_bytes_begin_at_a_multiple_of_64_and_are_a_copy() {
+    for length in [0usize, 1, 63, 64, 1000] {
+        let bytes: Vec<u8> = (0..=255u8).cycle().take(length).collect();
+        let aligned = Aligned::copy_of(&bytes);
+        assert_eq!(aligned.as_ref(), bytes);
+        assert_eq!(aligned.as_ref().as_ptr().align_offset(64), 0);
+    }
+}
+
+#[test]
 fn codes_that_do_not_fit_the_edges_are_refused() {
     let dim = dim(4);
     let rows = vectors(dim, 3);
@@ -263,8 +278,8 @@ proptest! {
         let graph = open(bytes);
         let query = space.encode_query(&rows[seed % rows.len()]);
         let accept = |row: u32| row.is_multiple_of(2);
-        let accept: &dyn Fn(u32) -> bool = &accept;
-        for accept in [None, Some(accept)] {
+        let accepts: [Option<&dyn Fn(u32) -> bool>; 2] = [None, Some(&accept)];
+        for accept in accepts {
             let near = graph.search(&query, 20, 10, accept).near;
             prop_assert!(near.iter().all(|near| near.row < graph.rows()));
         }

@@ -1,0 +1,226 @@
+//! Tests of building: of rows one by one, on from a graph there is, and without some of its rows.
+
+use proptest::prelude::*;
+use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
+
+use super::{Builder, Options};
+use crate::index::{
+    packed::Graph,
+    packed::tests::{METRICS, QUANTIZATIONS, space_of, vectors},
+    space::Space,
+};
+
+fn dim(dim: u32) -> Dim {
+    Dim::try_from(dim).unwrap()
+}
+
+fn options(space: &Space) -> Options {
+    Options {
+        space: space.clone(),
+        parameters: IndexParameters {
+            m: 8,
+            ef_construction: 60,
+            ..IndexParameters::default()
+        },
+        // Too few: it has to move once.
+        rows: 100,
+    }
+}
+
+fn insert(builder: &mut Builder, rows: &[Vec<f32>]) {
+    let space = builder.space.clone();
+    for row in rows {
+        let mut code = Vec::new();
+        let bias = space.encode_row(row, &mut code);
+        builder.insert(&code, bias);
+    }
+}
+
+fn built(space: &Space, rows: &[Vec<f32>]) -> Builder {
+    let mut builder = Builder::new(options(space));
+    insert(&mut builder, rows);
+    builder
+}
+
+fn packed(builder: &mut Builder) -> Graph<Vec<u8>> {
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes).unwrap();
+    Graph::open(bytes).unwrap()
+}
+
+fn adopted(
+    space: &Space,
+    graph: &Graph<Vec<u8>>,
+    keep: impl Fn(u32) -> bool,
+) -> (Builder, Vec<Option<u32>>) {
+    Builder::adopt(options(space), graph, keep, |row, code| {
+        code.extend(graph.code(row).unwrap());
+        graph.bias(row)
+    })
+}
+
+/// Every list holds other rows of its level, each once; and a walk that stops nowhere sees all.
+#[track_caller]
+fn assert_sound(builder: &mut Builder) {
+    let graph = packed(builder);
+    let edges = builder.adjacency();
+    for row in 0..edges.rows() {
+        for level in 0..=edges.level(row) {
+            let neighbours = edges.neighbours(row, level);
+            let mut once = neighbours.to_vec();
+            once.sort_unstable();
+            once.dedup();
+            assert_eq!(once.len(), neighbours.len(), "row {row} has one twice");
+            assert!(!once.contains(&row), "row {row} has itself");
+            assert!(once.iter().all(|to| edges.level(*to) >= level));
+        }
+    }
+    if edges.rows() > 0 {
+        assert_eq!(edges.level(edges.entry()), edges.top_level());
+    }
+    let all = usize::try_from(edges.rows()).unwrap();
+    let query = builder
+        .space
+        .encode_query(&vec![1.0; builder.space.dim().len()]);
+    let seen = graph.search(&query, all, all, None).near.len();
+    assert_eq!(seen, all, "rows that no walk comes to");
+}
+
+/// How many of the ten nearest a search finds, as a scan over the same codes has them, in percent.
+fn recall(graph: &Graph<Vec<u8>>, queries: &[Vec<f32>]) -> usize {
+    let (mut found, mut wanted) = (0, 0);
+    for query in queries {
+        let query = graph.space().encode_query(query);
+        let mut all: Vec<f32> = (0..graph.rows())
+            .map(|row| graph.distance_to(&query, row).unwrap())
+            .collect();
+        all.sort_by(f32::total_cmp);
+        let tenth = all[9];
+        let near = graph.search(&query, 64, 10, None).near;
+        found += near.iter().filter(|near| near.distance <= tenth).count();
+        wanted += 10;
+    }
+    found * 100 / wanted
+}
+
+#[test]
+fn it_finds_what_a_scan_finds_in_every_metric_and_quantization() {
+    let rows = vectors(dim(24), 1200);
+    for metric in METRICS {
+        for quantization in QUANTIZATIONS {
+            let space = space_of(dim(24), metric, quantization, &rows);
+            let mut builder = built(&space, &rows);
+            let recall = recall(&packed(&mut builder), &rows[..60]);
+            assert!(recall >= 97, "{metric:?} {quantization:?}: {recall}");
+            assert_sound(&mut builder);
+        }
+    }
+}
+
+#[test]
+fn going_on_from_a_graph_makes_the_same_edges_as_one_go() {
+    let rows = vectors(dim(16), 900);
+    let space = Space::new(dim(16), Metric::Cosine, Quantization::I8).unwrap();
+    let at_once = built(&space, &rows);
+    let first = packed(&mut built(&space, &rows[..500]));
+    let (mut builder, numbers) = adopted(&space, &first, |_| true);
+    assert!(
+        numbers
+            .iter()
+            .zip(0u32..)
+            .all(|(new, old)| *new == Some(old))
+    );
+    insert(&mut builder, &rows[500..]);
+    assert_eq!(builder.adjacency(), at_once.adjacency());
+}
+
+#[test]
+fn a_graph_without_a_third_of_its_rows_finds_the_others() {
+    let rows = vectors(dim(24), 1500);
+    for metric in METRICS {
+        let space = space_of(dim(24), metric, Quantization::I8, &rows);
+        let graph = packed(&mut built(&space, &rows));
+        let keep = |row: u32| !row.is_multiple_of(3) && row != graph.entry();
+        let (mut builder, numbers) = adopted(&space, &graph, keep);
+        let kept: Vec<u32> = (0..graph.rows()).filter(|row| keep(*row)).collect();
+        assert_eq!(builder.rows(), u32::try_from(kept.len()).unwrap());
+        let without = packed(&mut builder);
+        for (new, old) in (0u32..).zip(&kept) {
+            assert_eq!(numbers[usize::try_from(*old).unwrap()], Some(new));
+            assert_eq!(without.code(new), graph.code(*old));
+        }
+        let recall = recall(&without, &rows[..60]);
+        assert!(recall >= 95, "{metric:?}: {recall}");
+    }
+}
+
+#[test]
+fn rows_can_be_dropped_and_added_again_and_again() {
+    let rows = vectors(dim(24), 1000);
+    let space = Space::new(dim(24), Metric::Cosine, Quantization::I8).unwrap();
+    let mut graph = packed(&mut built(&space, &rows));
+    for cycle in 0..6u32 {
+        let keep = |row: u32| !(row + cycle).is_multiple_of(4);
+        let (mut builder, _) = adopted(&space, &graph, keep);
+        let missing = rows.len() - usize::try_from(builder.rows()).unwrap();
+        insert(&mut builder, &rows[..missing]);
+        assert_sound(&mut builder);
+        graph = packed(&mut builder);
+    }
+    let recall = recall(&graph, &rows[..60]);
+    assert!(recall >= 97, "{recall}");
+}
+
+/// Rows that come later may be larger than a step allows: all are coded anew, the edges stay.
+#[test]
+fn edges_are_taken_over_into_another_space() {
+    let small = vectors(dim(12), 400);
+    let large: Vec<Vec<f32>> = small
+        .iter()
+        .map(|row| row.iter().map(|one| one * 9.0).collect())
+        .collect();
+    let space = space_of(dim(12), Metric::L2, Quantization::I8, &small);
+    let graph = packed(&mut built(&space, &small));
+    let wider = space_of(dim(12), Metric::L2, Quantization::I8, &large);
+    let (mut builder, _) = Builder::adopt(
+        options(&wider),
+        &graph,
+        |_| true,
+        |row, code| wider.encode_row(&small[usize::try_from(row).unwrap()], code),
+    );
+    insert(&mut builder, &large);
+    let graph = packed(&mut builder);
+    assert_eq!(graph.space().step(), wider.step());
+    let recall = recall(&graph, &large[..60]);
+    assert!(recall >= 97, "{recall}");
+}
+
+#[test]
+fn few_rows_or_none_are_left() {
+    let rows = vectors(dim(8), 300);
+    let space = Space::new(dim(8), Metric::Cosine, Quantization::I8).unwrap();
+    let graph = packed(&mut built(&space, &rows));
+    for left in [0u32, 1, 2, 5] {
+        let (mut builder, _) = adopted(&space, &graph, |row| row % 50 < 1 && row / 50 < left);
+        assert_eq!(builder.rows(), left);
+        assert_sound(&mut builder);
+        insert(&mut builder, &rows[..40]);
+        assert_sound(&mut builder);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn whichever_rows_are_dropped_all_others_are_found(
+        keep in prop::collection::vec(prop::bool::weighted(0.6), 250),
+        metric in prop::sample::select(METRICS.to_vec()),
+    ) {
+        let rows = vectors(dim(8), 250);
+        let space = space_of(dim(8), metric, Quantization::I8, &rows);
+        let graph = packed(&mut built(&space, &rows));
+        let (mut builder, _) = adopted(&space, &graph, |row| keep[usize::try_from(row).unwrap()]);
+        assert_sound(&mut builder);
+    }
+}
