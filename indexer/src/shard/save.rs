@@ -1,6 +1,6 @@
 //! A shard's moment, held so that it can be copied: what a snapshot is made of.
 //!
-//! The writer ends the growing segment and notes the moment ([`Point`]); the builder seals what is
+//! The writer ends the growing segment and notes the moment; the builder seals what is
 //! full and compacts nothing meanwhile; so a little later everything from before the moment lies in
 //! files that do not change, and which rows had ended by then is known from their sequence. Ingest
 //! and searches go on. What has no row yet, deletes and refusals since the last seal, goes
