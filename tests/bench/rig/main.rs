@@ -47,6 +47,10 @@ mod turnover;
 use arguments::Arguments;
 use tokio::task::block_in_place;
 
+/// The one that the `shoal` program has.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
