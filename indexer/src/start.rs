@@ -2,9 +2,13 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use shoal_runtime::{grpc::incoming, http};
+use shoal_runtime::{
+    http,
+    serving::{self, CountCalls, Incoming},
+};
 use shoal_schemas::v1;
 use shoal_topic::Deps;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
@@ -134,20 +138,20 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
             Ok::<_, std::convert::Infallible>(())
         }
     });
-    deps.tasks.spawn("indexer grpc", {
-        let cancel = cancel.clone();
-        async move {
-            tonic::transport::Server::builder()
-                .max_concurrent_streams(MAX_STREAMS)
-                .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
-                .add_service(service)
-                .add_service(upkeep)
-                .add_service(health_service)
-                .add_service(reflection)
-                .serve_with_incoming_shutdown(incoming(grpc), cancel.cancelled_owned())
-                .await
-        }
-    });
+    let serve = move |connections: Incoming, cancel: CancellationToken| {
+        tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+            .layer(CountCalls)
+            .add_service(service.clone())
+            .add_service(upkeep.clone())
+            .add_service(health_service.clone())
+            .add_service(reflection.clone())
+            .serve_with_incoming_shutdown(connections, cancel.cancelled_owned())
+    };
+    let threads = config.engine.search_threads;
+    serving::on_threads(&deps.tasks, "indexer grpc", grpc, threads, serve)
+        .map_err(StartError::Thread)?;
     let router = http::ops_router(deps.readiness.clone(), deps.metrics.clone());
     deps.tasks
         .spawn("indexer http", http::serve(ops, router, cancel));

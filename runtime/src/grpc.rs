@@ -9,6 +9,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -26,6 +30,17 @@ const GATHERED: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Connection<I> {
     io: BufWriter<I>,
+    _open: Option<Open>,
+}
+
+/// One of a thread's connections, counted while it is open.
+#[derive(Debug)]
+pub(crate) struct Open(pub(crate) Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The connections that come in on a listener, without waiting for acknowledgements.
@@ -40,6 +55,15 @@ impl<I: AsyncWrite> Connection<I> {
     fn new(io: I) -> Self {
         Self {
             io: BufWriter::with_capacity(GATHERED, io),
+            _open: None,
+        }
+    }
+
+    /// One that was counted when it was accepted.
+    pub(crate) fn counted(io: I, open: Open) -> Self {
+        Self {
+            _open: Some(open),
+            ..Self::new(io)
         }
     }
 }

@@ -14,7 +14,7 @@ mod upkeep;
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use metrics::{Histogram, histogram};
-use shoal_runtime::{clock::Stopwatch, tasks::blocking};
+use shoal_runtime::{clock::Stopwatch, serving, tasks::blocking};
 use shoal_schemas::{CollectionName, Partition, Token, v1};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
@@ -157,7 +157,7 @@ impl Service {
 
     /// The same for a search, which is done right here if it is expected to be short.
     ///
-    /// `alone` says that nothing else of the request waits for this thread.
+    /// `alone` says that nothing else of the request waits for this thread; nor may another call.
     async fn search_on_shard(
         &self,
         ready: Ready,
@@ -181,7 +181,8 @@ impl Service {
             }
             found
         };
-        if !(alone && walked.is_some_and(|points| held.pace.is_short(points))) {
+        let is_short = walked.is_some_and(|points| held.pace.is_short(points));
+        if !(alone && is_short) || serving::others_wait() {
             return self.on_shard(&self.searches, shared, work).await;
         }
         let permit = self.searches.acquire().await;
