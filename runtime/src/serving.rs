@@ -192,3 +192,109 @@ impl Drop for Call {
         CALLS.set(CALLS.get().saturating_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::{
+        collections::HashMap,
+        convert::Infallible,
+        future::{Ready, pending, ready},
+        num::NonZeroUsize,
+        sync::{Arc, Mutex},
+        task::{Context, Poll},
+        thread::ThreadId,
+        time::Duration,
+    };
+
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_stream::StreamExt as _;
+    use tokio_util::sync::CancellationToken;
+    use tower::{Layer as _, Service};
+
+    use super::{CountCalls, Incoming, on_threads, others_wait};
+    use crate::{tasks::Tasks, wait::eventually};
+
+    /// Says at once what its caller gave.
+    #[derive(Clone)]
+    struct Echo;
+
+    impl Service<u32> for Echo {
+        type Response = u32;
+        type Error = Infallible;
+        type Future = Ready<Result<u32, Infallible>>;
+
+        fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: u32) -> Self::Future {
+            ready(Ok(request))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_knows_of_others_from_their_coming_in_to_their_end() {
+        let mut echo = CountCalls.layer(Echo);
+        let first = echo.call(1);
+        assert!(!others_wait());
+        let second = echo.call(2);
+        assert!(others_wait());
+        assert_eq!(first.await, Ok(1));
+        assert!(!others_wait());
+        drop(second);
+        assert!(!others_wait());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn connections_are_spread_and_end_with_the_tasks() {
+        let cancel = CancellationToken::new();
+        let tasks = Tasks::new(cancel.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let held: Arc<Mutex<HashMap<ThreadId, usize>>> = Arc::default();
+        let seen = held.clone();
+        let serve = move |mut connections: Incoming, cancel: CancellationToken| {
+            let seen = seen.clone();
+            async move {
+                let all = async {
+                    let mut open = Vec::new();
+                    while let Some(connection) = connections.next().await {
+                        open.push(connection.unwrap());
+                        *seen
+                            .lock()
+                            .unwrap()
+                            .entry(std::thread::current().id())
+                            .or_default() += 1;
+                    }
+                    pending::<()>().await;
+                };
+                tokio::select! {
+                    () = cancel.cancelled() => Ok::<_, Infallible>(()),
+                    () = all => Ok(()),
+                }
+            }
+        };
+        on_threads(
+            &tasks,
+            "test",
+            listener,
+            NonZeroUsize::new(3).unwrap(),
+            serve,
+        )
+        .unwrap();
+        let mut clients = Vec::new();
+        for opened in 1..=6 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+            // One after the other, so that each sees how many the ones before it have made.
+            eventually(Duration::from_secs(60), "a connection to be taken", || {
+                (held.lock().unwrap().values().sum::<usize>() == opened).then_some(())
+            });
+        }
+        let spread: Vec<usize> = held.lock().unwrap().values().copied().collect();
+        assert_eq!(spread, [2, 2, 2]);
+        cancel.cancel();
+        tasks.finish(Duration::from_secs(60)).await.unwrap();
+    }
+}
