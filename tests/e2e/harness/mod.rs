@@ -10,6 +10,7 @@ pub(crate) mod folder;
 pub(crate) mod kafka;
 pub(crate) mod model;
 pub(crate) mod place;
+pub(crate) mod python;
 pub(crate) mod role;
 pub(crate) mod seed;
 pub(crate) mod state;
