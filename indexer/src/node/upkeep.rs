@@ -74,7 +74,12 @@ impl Node {
             match pressure::measure(&limits.folder) {
                 Ok(used) => {
                     self.pressure.update(&limits, used);
-                    let stopped = self.pressure.reached().is_some();
+                    // A write that found no room counts where no least room is set, too.
+                    let stopped = self.pressure.reached().is_some()
+                        || self.open_shards().iter().any(|held| {
+                            held.opened()
+                                .is_some_and(|shared| shared.stopped_by().is_some())
+                        });
                     gauge!(names::INGEST_STOPPED).set(if stopped { 1.0 } else { 0.0 });
                 }
                 Err(error) => {

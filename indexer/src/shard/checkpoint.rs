@@ -192,6 +192,11 @@ impl Manifest {
         folder.join(manifest_name(number))
     }
 
+    /// Where it stands until everything it names is written.
+    fn temporary(folder: &Path, number: u64) -> PathBuf {
+        Self::path(folder, number).with_extension("tmp")
+    }
+
     /// Reads the newest manifest of a folder; `None` if there is none.
     ///
     /// # Errors
@@ -249,15 +254,21 @@ impl Manifest {
         Ok(body)
     }
 
-    fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let path = Self::path(folder, self.number);
+    /// Writes it under a name that does not count yet.
+    fn write_beside(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let body = self.to_bytes()?;
-        let temporary = path.with_extension("tmp");
+        let temporary = Self::temporary(folder, self.number);
         let mut file = File::create(&temporary).map_err(io_error(&temporary))?;
         file.write_all(&body)
             .and_then(|()| file.sync_all())
             .map_err(io_error(&temporary))?;
-        fs::rename(&temporary, &path).map_err(io_error(&path))?;
+        Ok(temporary)
+    }
+
+    /// Gives it the name that counts.
+    fn publish(&self, folder: &Path, temporary: &Path) -> Result<(), CheckpointError> {
+        let path = Self::path(folder, self.number);
+        fs::rename(temporary, &path).map_err(io_error(&path))?;
         Ok(sync_folder(folder)?)
     }
 }
@@ -326,6 +337,26 @@ impl Storer {
         let folder = shared.spec.checkpoint_folder();
         make_folder(&folder)?;
         shared.syncer.sync()?;
+        let prepared = self.prepare(shared, job, &folder);
+        // Nothing names its files yet, and they take the room that the next try needs.
+        let (manifest, temporary) = prepared.inspect_err(|_| remove_files_of(shared, job))?;
+        manifest.publish(&folder, &temporary)?;
+        crash::point("checkpoint_manifest");
+        self.stored = manifest
+            .segments
+            .iter()
+            .map(|files| (SegmentId(files.id), files.clone()))
+            .collect();
+        remove_left_over(shared, &manifest)
+    }
+
+    /// Writes everything, the manifest under a temporary name.
+    fn prepare(
+        &self,
+        shared: &Shared,
+        job: &Job,
+        folder: &Path,
+    ) -> Result<(Manifest, PathBuf), CheckpointError> {
         let mut segments = Vec::with_capacity(job.segments.len());
         for (segment, rows, entries) in &job.segments {
             let files = self.store_segment(shared, job, segment, (*rows, *entries))?;
@@ -347,14 +378,8 @@ impl Storer {
             graph: shared.spec.shape(),
             segments,
         };
-        manifest.write(&folder)?;
-        crash::point("checkpoint_manifest");
-        self.stored = manifest
-            .segments
-            .iter()
-            .map(|files| (SegmentId(files.id), files.clone()))
-            .collect();
-        remove_left_over(shared, &manifest)
+        let temporary = manifest.write_beside(folder)?;
+        Ok((manifest, temporary))
     }
 
     fn store_segment(
@@ -428,7 +453,7 @@ fn store_growing(
         Some(mark) => Some(mark),
         None if folded_now == 0 => None,
         None => {
-            let path = folder.join(format!("graph-{}.usearch", job.number));
+            let path = folder.join(graph_name(job.number));
             let saved = growing.graph.save(&path);
             saved.map_err(|source| CheckpointError::Graph {
                 segment: segment.id.0,
@@ -437,7 +462,7 @@ fn store_growing(
             Some(files::mark(&path)?)
         }
     };
-    let path = folder.join(format!("rows-{}.bin", job.number));
+    let path = folder.join(rows_name(job.number));
     let rows_file = growing_file::write(&path, Some(growing), (rows, entries_now), job.sequence)?;
     sync_folder(&folder)?;
     Ok(Kept::Growing {
@@ -456,7 +481,7 @@ pub(super) fn write_mask(
     rows: u32,
     ended: impl Fn(u32) -> bool,
 ) -> Result<FileMark, CheckpointError> {
-    let mut sink = Sink::create(folder.join(format!("mask-{number}.bin")))?;
+    let mut sink = Sink::create(folder.join(mask_name(number)))?;
     let mut bits = vec![0u8; usize::try_from(rows.div_ceil(8)).unwrap_or_default()];
     for row in (0..rows).filter(|row| ended(*row)) {
         if let Some(byte) = bits.get_mut(usize::try_from(row / 8).unwrap_or(usize::MAX)) {
@@ -486,6 +511,42 @@ pub fn apply_mask(
         }
     }
     Ok(())
+}
+
+/// Removes what a checkpoint that failed has written. Its number is in all the names.
+fn remove_files_of(shared: &Shared, job: &Job) {
+    let number = job.number;
+    let mut paths = vec![Manifest::temporary(
+        &shared.spec.checkpoint_folder(),
+        number,
+    )];
+    for (segment, ..) in &job.segments {
+        let growing = shared.spec.growing_folder(segment.id);
+        paths.push(growing.join(graph_name(number)));
+        paths.push(growing.join(rows_name(number)));
+        paths.push(
+            shared
+                .spec
+                .segment_folder(segment.id)
+                .join(mask_name(number)),
+        );
+    }
+    for path in paths {
+        // Most of them were never made. One that stays goes with the next checkpoint that succeeds.
+        drop(fs::remove_file(path));
+    }
+}
+
+fn graph_name(number: u64) -> String {
+    format!("graph-{number}.usearch")
+}
+
+fn rows_name(number: u64) -> String {
+    format!("rows-{number}.bin")
+}
+
+fn mask_name(number: u64) -> String {
+    format!("mask-{number}.bin")
 }
 
 /// Removes manifests and segment files that the newest manifest does not name.

@@ -3,7 +3,10 @@
 //! Back-pressure is not polling: while the memtable is full, or the own log's disk is, nothing is
 //! asked of Kafka. A broker that is away is waited for; searches go on meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use metrics::{counter, gauge, histogram};
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
@@ -469,14 +472,25 @@ impl Turns {
 
     /// `None` after a rest if the disk was full; any other failure ends the shard.
     fn retry_when_full<T>(&self, outcome: Result<T, WriteError>) -> Result<Option<T>, ShardError> {
+        let is_full = &self.shared.is_disk_full;
         match outcome {
-            Ok(value) => Ok(Some(value)),
+            Ok(value) => {
+                if is_full.load(Ordering::Relaxed) {
+                    is_full.store(false, Ordering::Relaxed);
+                    info!(shard = %self.shared.spec.label(), "disk has room again, ingest goes on");
+                }
+                Ok(Some(value))
+            }
             Err(error) if error.kind() == ErrorKind::Retry => {
-                warn!(
-                    shard = %self.shared.spec.label(),
-                    error = %chain(&error),
-                    "disk is full: ingest stops, searches go on; make room to resume"
-                );
+                // Said once, not at every try.
+                if !is_full.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        shard = %self.shared.spec.label(),
+                        folder = %self.shared.spec.folder.display(),
+                        error = %chain(&error),
+                        "disk is full: ingest stops, searches go on; make room to resume"
+                    );
+                }
                 dlq::wait(&self.cancel, RETRY_AFTER);
                 Ok(None)
             }

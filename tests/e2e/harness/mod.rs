@@ -6,6 +6,7 @@
 
 pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod folder;
 pub(crate) mod kafka;
 pub(crate) mod model;
