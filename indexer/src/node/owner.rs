@@ -33,6 +33,8 @@ use crate::{
 
 /// How often the group is served.
 const GROUP_POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether a broker has answered for the first time.
+const FIRST_ANSWER_POLL: Duration = Duration::from_millis(10);
 /// How long the seat is served at a time while shards drain.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// A group says nothing to a member it has no shard for; after this long it has none.
@@ -60,7 +62,7 @@ impl Node {
         while !cancel.is_cancelled() {
             // Until a broker has answered once, asking would only hold a stop up.
             if self.deps.control.snapshot().caught_up_at.is_none() {
-                wait(cancel, GROUP_POLL);
+                wait(cancel, FIRST_ANSWER_POLL);
                 continue;
             }
             match self.deps.cluster.admin.cluster_id() {

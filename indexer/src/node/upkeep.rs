@@ -26,7 +26,7 @@ use crate::{
 
 /// How long the broker may take to tell its ends.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the broker is asked while a shard waits to serve.
+/// How often the broker is asked about a shard that waits to serve.
 const PROBE_OPENING: Duration = Duration::from_millis(50);
 /// How often the limits are looked at: at full speed ingest takes some megabytes in that time.
 const LIMIT_EVERY: Duration = Duration::from_millis(250);
@@ -94,23 +94,23 @@ impl Node {
 
     pub(super) fn probe(&self) {
         let cancel = self.deps.tasks.cancel();
+        let interval = self.config.probe_interval;
+        let mut since_all: Option<Stopwatch> = None;
         while !cancel.is_cancelled() {
-            let watch = Stopwatch::start();
-            let mut waits_to_serve = false;
-            for held in self.open_shards() {
-                let Some(shared) = held.opened() else {
-                    continue;
-                };
-                self.probe_shard(shared);
-                waits_to_serve |= held.serving().is_err();
+            let is_due = (since_all.as_ref()).is_none_or(|since| since.elapsed() >= interval);
+            if is_due {
+                since_all = Some(Stopwatch::start());
             }
-            // A shard that opens is looked at often: it serves as soon as it has caught up.
-            let interval = if waits_to_serve {
-                PROBE_OPENING
-            } else {
-                self.config.probe_interval
-            };
-            wait(cancel, interval.saturating_sub(watch.elapsed()));
+            for held in self.open_shards() {
+                // One that opens, whenever that is, serves as soon as it has caught up.
+                let waits_to_serve = held.serving().is_err();
+                if let Some(shared) = held.opened()
+                    && (is_due || waits_to_serve)
+                {
+                    self.probe_shard(shared);
+                }
+            }
+            wait(cancel, PROBE_OPENING.min(interval));
         }
     }
 
