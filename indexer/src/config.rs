@@ -39,7 +39,8 @@ pub struct Config {
     /// Free space to leave on the disk of `data_dir`. Default 256 MiB.
     ///
     /// Below it ingest stops until there is room; searches go on. Checkpoints and sealing, which
-    /// free space, take about as much as the largest segment for a moment.
+    /// free space, take about as much as the largest segment for a moment. With 0 the disk may be
+    /// filled: ingest stops then, too, but no checkpoint is stored until there is room.
     pub min_free_disk: ByteSize,
     /// Partial and conditional changes under way at a time. Default 1024.
     ///

@@ -142,6 +142,17 @@ impl Child {
         }
     }
 
+    /// Anonymous memory it holds, bytes: what only it can give back.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes: u64 = (line.unwrap().trim().trim_end_matches(" kB"))
+            .parse()
+            .unwrap();
+        kibibytes << 10
+    }
+
     /// Everything it has printed.
     pub(crate) fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
