@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use shoal_runtime::eventually;
-use shoal_schemas::{Collection, PointId, v1};
+use shoal_schemas::{Collection, PointId};
 
 use crate::harness::{
     DEADLINE, client,
@@ -163,6 +163,7 @@ fn writes_that_find_no_room_lose_nothing_and_are_made_when_there_is_room() {
     };
     filled.has_stopped("disk is full: ingest stops, searches go on; make room to resume");
     filled.said("checkpoint failed, it is tried again");
+    filled.said("segment could not be written, it is tried again");
     filled.searches_go_on();
     assert!(filled.disk.free_bytes() < MEBIBYTE);
     filled.disk.resize(128);
