@@ -7,7 +7,7 @@
 //! over from a crash and are removed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -25,9 +25,14 @@ use crate::{
         Segment, SegmentId, Sequence,
         files::{self, FileError, FileMark, Sink, damaged, io_error, sync_folder},
         growing::Growing,
-        seal::{self, MANIFEST_FILE, Shape},
+        seal::{MANIFEST_FILE, Shape},
     },
-    shard::{FolderError, Shared, growing_file, make_folder, save::Point},
+    shard::{
+        FolderError, Shared, growing_file,
+        leftover::{graph_name, mask_name, remove_files_of, remove_left_over, rows_name},
+        make_folder,
+        save::Point,
+    },
     wal::{self, Position},
 };
 
@@ -188,12 +193,12 @@ impl Manifest {
     }
 
     /// Where it stands in the checkpoint folder.
-    fn path(folder: &Path, number: u64) -> PathBuf {
+    pub(super) fn path(folder: &Path, number: u64) -> PathBuf {
         folder.join(manifest_name(number))
     }
 
     /// Where it stands until everything it names is written.
-    fn temporary(folder: &Path, number: u64) -> PathBuf {
+    pub(super) fn temporary(folder: &Path, number: u64) -> PathBuf {
         Self::path(folder, number).with_extension("tmp")
     }
 
@@ -293,7 +298,8 @@ pub fn highest_number(folder: &Path) -> Result<u64, CheckpointError> {
     Ok(numbers.max().unwrap_or(0))
 }
 
-fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+/// The manifests in a folder, oldest first.
+pub(super) fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(io_error(folder))? {
         let path = entry.map_err(io_error(folder))?.path();
@@ -508,95 +514,6 @@ pub fn apply_mask(
     for (at, byte) in (0u32..).zip(bits) {
         for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
             segment.end(at * 8 + bit, Sequence::default());
-        }
-    }
-    Ok(())
-}
-
-/// Removes what a checkpoint that failed has written. Its number is in all the names.
-fn remove_files_of(shared: &Shared, job: &Job) {
-    let number = job.number;
-    let mut paths = vec![Manifest::temporary(
-        &shared.spec.checkpoint_folder(),
-        number,
-    )];
-    for (segment, ..) in &job.segments {
-        let growing = shared.spec.growing_folder(segment.id);
-        paths.push(growing.join(graph_name(number)));
-        paths.push(growing.join(rows_name(number)));
-        paths.push(
-            shared
-                .spec
-                .segment_folder(segment.id)
-                .join(mask_name(number)),
-        );
-    }
-    for path in paths {
-        // Most of them were never made. One that stays goes with the next checkpoint that succeeds.
-        drop(fs::remove_file(path));
-    }
-}
-
-fn graph_name(number: u64) -> String {
-    format!("graph-{number}.usearch")
-}
-
-fn rows_name(number: u64) -> String {
-    format!("rows-{number}.bin")
-}
-
-fn mask_name(number: u64) -> String {
-    format!("mask-{number}.bin")
-}
-
-/// Removes manifests and segment files that the newest manifest does not name.
-fn remove_left_over(shared: &Shared, manifest: &Manifest) -> Result<(), CheckpointError> {
-    let folder = shared.spec.checkpoint_folder();
-    let own = Manifest::path(&folder, manifest.number);
-    for path in manifests(&folder)?.into_iter().filter(|path| *path != own) {
-        fs::remove_file(&path).map_err(io_error(&path))?;
-    }
-    let (mut growing, mut sealed) = (HashSet::new(), HashSet::new());
-    for files in &manifest.segments {
-        let id = SegmentId(files.id);
-        match &files.kept {
-            Kept::Growing {
-                graph_file,
-                rows_file,
-                ..
-            } => {
-                let folder = shared.spec.growing_folder(id);
-                let marks = graph_file.iter().chain([rows_file]);
-                growing.extend(marks.map(|mark| folder.join(&mark.name)));
-            }
-            Kept::Sealed { mask_file, .. } => {
-                let folder = shared.spec.segment_folder(id);
-                let masks = mask_file.iter().map(|mark| mark.name.as_str());
-                let names = seal::FILES.into_iter().chain(masks);
-                sealed.extend(names.map(|name| folder.join(name)));
-            }
-        }
-    }
-    remove_unnamed(&shared.spec.growing_root(), &growing)?;
-    remove_unnamed(&shared.spec.segments_root(), &sealed)
-}
-
-/// Removes the files of the folders in `root` that are not named, and folders left empty.
-fn remove_unnamed(root: &Path, named: &HashSet<PathBuf>) -> Result<(), CheckpointError> {
-    make_folder(root)?;
-    for entry in fs::read_dir(root).map_err(io_error(root))? {
-        let folder = entry.map_err(io_error(root))?.path();
-        let mut kept = 0usize;
-        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
-            let path = entry.map_err(io_error(&folder))?.path();
-            if named.contains(&path) {
-                kept += 1;
-            } else {
-                fs::remove_file(&path).map_err(io_error(&path))?;
-            }
-        }
-        if kept == 0 {
-            fs::remove_dir(&folder).map_err(io_error(&folder))?;
         }
     }
     Ok(())

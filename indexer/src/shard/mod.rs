@@ -14,6 +14,7 @@ mod cpu;
 mod gone;
 mod growing_file;
 pub mod lag;
+mod leftover;
 pub mod offline;
 pub mod recover;
 pub mod rescue;
