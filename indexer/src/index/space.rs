@@ -144,6 +144,11 @@ impl Space {
         self.step
     }
 
+    /// Whether a code of the other says the same in this one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.to_header() == other.to_header()
+    }
+
     /// Bytes of a code.
     pub fn code_bytes(&self) -> usize {
         self.dim.len() * component_bytes(self.quantization)

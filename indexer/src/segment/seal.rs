@@ -198,6 +198,49 @@ pub struct Origin {
     pub alive: bool,
 }
 
+/// How the vectors of a segment are kept.
+pub struct Survey {
+    /// Exactly, in their file.
+    pub precision: Precision,
+    /// In the graph.
+    pub space: Space,
+}
+
+/// Looks at every vector: how exactly they have to be kept, and how they are coded.
+///
+/// `None` if `meanwhile`, called between rows, ended the work.
+///
+/// # Errors
+/// [`SealError`].
+pub fn survey(
+    shape: &Shape,
+    origins: &[Origin],
+    log: &wal::Reader,
+    meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
+) -> Result<Option<Survey>, SealError> {
+    let quantization = shape.parameters.quantization;
+    let mut extent = Extent::new(shape.dim, shape.metric, quantization);
+    let mut precision = Precision::F16;
+    let mut vector = Vec::new();
+    for origin in origins.iter().filter(|origin| origin.alive) {
+        if precision == Precision::F32 && !extent.is_needed() {
+            break;
+        }
+        origin.segment.vector(origin.row, log, &mut vector)?;
+        if !fits_f16(&vector) {
+            precision = Precision::F32;
+        }
+        extent.include(&vector);
+        if !meanwhile()? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Survey {
+        precision,
+        space: extent.space(),
+    }))
+}
+
 /// Writes the folder of one segment.
 pub struct Sealer<'a> {
     /// Where it is to be.
@@ -208,6 +251,8 @@ pub struct Sealer<'a> {
     pub shape: Shape,
     /// Its rows.
     pub origins: &'a [Origin],
+    /// How their vectors are kept.
+    pub survey: &'a Survey,
     /// Their edges.
     pub adjacency: &'a Adjacency,
     /// Deletes and refusals.
@@ -227,13 +272,10 @@ impl Sealer<'_> {
         &self,
         mut meanwhile: impl FnMut() -> Result<bool, SealError>,
     ) -> Result<bool, SealError> {
-        let Some((precision, space)) = self.survey(&mut meanwhile)? else {
-            return Ok(false);
-        };
         let temporary = self.folder.with_extension("tmp");
         remove(&temporary)?;
         fs::create_dir_all(&temporary).map_err(io_error(&temporary))?;
-        let Some(files) = self.write_files(&temporary, precision, &space, &mut meanwhile)? else {
+        let Some(files) = self.write_files(&temporary, &mut meanwhile)? else {
             remove(&temporary)?;
             return Ok(false);
         };
@@ -244,7 +286,7 @@ impl Sealer<'_> {
             rows: u32::try_from(self.origins.len()).unwrap_or(u32::MAX),
             dead: u32::try_from(dead).unwrap_or(u32::MAX),
             shape: self.shape.clone(),
-            precision,
+            precision: self.survey.precision,
             files,
         };
         manifest.write(&temporary)?;
@@ -259,39 +301,12 @@ impl Sealer<'_> {
         Ok(true)
     }
 
-    /// Looks at every vector: how exactly they have to be kept, and how they are coded.
-    fn survey(
-        &self,
-        meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
-    ) -> Result<Option<(Precision, Space)>, SealError> {
-        let shape = &self.shape;
-        let quantization = shape.parameters.quantization;
-        let mut extent = Extent::new(shape.dim, shape.metric, quantization);
-        let mut precision = Precision::F16;
-        let mut vector = Vec::new();
-        for origin in self.origins.iter().filter(|origin| origin.alive) {
-            if precision == Precision::F32 && !extent.is_needed() {
-                break;
-            }
-            origin.segment.vector(origin.row, self.log, &mut vector)?;
-            if !fits_f16(&vector) {
-                precision = Precision::F32;
-            }
-            extent.include(&vector);
-            if !meanwhile()? {
-                return Ok(None);
-            }
-        }
-        Ok(Some((precision, extent.space())))
-    }
-
     fn write_files(
         &self,
         folder: &Path,
-        precision: Precision,
-        space: &Space,
         meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
     ) -> Result<Option<Vec<FileMark>>, SealError> {
+        let Survey { precision, space } = self.survey;
         let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
         let expiring = self.origins.iter().filter(|origin| {
             let row = origin.segment.row(origin.row);

@@ -11,10 +11,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::segment::files::{FileError, io_error};
+
+/// Components read at once: all of a usual row.
+const PART: usize = 2048;
 
 /// How a component is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,23 +89,40 @@ impl Vectors {
     /// # Errors
     /// [`FileError::Io`].
     pub fn read(&self, row: u32, out: &mut Vec<f32>) -> Result<(), FileError> {
-        let mut bytes = vec![0u8; self.row_bytes];
         let row_bytes = u64::try_from(self.row_bytes).unwrap_or(u64::MAX);
-        self.file
-            .read_exact_at(&mut bytes, u64::from(row) * row_bytes)
-            .map_err(io_error(&self.path))?;
-        out.clear();
+        let at = u64::from(row) * row_bytes;
+        out.resize(self.row_bytes / self.precision.bytes(), 0.0);
         match self.precision {
             Precision::F16 => {
-                let words = bytes.as_chunks::<2>().0.iter();
-                out.extend(words.map(|word| f16::from_le_bytes(*word).to_f32()));
+                let mut halves = [f16::ZERO; PART];
+                let mut at = at;
+                for part in out.chunks_mut(PART) {
+                    let halves = halves.get_mut(..part.len()).unwrap_or_default();
+                    self.read_at(at, bytemuck::cast_slice_mut(halves))?;
+                    if cfg!(target_endian = "big") {
+                        halves
+                            .iter_mut()
+                            .for_each(|half| *half = f16::from_bits(half.to_bits().swap_bytes()));
+                    }
+                    halves.convert_to_f32_slice(part);
+                    at += u64::try_from(size_of_val(halves)).unwrap_or(u64::MAX);
+                }
             }
             Precision::F32 => {
-                let words = bytes.as_chunks::<4>().0.iter();
-                out.extend(words.map(|word| f32::from_le_bytes(*word)));
+                self.read_at(at, bytemuck::cast_slice_mut(out))?;
+                if cfg!(target_endian = "big") {
+                    out.iter_mut()
+                        .for_each(|one| *one = f32::from_bits(one.to_bits().swap_bytes()));
+                }
             }
         }
         Ok(())
+    }
+
+    fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), FileError> {
+        self.file
+            .read_exact_at(bytes, at)
+            .map_err(io_error(&self.path))
     }
 }
 
@@ -117,7 +137,10 @@ mod tests {
     proptest! {
         #[test]
         fn rows_read_back_to_the_last_bit(
-            rows in proptest::collection::vec(proptest::collection::vec(-9e4f32..9e4, 5), 1..6),
+            rows in (1usize..4).prop_flat_map(|parts| {
+                let dim = [5, 2048, 4096][parts - 1];
+                proptest::collection::vec(proptest::collection::vec(-9e4f32..9e4, dim), 1..6)
+            }),
             halves in any::<bool>(),
         ) {
             let rows: Vec<Vec<f32>> = rows
@@ -139,7 +162,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("vectors");
             std::fs::write(&path, bytes).unwrap();
-            let vectors = Vectors::open(&path, 5, precision).unwrap();
+            let vectors = Vectors::open(&path, rows[0].len(), precision).unwrap();
             let mut read = Vec::new();
             for (number, row) in (0u32..).zip(&rows) {
                 vectors.read(number, &mut read).unwrap();

@@ -34,12 +34,10 @@ use crate::{
 const NICE: i32 = 5;
 /// Rows of a segment folded before the builder looks at anything else.
 const FOLD_ROWS: u32 = 64;
-/// Rows folded for each row that a compaction moves: ingest at full speed holds neither up.
+/// Rows folded for each row that a compaction inserts: ingest at full speed holds neither up.
 const FOLD_ROWS_COMPACTING: u32 = 2;
 /// How long a segment that could not be written rests.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
-/// Rows written to a segment's files between two looks at the memtable.
-const WRITE_ROWS: u32 = 32;
 
 /// Why the builder, and with it the shard, cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -278,7 +276,7 @@ fn seal(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let watch = Stopwatch::start();
-    let sealed = compact::seal(shared, segment, meanwhile(shared, WRITE_ROWS, cancel))?;
+    let sealed = compact::seal(shared, segment, meanwhile(shared, cancel))?;
     let mut work = shared.work();
     let Some(sealed) = sealed else {
         work.compacting = false;
@@ -302,7 +300,7 @@ fn compact(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let watch = Stopwatch::start();
-    let built = compact::build(shared, id, inputs, meanwhile(shared, 1, cancel))?;
+    let built = compact::build(shared, id, inputs, meanwhile(shared, cancel))?;
     let mut work = shared.work();
     let Some(compacted) = built else {
         work.compacting = false;
@@ -320,19 +318,13 @@ fn compact(
     Ok(())
 }
 
-/// What is done between rows of a new segment: after each `every` of them some of the memtable is
-/// folded, and the shard's end is looked for.
+/// What is done between rows of a new segment: some of the memtable is folded, and the shard's end
+/// is looked for.
 fn meanwhile<'a>(
     shared: &'a Shared,
-    every: u32,
     cancel: &'a CancellationToken,
 ) -> impl FnMut() -> Result<bool, SealError> + 'a {
-    let mut rows = 0u32;
     move || {
-        rows = rows.wrapping_add(1);
-        if !rows.is_multiple_of(every) {
-            return Ok(true);
-        }
         if cancel.is_cancelled() {
             return Ok(false);
         }

@@ -13,11 +13,11 @@ use shoal_schemas::PointId;
 
 use crate::{
     catalog::CatalogError,
-    index::adjacency::Adjacency,
+    index::{adjacency::Adjacency, packed, space::Space},
     segment::{
         Place, Segment, SegmentId, Sequence,
         entries::Entry,
-        seal::{Origin, SealError, Sealer},
+        seal::{self, Origin, SealError, Sealer},
         sealed::Sealed,
     },
     shard::Shared,
@@ -26,6 +26,10 @@ use crate::{
 
 /// Rows the writer moves over a turn: well under a millisecond of work.
 const SLICE_ROWS: u32 = 512;
+/// Rows read or written in the time that one takes to be folded.
+const READ_ROWS: u32 = 32;
+/// Rows whose edges are taken over in that time.
+const ADOPT_ROWS: u32 = 16;
 
 /// A new segment that is to take the place of old ones.
 pub struct Compacted {
@@ -92,7 +96,7 @@ pub fn is_worn(engine: &crate::config::EngineConfig, segment: &Segment) -> bool 
 pub fn seal(
     shared: &Shared,
     segment: &Arc<Segment>,
-    meanwhile: impl FnMut() -> Result<bool, SealError>,
+    mut meanwhile: impl FnMut() -> Result<bool, SealError>,
 ) -> Result<Option<Arc<Segment>>, SealError> {
     let Some(growing) = segment.as_growing() else {
         return Ok(None);
@@ -104,43 +108,58 @@ pub fn seal(
         row,
         alive: segment.end_of(row).is_none(),
     });
-    write(
-        shared,
-        segment.id,
-        origins.collect(),
-        &adjacency,
-        &entries,
-        meanwhile,
-    )
-}
-
-fn write(
-    shared: &Shared,
-    id: SegmentId,
-    origins: Vec<Origin>,
-    adjacency: &Adjacency,
-    entries: &[Entry],
-    meanwhile: impl FnMut() -> Result<bool, SealError>,
-) -> Result<Option<Arc<Segment>>, SealError> {
-    let folder = shared.spec.segment_folder(id);
+    let origins: Vec<Origin> = origins.collect();
+    let mut meanwhile = paced(READ_ROWS, &mut meanwhile);
+    let shape = shared.spec.shape();
+    let Some(survey) = seal::survey(&shape, &origins, &shared.log, &mut meanwhile)? else {
+        return Ok(None);
+    };
+    let folder = shared.spec.segment_folder(segment.id);
     let sealer = Sealer {
         folder: &folder,
-        segment: id.0,
-        shape: shared.spec.shape(),
+        segment: segment.id.0,
+        shape,
         origins: &origins,
-        adjacency,
-        entries,
+        survey: &survey,
+        adjacency: &adjacency,
+        entries: &entries,
         log: &shared.log,
     };
+    written(&sealer, meanwhile)
+}
+
+/// Writes a segment's folder and opens it.
+fn written(
+    sealer: &Sealer<'_>,
+    meanwhile: impl FnMut() -> Result<bool, SealError>,
+) -> Result<Option<Arc<Segment>>, SealError> {
     if !sealer.write(meanwhile)? {
         return Ok(None);
     }
-    let sealed = Sealed::open(&folder)?;
+    let sealed = Sealed::open(sealer.folder)?;
+    let id = SegmentId(sealer.segment);
     Ok(Some(Arc::new(Segment::sealed(id, sealed))))
+}
+
+/// Calls `meanwhile` once for so many rows.
+fn paced<'a>(
+    rows: u32,
+    meanwhile: &'a mut impl FnMut() -> Result<bool, SealError>,
+) -> impl FnMut() -> Result<bool, SealError> + 'a {
+    let mut passed = 0u32;
+    move || {
+        passed = passed.wrapping_add(1);
+        match passed.is_multiple_of(rows) {
+            true => meanwhile(),
+            false => Ok(true),
+        }
+    }
 }
 
 /// Builds the new segment. Between rows `meanwhile` keeps the memtable moving, and ends the work
 /// by saying no.
+///
+/// The largest input's edges are taken over as far as its rows are; the others' rows are inserted.
 ///
 /// # Errors
 /// [`SealError`]; nothing has changed then.
@@ -150,29 +169,25 @@ pub fn build(
     inputs: &[Arc<Segment>],
     mut meanwhile: impl FnMut() -> Result<bool, SealError>,
 ) -> Result<Option<Compacted>, SealError> {
-    let graph = shared.new_graph()?;
+    let mut inputs = inputs.to_vec();
+    inputs.sort_by_key(|input| std::cmp::Reverse(input.live()));
     let mut origins = Vec::new();
     let mut moved = HashMap::new();
     let mut entries = Vec::new();
-    let mut vector = Vec::new();
-    for input in inputs {
+    for input in &inputs {
+        // Looked at once: rows that end from here on are in the new segment, and end there too.
+        let alive = (0..input.len()).map(|row| input.end_of(row).is_none());
         let mut numbers = Vec::new();
-        for row in 0..input.len() {
-            if input.end_of(row).is_some() {
-                numbers.push(None);
-                continue;
-            }
+        for (row, alive) in (0u32..).zip(alive) {
             let new = u32::try_from(origins.len()).unwrap_or(u32::MAX);
-            input.vector(row, &shared.log, &mut vector)?;
-            graph.add(new, &vector)?;
-            numbers.push(Some(new));
-            origins.push(Origin {
-                segment: input.clone(),
-                row,
-                alive: true,
-            });
-            if !meanwhile()? {
-                return Ok(None);
+            numbers.push(alive.then_some(new));
+            if alive {
+                let segment = input.clone();
+                origins.push(Origin {
+                    segment,
+                    row,
+                    alive,
+                });
             }
         }
         moved.insert(input.id, numbers);
@@ -192,9 +207,33 @@ pub fn build(
     let places: Vec<Place> = places.collect();
     let mut output = None;
     if !origins.is_empty() {
-        let adjacency = graph.adjacency()?;
-        drop(graph);
-        output = write(shared, id, origins, &adjacency, &entries, meanwhile)?;
+        let shape = shared.spec.shape();
+        let mut reading = paced(READ_ROWS, &mut meanwhile);
+        let Some(survey) = seal::survey(&shape, &origins, &shared.log, &mut reading)? else {
+            return Ok(None);
+        };
+        drop(reading);
+        let graph = Merge {
+            shared,
+            inputs: &inputs,
+            moved: &moved,
+            space: &survey.space,
+        };
+        let Some(adjacency) = graph.build(&mut meanwhile)? else {
+            return Ok(None);
+        };
+        let folder = shared.spec.segment_folder(id);
+        let sealer = Sealer {
+            folder: &folder,
+            segment: id.0,
+            shape,
+            origins: &origins,
+            survey: &survey,
+            adjacency: &adjacency,
+            entries: &entries,
+            log: &shared.log,
+        };
+        output = written(&sealer, paced(READ_ROWS, &mut meanwhile))?;
         if output.is_none() {
             return Ok(None);
         }
@@ -207,6 +246,76 @@ pub fn build(
         origins: places,
         moved,
     }))
+}
+
+/// The graph of several segments' live rows.
+struct Merge<'a> {
+    shared: &'a Shared,
+    /// The first one's edges are taken over.
+    inputs: &'a [Arc<Segment>],
+    moved: &'a HashMap<SegmentId, Vec<Option<u32>>>,
+    space: &'a Space,
+}
+
+impl Merge<'_> {
+    fn build(
+        &self,
+        mut meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
+    ) -> Result<Option<Adjacency>, SealError> {
+        let rows: u32 = self.inputs.iter().map(|input| input.live()).sum();
+        let options = packed::Options {
+            space: self.space.clone(),
+            parameters: self.shared.spec.collection.index,
+            rows,
+        };
+        let mut vector = Vec::new();
+        let mut code = Vec::new();
+        let mut inputs = self.inputs.iter();
+        let mut builder = match inputs.next().map(|first| (first, first.as_sealed())) {
+            Some((first, Some(sealed))) => {
+                let graph = sealed.graph();
+                let is_coded_alike = graph.space().is_same(self.space);
+                let adopt = packed::Adopt {
+                    graph,
+                    numbers: self.numbers(first),
+                    code: |row, out: &mut Vec<u8>| {
+                        if is_coded_alike {
+                            out.extend_from_slice(graph.code(row).unwrap_or_default());
+                            return Ok(graph.bias(row));
+                        }
+                        first.vector(row, &self.shared.log, &mut vector)?;
+                        Ok(self.space.encode_row(&vector, out))
+                    },
+                };
+                let mut looking = paced(ADOPT_ROWS, &mut meanwhile);
+                match adopt.build(options, &mut looking)? {
+                    Some(builder) => builder,
+                    None => return Ok(None),
+                }
+            }
+            _ => packed::Builder::new(options),
+        };
+        for input in inputs {
+            for (row, number) in (0u32..).zip(self.numbers(input)) {
+                if number.is_none() {
+                    continue;
+                }
+                input.vector(row, &self.shared.log, &mut vector)?;
+                code.clear();
+                let bias = self.space.encode_row(&vector, &mut code);
+                builder.insert(&code, bias);
+                if !meanwhile()? {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(builder.finish()))
+    }
+
+    /// Where an input's rows are in the new segment.
+    fn numbers(&self, input: &Segment) -> &[Option<u32>] {
+        self.moved.get(&input.id).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Whether a rebuilt catalog would have to know an entry: its tombstone may still be in the topic,

@@ -26,6 +26,7 @@ use crate::{
     embeddings::{Embeddings, K, collection},
     figures::{Latencies, Repeats, round, say},
     place::Place,
+    rest::at_rest,
     role::{Role, cpu_seconds, shard_folder},
 };
 
@@ -85,10 +86,13 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     place.create(&collection).await?;
     place.publish(&collection, &embeddings.points).await?;
     let data = place.folder().join("indexer");
-    let mut indexer = tokio::task::block_in_place(|| Role::indexer(arguments, &place, &data))?;
-    let mut shard = Shard::connect(indexer.grpc, &collection).await?;
     let rows = embeddings.points.len();
+    let start = || Role::sealing_indexer(arguments, &place, &data, rows);
+    let mut indexer = tokio::task::block_in_place(start)?;
+    let mut shard = Shard::connect(indexer.grpc, &collection).await?;
     shard.wait(&mut indexer, rows, is_folded).await?;
+    // Whatever would be sealed or merged by itself is: both sides then search the same segments.
+    at_rest(&mut indexer, &data, &collection, rows).await?;
     blocking(move || indexer.stop()).await?;
     let copy = place.folder().join("copy");
     copy_folder(&shard_folder(&data, &collection), &copy)?;
@@ -98,12 +102,8 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         is_folded(&status) && status.live_points as usize == rows,
         "the copy of the shard does not hold every row in its graph: {status:?}"
     );
-    let (mut indexer, mut query) = tokio::task::block_in_place(|| {
-        anyhow::Ok((
-            Role::indexer(arguments, &place, &data)?,
-            Role::query(arguments, &place)?,
-        ))
-    })?;
+    let (mut indexer, mut query) =
+        tokio::task::block_in_place(|| anyhow::Ok((start()?, Role::query(arguments, &place)?)))?;
     let mut shard = Shard::connect(indexer.grpc, &collection).await?;
     shard.wait(&mut indexer, rows, is_folded).await?;
     let mut node = Node::connect(query.grpc, &collection).await?;

@@ -8,7 +8,7 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         Graph,
-        build::{self, Builder},
+        build::{self, Builder, Options},
         prune,
         walk::Far,
     },
@@ -18,13 +18,55 @@ use crate::index::{
 /// Rows to choose neighbours from, for each place of a row.
 const CANDIDATES_A_PLACE: usize = 3;
 
+/// A graph to go on from, without some of its rows.
+pub struct Adopt<'a, B, C> {
+    /// The graph.
+    pub graph: &'a Graph<B>,
+    /// Each of its rows' number in the new one, counted from 0 on; `None` for one that is dropped.
+    pub numbers: &'a [Option<u32>],
+    /// Appends a row's code in the new space and gives its bias; if the space is that of the graph
+    /// ([`Space::is_same`](crate::index::space::Space::is_same)), these are [`Graph::code`] and
+    /// [`Graph::bias`].
+    pub code: C,
+}
+
+impl<B: AsRef<[u8]> + Send + Sync, C> Adopt<'_, B, C> {
+    /// Builds the new graph; `None` if `meanwhile`, called between rows, said no.
+    ///
+    /// # Errors
+    /// That of `code` or `meanwhile`.
+    pub fn build<E>(
+        mut self,
+        options: Options,
+        meanwhile: &mut impl FnMut() -> Result<bool, E>,
+    ) -> Result<Option<Builder>, E>
+    where
+        C: FnMut(u32, &mut Vec<u8>) -> Result<f32, E>,
+    {
+        let mut builder = Builder::new(options);
+        let mut buffer = Vec::new();
+        for (row, number) in (0u32..).zip(self.numbers) {
+            if number.is_none() {
+                continue;
+            }
+            buffer.clear();
+            let bias = (self.code)(row, &mut buffer)?;
+            let pushed = builder.push(&buffer, bias);
+            debug_assert_eq!(Some(pushed), *number, "numbers count up from 0");
+        }
+        let is_done = builder.adopt_edges(self.graph, self.numbers, meanwhile)?;
+        Ok(is_done.then_some(builder))
+    }
+}
+
 impl Builder {
-    /// Takes over the edges between rows that have a new number.
-    pub(super) fn adopt_edges<B: AsRef<[u8]> + Send + Sync>(
+    /// Takes over the edges between rows that have a new number; false if `meanwhile` said no.
+    fn adopt_edges<B: AsRef<[u8]> + Send + Sync, E>(
         &mut self,
         graph: &Graph<B>,
         numbers: &[Option<u32>],
-    ) {
+        meanwhile: &mut impl FnMut() -> Result<bool, E>,
+    ) -> Result<bool, E> {
         let number = |row: u32| numbers.get(index(row)).copied().flatten();
         for level in 1..=graph.top_level() {
             let mut upper = Level::default();
@@ -65,16 +107,21 @@ impl Builder {
             if build::list(self, 0, new).is_empty() {
                 lonely.push(new);
             }
+            if !meanwhile()? {
+                return Ok(false);
+            }
         }
         if self.edges.rows < 2 {
-            return;
+            return Ok(true);
         }
         if lonely.contains(&self.edges.entry) {
-            return self.start_over();
+            self.start_over();
+            return Ok(true);
         }
         for row in lonely {
             self.reconnect(row);
         }
+        Ok(true)
     }
 
     fn places(&self, level: usize) -> usize {

@@ -17,7 +17,7 @@ use crate::index::{
     adjacency::{Adjacency, Level, MAX_UPPER_LEVELS, NONE, index, places, places_of, until_none},
     kernel::Kernel,
     packed::{
-        Aligned, Graph, WriteError, header, prune,
+        Aligned, WriteError, header, prune,
         walk::{self, Far, Layers, Scratch, Spread},
         write,
     },
@@ -77,31 +77,6 @@ impl Builder {
         }
     }
 
-    /// One that goes on from the rows of `graph` that `keep` takes, and where each of them is now.
-    ///
-    /// `code` appends a row's code in the new space and gives its bias; if the space is that of
-    /// the graph, it is [`Graph::code`] and [`Graph::bias`].
-    pub fn adopt<B: AsRef<[u8]> + Send + Sync>(
-        options: Options,
-        graph: &Graph<B>,
-        keep: impl Fn(u32) -> bool,
-        mut code: impl FnMut(u32, &mut Vec<u8>) -> f32,
-    ) -> (Self, Vec<Option<u32>>) {
-        let mut builder = Self::new(options);
-        let mut numbers = Vec::with_capacity(index(graph.rows()));
-        let mut buffer = Vec::new();
-        for row in 0..graph.rows() {
-            let number = keep(row).then(|| {
-                buffer.clear();
-                let bias = code(row, &mut buffer);
-                builder.push(&buffer, bias)
-            });
-            numbers.push(number);
-        }
-        builder.adopt_edges(graph, &numbers);
-        (builder, numbers)
-    }
-
     /// Adds a row and its edges; gives its number.
     pub fn insert(&mut self, code: &[u8], bias: f32) -> u32 {
         let row = self.push(code, bias);
@@ -119,7 +94,13 @@ impl Builder {
         &self.edges
     }
 
-    /// Writes what [`Graph::open`] opens; gives its length in bytes.
+    /// Its edges, after making some to rows that no walk comes to.
+    pub fn finish(mut self) -> Adjacency {
+        self.mend();
+        self.edges
+    }
+
+    /// Writes what [`Graph::open`](super::Graph::open) opens; gives its length in bytes.
     ///
     /// Makes edges first to rows that no walk comes to.
     ///
@@ -136,7 +117,7 @@ impl Builder {
     }
 
     /// Adds a row without edges.
-    fn push(&mut self, code: &[u8], bias: f32) -> u32 {
+    pub(super) fn push(&mut self, code: &[u8], bias: f32) -> u32 {
         debug_assert_eq!(code.len(), self.space.code_bytes());
         let row = self.edges.rows;
         self.codes.push(code);

@@ -1,12 +1,14 @@
 //! Tests of building: of rows one by one, on from a graph there is, and without some of its rows.
 
+use std::convert::Infallible;
+
 use proptest::prelude::*;
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
 use super::{Builder, Options};
 use crate::index::{
-    packed::Graph,
     packed::tests::{METRICS, QUANTIZATIONS, space_of, vectors},
+    packed::{Adopt, Graph},
     space::Space,
 };
 
@@ -53,10 +55,19 @@ fn adopted(
     graph: &Graph<Vec<u8>>,
     keep: impl Fn(u32) -> bool,
 ) -> (Builder, Vec<Option<u32>>) {
-    Builder::adopt(options(space), graph, keep, |row, code| {
-        code.extend(graph.code(row).unwrap());
-        graph.bias(row)
-    })
+    let mut kept = 0u32..;
+    let numbers = (0..graph.rows()).map(|row| keep(row).then(|| kept.next().unwrap()));
+    let numbers: Vec<Option<u32>> = numbers.collect();
+    let adopt = Adopt {
+        graph,
+        numbers: &numbers,
+        code: |row, code: &mut Vec<u8>| {
+            code.extend(graph.code(row).unwrap());
+            Ok::<_, Infallible>(graph.bias(row))
+        },
+    };
+    let builder = adopt.build(options(space), &mut || Ok(true)).unwrap();
+    (builder.unwrap(), numbers)
 }
 
 /// Every list holds other rows of its level, each once; and a walk that stops nowhere sees all.
@@ -182,17 +193,49 @@ fn edges_are_taken_over_into_another_space() {
     let space = space_of(dim(12), Metric::L2, Quantization::I8, &small);
     let graph = packed(&mut built(&space, &small));
     let wider = space_of(dim(12), Metric::L2, Quantization::I8, &large);
-    let (mut builder, _) = Builder::adopt(
-        options(&wider),
-        &graph,
-        |_| true,
-        |row, code| wider.encode_row(&small[usize::try_from(row).unwrap()], code),
-    );
+    let numbers: Vec<Option<u32>> = (0..graph.rows()).map(Some).collect();
+    let adopt = Adopt {
+        graph: &graph,
+        numbers: &numbers,
+        code: |row, code: &mut Vec<u8>| {
+            let vector = &small[usize::try_from(row).unwrap()];
+            Ok::<_, Infallible>(wider.encode_row(vector, code))
+        },
+    };
+    let built = adopt.build(options(&wider), &mut || Ok(true)).unwrap();
+    let mut builder = built.unwrap();
     insert(&mut builder, &large);
     let graph = packed(&mut builder);
     assert_eq!(graph.space().step(), wider.step());
     let recall = recall(&graph, &large[..60]);
     assert!(recall >= 97, "{recall}");
+}
+
+#[test]
+fn taking_over_ends_when_it_is_told_to() {
+    let rows = vectors(dim(8), 100);
+    let space = Space::new(dim(8), Metric::Cosine, Quantization::I8).unwrap();
+    let graph = packed(&mut built(&space, &rows));
+    let numbers: Vec<Option<u32>> = (0..graph.rows()).map(Some).collect();
+    let adopt = Adopt {
+        graph: &graph,
+        numbers: &numbers,
+        code: |row, code: &mut Vec<u8>| {
+            code.extend(graph.code(row).unwrap());
+            Ok::<_, Infallible>(graph.bias(row))
+        },
+    };
+    let mut left = 50;
+    let mut meanwhile = || {
+        left -= 1;
+        Ok(left > 0)
+    };
+    assert!(
+        adopt
+            .build(options(&space), &mut meanwhile)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod prune;
 mod walk;
 mod write;
 
+pub use adopt::Adopt;
 pub use aligned::Aligned;
 pub use build::{Builder, Options};
 pub use header::OpenError;
