@@ -192,5 +192,13 @@ fn a_node_killed_on_a_full_disk_comes_back_by_itself_once_there_is_room() {
     assert!(error.contains("no room for the catalog"), "{error}");
     filled.disk.resize(128);
     filled.is_whole();
+    // The query node hears of it a moment after everybody else.
+    let (_, vector) = &filled.early[0];
+    eventually(DEADLINE, "the query node to find the shard again", || {
+        filled
+            .query
+            .search(client::search(COLLECTION, vector, 1))
+            .ok()
+    });
     filled.searches_go_on();
 }

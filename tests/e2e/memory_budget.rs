@@ -23,10 +23,9 @@ const EARLY: usize = 160;
 /// About 20 KiB each in memory: the vector as it came, and its code in the graph.
 const LATE: usize = 2900;
 const BUDGET: ByteSize = ByteSize::mib(112);
-/// Ingest stops at nine tenths of the budget, by a look at it every quarter of a second. What comes
-/// in meanwhile, and what the turns under way take, is what the last tenth is for, and as much again
-/// is let pass here: the machine of a test may not get round to looking.
-const OVERSHOOT: u64 = 10;
+/// Percent of the budget that may be held above it for a moment. Ingest stops at nine tenths, by a look every quarter
+/// of a second; by then every one of 16 shards may have a turn of large records in hand, and more of them fetched ahead.
+const OVERSHOOT: u64 = 50;
 
 /// The most an indexer has held, as often as it was looked at.
 #[derive(Default)]
@@ -76,8 +75,14 @@ fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_large
     let held: u64 = stopped.iter().map(|status| status.live_points).sum();
     let all = u64::try_from(EARLY + LATE).unwrap();
     assert!(held < all, "{held} points fit the budget");
-    for (id, point) in &early {
+    // What was fetched ahead is let go of, and nothing new comes.
+    eventually(DEADLINE, "no more to be held than the budget", || {
         peak.look(&indexer);
+        (indexer.child.memory_bytes() <= BUDGET.as_u64()).then_some(())
+    });
+    let mut resting = Peak::default();
+    for (id, point) in &early {
+        resting.look(&indexer);
         let ask = v1::SearchRequest {
             read: client::at_least(&[]),
             ..client::search(COLLECTION, point.vector.as_slice(), 1)
@@ -86,16 +91,13 @@ fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_large
         assert_eq!(client::ids(&answer.hits), [id.as_str()]);
     }
     eprintln!(
-        "budget {BUDGET}, at most {} held with {held} of {all} points",
+        "budget {BUDGET} with {held} of {all} points: {} held while searched, {} at the most",
+        ByteSize(resting.0),
         ByteSize(peak.0)
     );
+    assert!(resting.0 <= BUDGET.as_u64(), "{} held", ByteSize(resting.0));
     let most = BUDGET.as_u64() * (100 + OVERSHOOT) / 100;
     assert!(peak.0 <= most, "{} held", ByteSize(peak.0));
-    assert!(
-        peak.0 >= BUDGET.as_u64() * 8 / 10,
-        "{} held",
-        ByteSize(peak.0)
-    );
     indexer.had_no_errors(&[]);
     indexer.child.terminate();
 

@@ -128,7 +128,7 @@ impl Turns {
             Some(None) => {}
             None => return Ok(Ended::Cancelled),
         }
-        let mut reader = self.open_reader()?;
+        let mut reader = None;
         let label = self.shared.spec.label();
         let mut cpu = CpuMeter::start(label, "writer");
         let batch = self.shared.spec.engine.batch_records.get();
@@ -148,6 +148,8 @@ impl Turns {
             }
             if let Some(reached) = self.shared.spec.pressure.reached() {
                 if reached == Reached::Memory {
+                    // What it has fetched ahead is memory, too.
+                    reader = None;
                     self.writer.seal_soon();
                 }
                 self.writer.wait_for_room();
@@ -157,6 +159,10 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
+            let reader = match &mut reader {
+                Some(open) => open,
+                closed => closed.insert(self.open_reader()?),
+            };
             let timeout = if more { Duration::ZERO } else { IDLE };
             match reader.poll(batch, timeout) {
                 Ok(fetched) => {
