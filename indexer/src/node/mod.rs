@@ -6,6 +6,7 @@
 //! who serves what. The group only decides who owns a partition;
 //! a shard's data offsets are its own.
 
+mod kept;
 mod owner;
 mod saves;
 mod upkeep;
@@ -78,6 +79,8 @@ pub struct Held {
     was_caught_up: AtomicBool,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
+    /// It is served under an earlier life's claim, see [`kept`].
+    is_kept: AtomicBool,
     /// See [`crate::shard::Spec::incarnation`].
     incarnation: Offset,
     /// How long its searches take.

@@ -28,8 +28,8 @@ use crate::{
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the broker is asked about a shard that waits to serve.
 const PROBE_OPENING: Duration = Duration::from_millis(50);
-/// How often the limits are looked at: at full speed ingest takes some megabytes in that time.
-const LIMIT_EVERY: Duration = Duration::from_millis(250);
+/// How often the limits are looked at: at full speed ingest takes a megabyte or two in that time.
+const LIMIT_EVERY: Duration = Duration::from_millis(50);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
 /// How long the broker may take to hear that shards are let go.
@@ -151,7 +151,8 @@ impl Node {
             claimed.retain(|key, _| shards.iter().any(|(held, _)| held == key));
             for (key, held) in shards {
                 // What is let go was said by who lets it go.
-                if held.opened().is_none() || held.cancel.is_cancelled() {
+                let is_kept = held.is_kept.load(Ordering::Acquire);
+                if held.opened().is_none() || held.cancel.is_cancelled() || is_kept {
                     continue;
                 }
                 let ready = held.serving().is_ok();
