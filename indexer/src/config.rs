@@ -33,9 +33,10 @@ pub struct Config {
     /// Memory the node may take, as the kernel counts what only the process can give back (`RssAnon`). Default: no
     /// limit.
     ///
-    /// At nine tenths of it ingest stops until some is given back; searches go on. What comes in before that is seen, up
-    /// to a turn of every shard and `kafka.fetch_buffer_bytes` fetched ahead for it, is let go again. Leave room above
-    /// it for mapped segments: what of them stays in memory decides how fast searches are.
+    /// At nine tenths of it ingest stops until some is given back; searches go on. Until that is seen a turn of every
+    /// shard may come in, and what was fetched ahead for it (`kafka.fetch_buffer_bytes`), which is let go of then; with
+    /// many shards of large vectors set it lower than what there is. Leave room above it for mapped segments: what of
+    /// them stays in memory decides how fast searches are.
     pub memory_budget: Option<ByteSize>,
     /// Free space to leave on the disk of `data_dir`. Default 256 MiB.
     ///

@@ -186,6 +186,14 @@ fn a_killed_indexer_serves_again_before_the_group_has_missed_it() {
     let phoenix = settings.start();
     workload::churn(&publisher, &mut model, &mut random, 500, 500);
     whole(&world, &[&phoenix], &model);
+    // A shard whose claim does not say yet that it serves is nobody's to go on with.
+    eventually(DEADLINE, "every shard to be claimed as ready", || {
+        let lines = phoenix.child.logged();
+        let ready = lines
+            .iter()
+            .filter(|line| line["message"] == "shard claimed" && line["ready"] == true);
+        (ready.count() == 4).then_some(())
+    });
     phoenix.child.kill();
     workload::churn(&publisher, &mut model, &mut random, 500, 500);
     let phoenix = settings.start();
