@@ -33,13 +33,16 @@ pub struct Config {
     /// Memory the node may take, as the kernel counts what only the process can give back (`RssAnon`). Default: no
     /// limit.
     ///
-    /// At nine tenths of it ingest stops until some is given back; searches go on. Leave room above
-    /// it for mapped segments: what of them stays in memory decides how fast searches are.
+    /// At nine tenths of it ingest stops until some is given back; searches go on. Until that is seen a turn of every
+    /// shard may come in, and what was fetched ahead for it (`kafka.fetch_buffer_bytes`), which is let go of then; with
+    /// many shards of large vectors set it lower than what there is. Leave room above it for mapped segments: what of
+    /// them stays in memory decides how fast searches are.
     pub memory_budget: Option<ByteSize>,
     /// Free space to leave on the disk of `data_dir`. Default 256 MiB.
     ///
     /// Below it ingest stops until there is room; searches go on. Checkpoints and sealing, which
-    /// free space, take about as much as the largest segment for a moment.
+    /// free space, take about as much as the largest segment for a moment. With 0 the disk may be
+    /// filled: ingest stops then, too, but no checkpoint is stored until there is room.
     pub min_free_disk: ByteSize,
     /// Partial and conditional changes under way at a time. Default 1024.
     ///

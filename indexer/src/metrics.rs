@@ -26,7 +26,7 @@ pub const POINTS: &str = "indexer_points";
 pub const CONTESTED_IDS: &str = "indexer_contested_ids";
 /// Rows not yet in a graph, scanned by every search. Labels: `shard`.
 pub const MEMTABLE_ROWS: &str = "indexer_memtable_rows";
-/// 1 while a limit of the node stops ingest, else 0.
+/// 1 while a limit of the node, or a full disk, stops ingest, else 0.
 pub const INGEST_STOPPED: &str = "indexer_ingest_stopped";
 /// Segments a search looks into. Labels: `shard`.
 pub const SEGMENTS: &str = "indexer_segments";
@@ -103,7 +103,7 @@ pub fn describe() {
         (
             INGEST_STOPPED,
             Unit::Count,
-            "1 while a limit of the node stops ingest",
+            "1 while a limit of the node or a full disk stops ingest",
         ),
         (
             SHARD_CPU,

@@ -50,6 +50,16 @@ pub enum Reached {
     Disk,
 }
 
+impl Reached {
+    /// What a person is told who asks why nothing new comes.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Memory => "the memory budget is reached",
+            Self::Disk => "the disk is full",
+        }
+    }
+}
+
 /// Whether a limit is reached, for every shard of a node to see.
 #[derive(Debug, Default)]
 pub struct Pressure {
@@ -123,11 +133,16 @@ pub fn measure(folder: &Path) -> io::Result<Used> {
     let status = fs::read_to_string("/proc/self/status")?;
     let memory_bytes = anonymous_bytes(&status)
         .ok_or_else(|| io::Error::other("/proc/self/status has no RssAnon"))?;
-    let disk = rustix::fs::statvfs(folder).ok();
     Ok(Used {
         memory_bytes,
-        free_bytes: disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+        free_bytes: free_bytes(folder),
     })
+}
+
+/// Free space of the disk of a folder, bytes; `None` if it cannot be asked for.
+pub fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// `RssAnon` of a process status, bytes.

@@ -62,6 +62,11 @@ fn metrics() -> PrometheusHandle {
 impl World {
     /// An indexer that owns the one shard of `docs`, with so many points in it.
     async fn start(points: u32) -> Self {
+        Self::probing_every(points, Config::default().probe_interval).await
+    }
+
+    /// The same, which asks the broker for its ends so often.
+    async fn probing_every(points: u32, probe_interval: Duration) -> Self {
         let log = MemoryLog::new("test-cluster", System::shared());
         let cluster = log.cluster();
         ControlLog::ensure(&cluster, None).unwrap();
@@ -123,6 +128,7 @@ impl World {
             grpc_listen: free,
             http_listen: free,
             ownership: Ownership::Static { shards: Vec::new() },
+            probe_interval,
             engine: EngineConfig {
                 search_threads: 1.try_into().unwrap(),
                 ..EngineConfig::default()
@@ -203,6 +209,13 @@ async fn nearest(shard: &mut Shard, number: u32, exact: bool) -> String {
         .unwrap()
         .id
         .clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_serves_once_it_has_caught_up_however_seldom_the_broker_is_asked() {
+    // The first time is when no shard is open yet; the second would be long after the deadline.
+    let world = World::probing_every(20, DEADLINE * 60).await;
+    assert_eq!(nearest(&mut world.shard(), 7, true).await, "id-7");
 }
 
 // On a runtime of one thread, which a search that is done where it was read must not upset.

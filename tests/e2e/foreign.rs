@@ -16,7 +16,7 @@ use shoal_schemas::{Collection, Metric, Partition, Partitioner, PointId, Reason,
 
 use crate::harness::{
     client::{self, ids},
-    topic,
+    python, topic,
     world::{Shared, shared},
 };
 
@@ -47,16 +47,9 @@ type Written = Vec<(String, u32, u64)>;
 
 fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> Written {
     let shared = shared();
-    let interpreter = std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
-        let cache = std::env::var("SHOAL_CACHE");
-        let cache =
-            cache.unwrap_or_else(|_| format!("{}/.cache/shoal", std::env::var("HOME").unwrap()));
-        format!("{cache}/venv/bin/python3")
-    });
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(interpreter);
+    let mut command = python::client("avro_producer.py");
     command
-        .arg(root.join("tests/clients/avro_producer.py"))
         .args(["--bootstrap", &shared.world.kafka.bootstrap()])
         .args(["--topic", &collection.name.topic()])
         .arg("--schema")
@@ -66,15 +59,7 @@ fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> 
     if let Some(partitioner) = partitioner {
         command.args(["--partitioner", partitioner]);
     }
-    let output = command
-        .output()
-        .expect("make setup installs the Python client");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{}\n{errors}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let output = python::succeed(command);
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     serde_json::from_value(told["written"].clone()).unwrap()
 }

@@ -169,3 +169,68 @@ fn an_indexer_that_is_killed_and_started_again_serves_its_shards_again() {
     whole(&world, &[&only], &model);
     all_is_served(&query, &model);
 }
+
+#[test]
+fn a_killed_indexer_serves_again_before_the_group_has_missed_it() {
+    let world = World::new("kept");
+    let collection = world.collection("kept", DIM, PARTITIONS);
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    let mut random = Random::of(37);
+    let query_role = world.query("query").start();
+    let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
+    // The group gives its shards to nobody, itself included, until long after this test's patience.
+    let settings = settings(&world, "phoenix")
+        .with("KAFKA__SESSION_TIMEOUT", "300s")
+        .with("KAFKA__REBALANCE_TIMEOUT", "300s");
+    let phoenix = settings.start();
+    workload::churn(&publisher, &mut model, &mut random, 500, 500);
+    whole(&world, &[&phoenix], &model);
+    // A shard whose claim does not say yet that it serves is nobody's to go on with.
+    eventually(DEADLINE, "every shard to be claimed as ready", || {
+        let lines = phoenix.child.logged();
+        let ready = lines
+            .iter()
+            .filter(|line| line["message"] == "shard claimed" && line["ready"] == true);
+        (ready.count() == 4).then_some(())
+    });
+    phoenix.child.kill();
+    workload::churn(&publisher, &mut model, &mut random, 500, 500);
+    let phoenix = settings.start();
+    whole(&world, &[&phoenix], &model);
+    all_is_served(&query, &model);
+    phoenix.had_no_errors(&[]);
+}
+
+#[test]
+fn an_indexer_that_comes_back_beside_another_one_keeps_what_the_group_then_gives_it() {
+    let world = World::new("beside");
+    let collection = world.collection("beside", DIM, PARTITIONS);
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    let mut random = Random::of(41);
+    let query_role = world.query("query").start();
+    let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
+    let steady = settings(&world, "steady").start();
+    let settings = settings(&world, "killed");
+    let killed = settings.start();
+    share(&[&steady, &killed], &collection, 2);
+    workload::churn(&publisher, &mut model, &mut random, 500, 500);
+    whole(&world, &[&steady, &killed], &model);
+    killed.child.kill();
+    workload::churn(&publisher, &mut model, &mut random, 500, 500);
+    let back = settings.start();
+    eventually(DEADLINE, "the group's word", || {
+        let lines = back.child.logged();
+        let claimed = lines
+            .iter()
+            .any(|line| line["message"] == "shard claimed" && line["ready"] == true);
+        claimed.then_some(())
+    });
+    share(&[&steady, &back], &collection, 2);
+    whole(&world, &[&steady, &back], &model);
+    all_is_served(&query, &model);
+    for role in [&steady, &back] {
+        role.had_no_errors(&[]);
+    }
+}

@@ -18,7 +18,7 @@ use crate::harness::{
     world::shared,
 };
 
-const DIM: usize = 384;
+pub(crate) const DIM: usize = 384;
 const K: usize = 10;
 /// Neighbours that are known of each query.
 const KNOWN: usize = 100;
@@ -40,7 +40,8 @@ fn npy<T, const BYTES: usize>(name: &str, read: impl Fn([u8; BYTES]) -> T) -> Ve
     numbers.iter().map(|number| read(*number)).collect()
 }
 
-fn halves(name: &str) -> Vec<f32> {
+/// The vectors of a file, one after the other.
+pub(crate) fn halves(name: &str) -> Vec<f32> {
     npy(name, |bytes| f16::from_le_bytes(bytes).to_f32())
 }
 

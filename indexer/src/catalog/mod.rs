@@ -11,6 +11,7 @@ mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -158,6 +159,16 @@ pub enum CatalogError {
         /// Its words.
         detail: String,
     },
+    /// The disk has no room for what is to be written. The same call may be repeated.
+    #[error("no room for the catalog `{}`: {free_bytes} bytes are free, {needed_bytes} are needed", .folder.display())]
+    NoRoom {
+        /// Its folder.
+        folder: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+        /// What a write takes at most, and some to spare for whoever else writes.
+        needed_bytes: u64,
+    },
     /// A shard of this process that is closing still has it open.
     #[error("catalog is still held by a shard that is closing")]
     Held,
@@ -174,7 +185,7 @@ impl CatalogError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Store { .. } => ErrorKind::Closed,
-            Self::Held => ErrorKind::Retry,
+            Self::NoRoom { .. } | Self::Held => ErrorKind::Retry,
             Self::Entry { .. } => ErrorKind::Corrupt,
         }
     }

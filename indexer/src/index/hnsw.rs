@@ -351,9 +351,21 @@ impl VectorIndex for Hnsw {
     }
 
     fn save(&self, path: &Path) -> Result<(), IndexError> {
-        self.shared()
+        let index = self.shared();
+        index
             .save(&path.to_string_lossy())
-            .map_err(|error| backend("save", &error))
+            .map_err(|error| backend("save", &error))?;
+        // usearch closes the file without asking whether its last block found room.
+        let expected = u64::try_from(index.serialized_length()).unwrap_or(u64::MAX);
+        let written = path.metadata().map_err(|error| backend("save", &error))?;
+        if written.len() == expected {
+            return Ok(());
+        }
+        let detail = format!(
+            "file has {} bytes, {expected} were to be written; the disk is full",
+            written.len()
+        );
+        Err(backend("save", &detail))
     }
 }
 

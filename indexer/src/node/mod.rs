@@ -6,6 +6,7 @@
 //! who serves what. The group only decides who owns a partition;
 //! a shard's data offsets are its own.
 
+mod kept;
 mod owner;
 mod saves;
 mod upkeep;
@@ -78,6 +79,8 @@ pub struct Held {
     was_caught_up: AtomicBool,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
+    /// It is served under an earlier life's claim, see [`kept`].
+    is_kept: AtomicBool,
     /// See [`crate::shard::Spec::incarnation`].
     incarnation: Offset,
     /// How long its searches take.
@@ -233,13 +236,18 @@ impl Node {
                 .collect()
         };
         for ((collection, shard), held) in shards {
-            let shared = held
-                .serving()
-                .map_err(|why| format!("shard {collection}/{shard}: {}", not_serving_text(&why)))?;
+            let stopped = held.opened().and_then(|shared| shared.stopped_by());
+            let stopped = stopped.map_or_else(String::new, |reached| {
+                format!("; ingest is stopped: {}", reached.told())
+            });
+            let shared = held.serving().map_err(|why| {
+                let why = not_serving_text(&why);
+                format!("shard {collection}/{shard}: {why}{stopped}")
+            })?;
             let behind = shared.lag.read().behind;
             if behind > self.config.ready_lag {
                 return Err(format!(
-                    "shard {collection}/{shard} is {behind:.1?} behind, ready_lag is {:?}",
+                    "shard {collection}/{shard} is {behind:.1?} behind, ready_lag is {:?}{stopped}",
                     self.config.ready_lag
                 ));
             }

@@ -33,6 +33,8 @@ use crate::{
 
 /// How often the group is served.
 const GROUP_POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether a broker has answered for the first time.
+const FIRST_ANSWER_POLL: Duration = Duration::from_millis(10);
 /// How long the seat is served at a time while shards drain.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// A group says nothing to a member it has no shard for; after this long it has none.
@@ -60,7 +62,7 @@ impl Node {
         while !cancel.is_cancelled() {
             // Until a broker has answered once, asking would only hold a stop up.
             if self.deps.control.snapshot().caught_up_at.is_none() {
-                wait(cancel, GROUP_POLL);
+                wait(cancel, FIRST_ANSWER_POLL);
                 continue;
             }
             match self.deps.cluster.admin.cluster_id() {
@@ -93,8 +95,13 @@ impl Node {
         let mut events = VecDeque::new();
         let mut assigned = BTreeSet::new();
         let mut since_asked = Stopwatch::start();
+        let mut kept = self.take_kept(cluster)?;
+        if !kept.is_empty() {
+            self.placed.store(true, Ordering::Release);
+        }
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
+            self.drop_overtaken(&mut kept);
             // The group says it once; a definition may come, or come again, after that.
             for partition in &assigned {
                 self.take(partition, cluster)?;
@@ -127,6 +134,7 @@ impl Node {
             match polled {
                 Ok(None) => {}
                 Ok(Some(MembershipEvent::Assigned(partitions))) => {
+                    self.settle_kept(&mut kept, &partitions);
                     for partition in partitions {
                         if !self.take(&partition, cluster)? {
                             warn!(%partition, "assigned a partition of a collection nobody defined");
@@ -153,7 +161,8 @@ impl Node {
                 Err(error) if error.kind() == ErrorKind::Retry => wait(cancel, RETRY_AFTER),
                 Err(error) => return Err(group_error(error)),
             }
-            if since_commit.elapsed() >= COMMIT_EVERY {
+            // For kept shards it has nothing to say yet.
+            if kept.is_empty() && since_commit.elapsed() >= COMMIT_EVERY {
                 since_commit = Stopwatch::start();
                 self.commit(&**seat, &mut committed);
             }
@@ -216,6 +225,15 @@ impl Node {
 
     /// Starts the shard of a partition, unless it is started; false if nobody defined it.
     fn take(&self, partition: &TopicPartition, cluster: &ClusterId) -> Result<bool, NodeError> {
+        self.take_as(partition, cluster, false)
+    }
+
+    pub(super) fn take_as(
+        &self,
+        partition: &TopicPartition,
+        cluster: &ClusterId,
+        is_kept: bool,
+    ) -> Result<bool, NodeError> {
         let Some(key) = key_of(partition) else {
             return Ok(false);
         };
@@ -249,6 +267,7 @@ impl Node {
             ended: Arc::default(),
             was_caught_up: AtomicBool::new(false),
             is_disclaimed: AtomicBool::new(false),
+            is_kept: AtomicBool::new(is_kept),
             incarnation: spec.incarnation,
             pace: Pace::default(),
             searches: counter!(names::SEARCHES_TOTAL, "shard" => label.clone()),
@@ -291,11 +310,13 @@ impl Node {
         let over: Vec<_> = {
             let shards = self.lock();
             let over = shards.iter().filter(|(key, held)| is_over(key, held));
-            over.map(|(key, _)| partition_of(key)).collect()
+            let kept = |held: &Held| held.is_kept.load(Ordering::Acquire);
+            over.map(|(key, held)| (partition_of(key), kept(held)))
+                .collect()
         };
-        for partition in over {
+        for (partition, is_kept) in over {
             self.let_go(std::slice::from_ref(&partition));
-            self.take(&partition, cluster)?;
+            self.take_as(&partition, cluster, is_kept)?;
         }
         Ok(())
     }
@@ -334,7 +355,7 @@ impl Node {
         }
     }
 
-    fn let_go(&self, partitions: &[TopicPartition]) {
+    pub(super) fn let_go(&self, partitions: &[TopicPartition]) {
         self.stop(partitions, || std::thread::park_timeout(DRAIN_POLL));
         self.forget(partitions);
     }
@@ -381,12 +402,12 @@ impl Node {
     }
 }
 
-fn key_of(partition: &TopicPartition) -> Option<ShardKey> {
+pub(super) fn key_of(partition: &TopicPartition) -> Option<ShardKey> {
     let name = CollectionName::from_topic(&partition.topic)?;
     Some((name, partition.partition))
 }
 
-fn partition_of(key: &ShardKey) -> TopicPartition {
+pub(super) fn partition_of(key: &ShardKey) -> TopicPartition {
     TopicPartition {
         topic: key.0.topic().into(),
         partition: key.1,

@@ -26,10 +26,10 @@ use crate::{
 
 /// How long the broker may take to tell its ends.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the broker is asked while a shard waits to serve.
+/// How often the broker is asked about a shard that waits to serve.
 const PROBE_OPENING: Duration = Duration::from_millis(50);
-/// How often the limits are looked at: at full speed ingest takes some megabytes in that time.
-const LIMIT_EVERY: Duration = Duration::from_millis(250);
+/// How often the limits are looked at: at full speed ingest takes a megabyte or two in that time.
+const LIMIT_EVERY: Duration = Duration::from_millis(50);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
 /// How long the broker may take to hear that shards are let go.
@@ -74,7 +74,12 @@ impl Node {
             match pressure::measure(&limits.folder) {
                 Ok(used) => {
                     self.pressure.update(&limits, used);
-                    let stopped = self.pressure.reached().is_some();
+                    // A write that found no room counts where no least room is set, too.
+                    let stopped = self.pressure.reached().is_some()
+                        || self.open_shards().iter().any(|held| {
+                            held.opened()
+                                .is_some_and(|shared| shared.stopped_by().is_some())
+                        });
                     gauge!(names::INGEST_STOPPED).set(if stopped { 1.0 } else { 0.0 });
                 }
                 Err(error) => {
@@ -89,23 +94,23 @@ impl Node {
 
     pub(super) fn probe(&self) {
         let cancel = self.deps.tasks.cancel();
+        let interval = self.config.probe_interval;
+        let mut since_all: Option<Stopwatch> = None;
         while !cancel.is_cancelled() {
-            let watch = Stopwatch::start();
-            let mut waits_to_serve = false;
-            for held in self.open_shards() {
-                let Some(shared) = held.opened() else {
-                    continue;
-                };
-                self.probe_shard(shared);
-                waits_to_serve |= held.serving().is_err();
+            let is_due = (since_all.as_ref()).is_none_or(|since| since.elapsed() >= interval);
+            if is_due {
+                since_all = Some(Stopwatch::start());
             }
-            // A shard that opens is looked at often: it serves as soon as it has caught up.
-            let interval = if waits_to_serve {
-                PROBE_OPENING
-            } else {
-                self.config.probe_interval
-            };
-            wait(cancel, interval.saturating_sub(watch.elapsed()));
+            for held in self.open_shards() {
+                // One that opens, whenever that is, serves as soon as it has caught up.
+                let waits_to_serve = held.serving().is_err();
+                if let Some(shared) = held.opened()
+                    && (is_due || waits_to_serve)
+                {
+                    self.probe_shard(shared);
+                }
+            }
+            wait(cancel, PROBE_OPENING.min(interval));
         }
     }
 
@@ -146,7 +151,8 @@ impl Node {
             claimed.retain(|key, _| shards.iter().any(|(held, _)| held == key));
             for (key, held) in shards {
                 // What is let go was said by who lets it go.
-                if held.opened().is_none() || held.cancel.is_cancelled() {
+                let is_kept = held.is_kept.load(Ordering::Acquire);
+                if held.opened().is_none() || held.cancel.is_cancelled() || is_kept {
                     continue;
                 }
                 let ready = held.serving().is_ok();

@@ -275,8 +275,12 @@ impl Sealer<'_> {
         let temporary = self.folder.with_extension("tmp");
         remove(&temporary)?;
         fs::create_dir_all(&temporary).map_err(io_error(&temporary))?;
-        let Some(files) = self.write_files(&temporary, &mut meanwhile)? else {
+        let written = self.write_files(&temporary, &mut meanwhile);
+        if !matches!(written, Ok(Some(_))) {
+            // What there is of it on a full disk is room that others wait for.
             remove(&temporary)?;
+        }
+        let Some(files) = written? else {
             return Ok(false);
         };
         let dead = self.origins.iter().filter(|origin| !origin.alive).count();

@@ -7,7 +7,7 @@
 //! over from a crash and are removed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -25,9 +25,14 @@ use crate::{
         Segment, SegmentId, Sequence,
         files::{self, FileError, FileMark, Sink, damaged, io_error, sync_folder},
         growing::Growing,
-        seal::{self, MANIFEST_FILE, Shape},
+        seal::{MANIFEST_FILE, Shape},
     },
-    shard::{FolderError, Shared, growing_file, make_folder, save::Point},
+    shard::{
+        FolderError, Shared, growing_file,
+        leftover::{graph_name, mask_name, remove_files_of, remove_left_over, rows_name},
+        make_folder,
+        save::Point,
+    },
     wal::{self, Position},
 };
 
@@ -188,8 +193,13 @@ impl Manifest {
     }
 
     /// Where it stands in the checkpoint folder.
-    fn path(folder: &Path, number: u64) -> PathBuf {
+    pub(super) fn path(folder: &Path, number: u64) -> PathBuf {
         folder.join(manifest_name(number))
+    }
+
+    /// Where it stands until everything it names is written.
+    pub(super) fn temporary(folder: &Path, number: u64) -> PathBuf {
+        Self::path(folder, number).with_extension("tmp")
     }
 
     /// Reads the newest manifest of a folder; `None` if there is none.
@@ -249,15 +259,21 @@ impl Manifest {
         Ok(body)
     }
 
-    fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let path = Self::path(folder, self.number);
+    /// Writes it under a name that does not count yet.
+    fn write_beside(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let body = self.to_bytes()?;
-        let temporary = path.with_extension("tmp");
+        let temporary = Self::temporary(folder, self.number);
         let mut file = File::create(&temporary).map_err(io_error(&temporary))?;
         file.write_all(&body)
             .and_then(|()| file.sync_all())
             .map_err(io_error(&temporary))?;
-        fs::rename(&temporary, &path).map_err(io_error(&path))?;
+        Ok(temporary)
+    }
+
+    /// Gives it the name that counts.
+    fn publish(&self, folder: &Path, temporary: &Path) -> Result<(), CheckpointError> {
+        let path = Self::path(folder, self.number);
+        fs::rename(temporary, &path).map_err(io_error(&path))?;
         Ok(sync_folder(folder)?)
     }
 }
@@ -282,7 +298,8 @@ pub fn highest_number(folder: &Path) -> Result<u64, CheckpointError> {
     Ok(numbers.max().unwrap_or(0))
 }
 
-fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+/// The manifests in a folder, oldest first.
+pub(super) fn manifests(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(io_error(folder))? {
         let path = entry.map_err(io_error(folder))?.path();
@@ -326,6 +343,26 @@ impl Storer {
         let folder = shared.spec.checkpoint_folder();
         make_folder(&folder)?;
         shared.syncer.sync()?;
+        let prepared = self.prepare(shared, job, &folder);
+        // Nothing names its files yet, and they take the room that the next try needs.
+        let (manifest, temporary) = prepared.inspect_err(|_| remove_files_of(shared, job))?;
+        manifest.publish(&folder, &temporary)?;
+        crash::point("checkpoint_manifest");
+        self.stored = manifest
+            .segments
+            .iter()
+            .map(|files| (SegmentId(files.id), files.clone()))
+            .collect();
+        remove_left_over(shared, &manifest)
+    }
+
+    /// Writes everything, the manifest under a temporary name.
+    fn prepare(
+        &self,
+        shared: &Shared,
+        job: &Job,
+        folder: &Path,
+    ) -> Result<(Manifest, PathBuf), CheckpointError> {
         let mut segments = Vec::with_capacity(job.segments.len());
         for (segment, rows, entries) in &job.segments {
             let files = self.store_segment(shared, job, segment, (*rows, *entries))?;
@@ -347,14 +384,8 @@ impl Storer {
             graph: shared.spec.shape(),
             segments,
         };
-        manifest.write(&folder)?;
-        crash::point("checkpoint_manifest");
-        self.stored = manifest
-            .segments
-            .iter()
-            .map(|files| (SegmentId(files.id), files.clone()))
-            .collect();
-        remove_left_over(shared, &manifest)
+        let temporary = manifest.write_beside(folder)?;
+        Ok((manifest, temporary))
     }
 
     fn store_segment(
@@ -428,7 +459,7 @@ fn store_growing(
         Some(mark) => Some(mark),
         None if folded_now == 0 => None,
         None => {
-            let path = folder.join(format!("graph-{}.usearch", job.number));
+            let path = folder.join(graph_name(job.number));
             let saved = growing.graph.save(&path);
             saved.map_err(|source| CheckpointError::Graph {
                 segment: segment.id.0,
@@ -437,7 +468,7 @@ fn store_growing(
             Some(files::mark(&path)?)
         }
     };
-    let path = folder.join(format!("rows-{}.bin", job.number));
+    let path = folder.join(rows_name(job.number));
     let rows_file = growing_file::write(&path, Some(growing), (rows, entries_now), job.sequence)?;
     sync_folder(&folder)?;
     Ok(Kept::Growing {
@@ -456,7 +487,7 @@ pub(super) fn write_mask(
     rows: u32,
     ended: impl Fn(u32) -> bool,
 ) -> Result<FileMark, CheckpointError> {
-    let mut sink = Sink::create(folder.join(format!("mask-{number}.bin")))?;
+    let mut sink = Sink::create(folder.join(mask_name(number)))?;
     let mut bits = vec![0u8; usize::try_from(rows.div_ceil(8)).unwrap_or_default()];
     for row in (0..rows).filter(|row| ended(*row)) {
         if let Some(byte) = bits.get_mut(usize::try_from(row / 8).unwrap_or(usize::MAX)) {
@@ -483,59 +514,6 @@ pub fn apply_mask(
     for (at, byte) in (0u32..).zip(bits) {
         for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
             segment.end(at * 8 + bit, Sequence::default());
-        }
-    }
-    Ok(())
-}
-
-/// Removes manifests and segment files that the newest manifest does not name.
-fn remove_left_over(shared: &Shared, manifest: &Manifest) -> Result<(), CheckpointError> {
-    let folder = shared.spec.checkpoint_folder();
-    let own = Manifest::path(&folder, manifest.number);
-    for path in manifests(&folder)?.into_iter().filter(|path| *path != own) {
-        fs::remove_file(&path).map_err(io_error(&path))?;
-    }
-    let (mut growing, mut sealed) = (HashSet::new(), HashSet::new());
-    for files in &manifest.segments {
-        let id = SegmentId(files.id);
-        match &files.kept {
-            Kept::Growing {
-                graph_file,
-                rows_file,
-                ..
-            } => {
-                let folder = shared.spec.growing_folder(id);
-                let marks = graph_file.iter().chain([rows_file]);
-                growing.extend(marks.map(|mark| folder.join(&mark.name)));
-            }
-            Kept::Sealed { mask_file, .. } => {
-                let folder = shared.spec.segment_folder(id);
-                let masks = mask_file.iter().map(|mark| mark.name.as_str());
-                let names = seal::FILES.into_iter().chain(masks);
-                sealed.extend(names.map(|name| folder.join(name)));
-            }
-        }
-    }
-    remove_unnamed(&shared.spec.growing_root(), &growing)?;
-    remove_unnamed(&shared.spec.segments_root(), &sealed)
-}
-
-/// Removes the files of the folders in `root` that are not named, and folders left empty.
-fn remove_unnamed(root: &Path, named: &HashSet<PathBuf>) -> Result<(), CheckpointError> {
-    make_folder(root)?;
-    for entry in fs::read_dir(root).map_err(io_error(root))? {
-        let folder = entry.map_err(io_error(root))?.path();
-        let mut kept = 0usize;
-        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
-            let path = entry.map_err(io_error(&folder))?.path();
-            if named.contains(&path) {
-                kept += 1;
-            } else {
-                fs::remove_file(&path).map_err(io_error(&path))?;
-            }
-        }
-        if kept == 0 {
-            fs::remove_dir(&folder).map_err(io_error(&folder))?;
         }
     }
     Ok(())

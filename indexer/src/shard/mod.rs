@@ -14,6 +14,7 @@ mod cpu;
 mod gone;
 mod growing_file;
 pub mod lag;
+mod leftover;
 pub mod offline;
 pub mod recover;
 pub mod rescue;
@@ -222,6 +223,8 @@ pub struct Shared {
     wal_bytes: AtomicU64,
     /// What is wrong with a file of a sealed segment, once that was seen.
     damage: Mutex<Option<String>>,
+    /// A write to the shard's own log has found no room, and none has been made since.
+    is_disk_full: AtomicBool,
     /// Nothing is written any more.
     closed: AtomicBool,
     /// What is known of its files in an object store.

@@ -334,6 +334,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         fold_limit: Mutex::new(None),
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
         damage: Mutex::new(None),
+        is_disk_full: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         names: Names::default(),
         save: Mutex::default(),

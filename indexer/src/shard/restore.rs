@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, fs, ops::ControlFlow, path::Path, sync::Arc};
 
-use shoal_runtime::chain;
+use shoal_runtime::{ErrorKind, chain};
 use shoal_schemas::{Payload, PointId, RegionName, Vector};
 use tracing::{info, warn};
 
 use crate::{
-    catalog::{Catalog, CatalogError, IdState, Sled, Store},
+    catalog::{Catalog, IdState, Sled, Store},
     entry::{self, Entry, EntryError, Stamp},
     index::{VectorIndex, hnsw::Hnsw},
     rule::{Latest, Says, SourceIndex, resolve},
@@ -247,7 +247,8 @@ pub(super) fn open_catalog(
     };
     let store = match Sled::open(&folder) {
         Ok(store) => store,
-        Err(CatalogError::Held) => return Err(catalog_error(CatalogError::Held)),
+        // Held by a shard that is closing, or the disk is full.
+        Err(error) if error.kind() == ErrorKind::Retry => return Err(catalog_error(error)),
         Err(error) => {
             // The log's lock is ours, so nobody else has the folder open: it is damaged.
             warn!(shard, error = %error, "catalog does not open, it is rebuilt");

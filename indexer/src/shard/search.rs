@@ -3,7 +3,7 @@
 //! Everything here runs beside the writer and never waits for it, but for a token, whose whole
 //! meaning is to wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch};
 use shoal_schemas::{
@@ -14,6 +14,7 @@ use crate::{
     catalog::CatalogError,
     entry::{Entry, EntryError},
     find::SearchError,
+    pressure::Reached,
     rule::Says,
     segment::{PointError, Segment},
     shard::Shared,
@@ -271,7 +272,15 @@ impl Shared {
             graph_rows: rows(crate::segment::Segment::folded),
             dead_rows: rows(crate::segment::Segment::dead),
             code: 0,
+            ingest_stopped: self.stopped_by().map_or("", Reached::told).to_owned(),
         }
+    }
+
+    /// What keeps the shard from taking records, if anything does.
+    pub fn stopped_by(&self) -> Option<Reached> {
+        let is_full = self.is_disk_full.load(Ordering::Relaxed);
+        let reached = self.spec.pressure.reached();
+        reached.or_else(|| is_full.then_some(Reached::Disk))
     }
 
     /// What every answer says of this shard.

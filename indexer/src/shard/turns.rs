@@ -3,7 +3,10 @@
 //! Back-pressure is not polling: while the memtable is full, or the own log's disk is, nothing is
 //! asked of Kafka. A broker that is away is waited for; searches go on meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use metrics::{counter, gauge, histogram};
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
@@ -125,7 +128,7 @@ impl Turns {
             Some(None) => {}
             None => return Ok(Ended::Cancelled),
         }
-        let mut reader = self.open_reader()?;
+        let mut reader = None;
         let label = self.shared.spec.label();
         let mut cpu = CpuMeter::start(label, "writer");
         let batch = self.shared.spec.engine.batch_records.get();
@@ -145,6 +148,8 @@ impl Turns {
             }
             if let Some(reached) = self.shared.spec.pressure.reached() {
                 if reached == Reached::Memory {
+                    // What it has fetched ahead is memory, too.
+                    reader = None;
                     self.writer.seal_soon();
                 }
                 self.writer.wait_for_room();
@@ -154,6 +159,10 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
+            let reader = match &mut reader {
+                Some(open) => open,
+                closed => closed.insert(self.open_reader()?),
+            };
             let timeout = if more { Duration::ZERO } else { IDLE };
             match reader.poll(batch, timeout) {
                 Ok(fetched) => {
@@ -469,14 +478,25 @@ impl Turns {
 
     /// `None` after a rest if the disk was full; any other failure ends the shard.
     fn retry_when_full<T>(&self, outcome: Result<T, WriteError>) -> Result<Option<T>, ShardError> {
+        let is_full = &self.shared.is_disk_full;
         match outcome {
-            Ok(value) => Ok(Some(value)),
+            Ok(value) => {
+                if is_full.load(Ordering::Relaxed) {
+                    is_full.store(false, Ordering::Relaxed);
+                    info!(shard = %self.shared.spec.label(), "disk has room again, ingest goes on");
+                }
+                Ok(Some(value))
+            }
             Err(error) if error.kind() == ErrorKind::Retry => {
-                warn!(
-                    shard = %self.shared.spec.label(),
-                    error = %chain(&error),
-                    "disk is full: ingest stops, searches go on; make room to resume"
-                );
+                // Said once, not at every try.
+                if !is_full.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        shard = %self.shared.spec.label(),
+                        folder = %self.shared.spec.folder.display(),
+                        error = %chain(&error),
+                        "disk is full: ingest stops, searches go on; make room to resume"
+                    );
+                }
                 dlq::wait(&self.cancel, RETRY_AFTER);
                 Ok(None)
             }

@@ -40,12 +40,13 @@ impl Child {
         variables: &[(String, String)],
         log: &Path,
     ) -> Self {
-        Self::start(name, SHOAL, arguments, variables, log)
+        Self::shoal_through(name, &[], arguments, variables, log)
     }
 
-    fn start(
+    /// The same, started through another program: one that executes what its arguments end with.
+    pub(crate) fn shoal_through(
         name: &str,
-        program: &str,
+        entrance: &[String],
         arguments: &[&str],
         variables: &[(String, String)],
         log: &Path,
@@ -54,7 +55,9 @@ impl Child {
         // The kernel kills it when the thread that started it ends, which lives as long as we do.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", program])
+            .args(["--pdeathsig", "KILL"])
+            .args(entrance)
+            .arg(SHOAL)
             .args(arguments);
         clean(&mut command);
         command
@@ -137,6 +140,17 @@ impl Child {
         if let Some(status) = self.ended() {
             panic!("{} ended with {status}\n{}", self.name, self.tail());
         }
+    }
+
+    /// Anonymous memory it holds, bytes: what only it can give back.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes: u64 = (line.unwrap().trim().trim_end_matches(" kB"))
+            .parse()
+            .unwrap();
+        kibibytes << 10
     }
 
     /// Everything it has printed.

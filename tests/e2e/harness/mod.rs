@@ -6,10 +6,12 @@
 
 pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod folder;
 pub(crate) mod kafka;
 pub(crate) mod model;
 pub(crate) mod place;
+pub(crate) mod python;
 pub(crate) mod role;
 pub(crate) mod seed;
 pub(crate) mod state;

@@ -8,7 +8,7 @@ use std::{
 
 use shoal_runtime::eventually;
 
-use super::{DEADLINE, child::Child, client, place};
+use super::{DEADLINE, child::Child, client, disk::Disk, place};
 
 /// How a role is started. Settings are environment variables without their `SHOAL_`.
 #[derive(Clone)]
@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     pub(crate) variables: Vec<(String, String)>,
+    /// What it is started through.
+    pub(crate) entrance: Vec<String>,
 }
 
 impl Settings {
@@ -30,6 +32,7 @@ impl Settings {
             grpc: place::free(),
             http: place::free(),
             variables: Vec::new(),
+            entrance: Vec::new(),
         };
         let section = role.to_uppercase();
         let (grpc, http) = (settings.grpc, settings.http);
@@ -75,6 +78,12 @@ impl Settings {
         self
     }
 
+    /// Where it sees this disk.
+    pub(crate) fn on(mut self, disk: &Disk) -> Self {
+        self.entrance = disk.entrance();
+        self
+    }
+
     /// An engine so small that a few thousand records make it checkpoint, seal and compact.
     pub(crate) fn small_engine(self) -> Self {
         self.with("INDEXER__ENGINE__CHECKPOINT_BYTES", "1MiB")
@@ -97,8 +106,10 @@ impl Settings {
         static LIVES: AtomicU32 = AtomicU32::new(0);
         let life = LIVES.fetch_add(1, Ordering::Relaxed);
         let log = self.folder.join(format!("{}-{life}.log", self.name));
+        let arguments = [self.role];
+        let (name, variables) = (&self.name, &self.variables);
         Role {
-            child: Child::shoal(&self.name, &[self.role], &self.variables, &log),
+            child: Child::shoal_through(name, &self.entrance, &arguments, variables, &log),
             settings: self.clone(),
         }
     }
