@@ -158,8 +158,18 @@ impl Hnsw {
             held,
         };
         if let Held::Units(units) = &loaded.held {
-            for row in (0u32..).take(loaded.rows()) {
-                units.lengths.push(length(&loaded.vector(row)?));
+            let (mut row, mut found) = (0u32, 0usize);
+            while found < loaded.rows() {
+                match loaded.vector(row) {
+                    Ok(vector) => {
+                        units.put(row, length(&vector));
+                        found += 1;
+                    }
+                    // It was passed over.
+                    Err(IndexError::NoRow { .. }) if row < u32::MAX => {}
+                    Err(error) => return Err(error),
+                }
+                row = row.saturating_add(1);
             }
         }
         Ok(loaded)
@@ -259,8 +269,7 @@ impl VectorIndex for Hnsw {
             Held::Units(units) => {
                 let vector = unit(vector);
                 // Before the row: a search that meets it needs the length.
-                let number = units.lengths.push(length(&vector));
-                debug_assert_eq!(u32::try_from(number), Ok(row), "rows come in order");
+                units.put(row, length(&vector));
                 index.add(u64::from(row), &vector)
             }
             Held::Codes(space) => {
@@ -346,8 +355,8 @@ impl VectorIndex for Hnsw {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn adjacency(&self) -> Result<Adjacency, IndexError> {
-        Ok(Adjacency::from_usearch(&self.serialized()?)?)
+    fn adjacency(&self, rows: u32) -> Result<Adjacency, IndexError> {
+        Ok(Adjacency::from_usearch(&self.serialized()?, rows)?)
     }
 
     fn save(&self, path: &Path) -> Result<(), IndexError> {
@@ -364,6 +373,16 @@ struct Units {
 }
 
 impl Units {
+    /// Keeps a row's length. Rows come in rising order, and some are passed over.
+    fn put(&self, row: u32, length: f32) {
+        let at = usize::try_from(row).unwrap_or(usize::MAX);
+        debug_assert!(self.lengths.count() <= at, "rows come in order");
+        while self.lengths.count() < at {
+            self.lengths.push(1.0);
+        }
+        self.lengths.push(length);
+    }
+
     /// Makes cosine distances of inner products: the walk may be off by rounding, an answer not.
     fn correct(&self, near: &mut [Near], query_length: f32) {
         for one in near.iter_mut() {

@@ -27,7 +27,7 @@ use crate::{
         growing::Growing,
         seal::{self, MANIFEST_FILE, Shape},
     },
-    shard::{FolderError, Shared, growing_file, make_folder, save::Point},
+    shard::{FolderError, Shared, growing_file, make_folder, riders_file, save::Point},
     wal::{self, Position},
 };
 
@@ -117,6 +117,9 @@ pub struct SegmentFiles {
     pub dead: u32,
     /// Its files.
     pub kept: Kept,
+    /// Which rows ride on its own; absent while none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub riders_file: Option<FileMark>,
 }
 
 /// The files of a segment, by what it is.
@@ -390,11 +393,30 @@ impl Storer {
             )?,
             (None, None) => unreachable!("a segment is sealed or growing"),
         };
+        let folder = match &kept {
+            Kept::Sealed { .. } => shared.spec.segment_folder(segment.id),
+            Kept::Growing { .. } => shared.spec.growing_folder(segment.id),
+        };
+        // One that stands in the folder of before it was sealed is not beside it now.
+        let earlier = earlier
+            .filter(|files| std::mem::discriminant(&files.kept) == std::mem::discriminant(&kept));
+        let riders_file = riders_file::write(
+            &folder,
+            job.number,
+            (segment, rows),
+            job.sequence,
+            |id| {
+                let mut segments = job.segments.iter().map(|(segment, ..)| &**segment);
+                segments.find(|segment| segment.id == id)
+            },
+            earlier.and_then(|files| files.riders_file.as_ref()),
+        )?;
         Ok(SegmentFiles {
             id: segment.id.0,
             rows,
             dead,
             kept,
+            riders_file,
         })
     }
 }
@@ -426,7 +448,7 @@ fn store_growing(
     make_folder(&folder)?;
     let graph_file = match earlier_graph {
         Some(mark) => Some(mark),
-        None if folded_now == 0 => None,
+        None if growing.graph.rows() == 0 => None,
         None => {
             let path = folder.join(format!("graph-{}.usearch", job.number));
             let saved = growing.graph.save(&path);
@@ -438,7 +460,7 @@ fn store_growing(
         }
     };
     let path = folder.join(format!("rows-{}.bin", job.number));
-    let rows_file = growing_file::write(&path, Some(growing), (rows, entries_now), job.sequence)?;
+    let rows_file = growing_file::write(&path, Some(segment), (rows, entries_now), job.sequence)?;
     sync_folder(&folder)?;
     Ok(Kept::Growing {
         folded: folded_now,
@@ -506,12 +528,14 @@ fn remove_left_over(shared: &Shared, manifest: &Manifest) -> Result<(), Checkpoi
             } => {
                 let folder = shared.spec.growing_folder(id);
                 let marks = graph_file.iter().chain([rows_file]);
+                let marks = marks.chain(&files.riders_file);
                 growing.extend(marks.map(|mark| folder.join(&mark.name)));
             }
             Kept::Sealed { mask_file, .. } => {
                 let folder = shared.spec.segment_folder(id);
-                let masks = mask_file.iter().map(|mark| mark.name.as_str());
-                let names = seal::FILES.into_iter().chain(masks);
+                let more = mask_file.iter().chain(&files.riders_file);
+                let more = more.map(|mark| mark.name.as_str());
+                let names = seal::FILES.into_iter().chain(more);
                 sealed.extend(names.map(|name| folder.join(name)));
             }
         }

@@ -3,11 +3,11 @@
 //! The builder makes the new segment beside the old ones, from rows alive when it starts; searches
 //! go on in the old ones. Then the writer moves the catalog over, a slice a turn, ending a row in
 //! both when its point changes meanwhile, and at last replaces the old segments in the view.
+//!
+//! A row that rides on one of the old segments takes that one's place, whichever segment it is in:
+//! it has a node of its own then. One of an old segment whose carrier stays where it is rides on.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use shoal_schemas::PointId;
 
@@ -37,8 +37,12 @@ pub struct Compacted {
     pub entries: Vec<Entry>,
     /// Where each of its rows came from, by row.
     pub origins: Vec<Place>,
-    /// Each old row's number in the new segment, if it was alive.
+    /// Each old row's number in the new segment, if it was alive or one rode on it.
     pub moved: HashMap<SegmentId, Vec<Option<u32>>>,
+    /// The new numbers of rows that rode on old ones, wherever they are.
+    pub adopted: HashMap<Place, u32>,
+    /// New rows that ride on ones of segments that stay.
+    pub riding: Vec<(u32, Place)>,
 }
 
 /// Which sealed segments are worth rebuilding together now; empty if none.
@@ -51,7 +55,7 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     let ready = |segment: &&Arc<Segment>| segment.as_sealed().is_some();
     let is_worn = |segment: &Segment| is_worn(engine, segment);
     let small = engine.seal_rows / 2;
-    let small_ones = sealed.iter().filter(ready).filter(|s| s.live() < small);
+    let small_ones = sealed.iter().filter(ready).filter(|s| left(s) < small);
     let worn = sealed.iter().filter(ready).any(|segment| is_worn(segment));
     // One small segment beside a big one is normal; several are worth a merge.
     if !worn && small_ones.clone().count() < 4 {
@@ -60,11 +64,11 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     // Worn ones first, so that a small one in front cannot crowd them out for ever.
     let (worn_ones, others): (Vec<_>, Vec<_>) =
         sealed.iter().filter(ready).partition(|s| is_worn(s));
-    let small_ones = others.into_iter().filter(|s| s.live() < small);
+    let small_ones = others.into_iter().filter(|s| left(s) < small);
     let mut chosen: Vec<Arc<Segment>> = Vec::new();
     let mut rows = 0u32;
     for segment in worn_ones.into_iter().chain(small_ones) {
-        let with_it = rows.saturating_add(segment.live());
+        let with_it = rows.saturating_add(left(segment));
         if chosen.is_empty() || with_it <= engine.seal_rows {
             rows = with_it;
             chosen.push(segment.clone());
@@ -77,10 +81,18 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     }
 }
 
-/// Whether so many rows of a segment are dead that it is to be rebuilt.
+/// Rows that a new segment would hold of an old one, at most.
+fn left(segment: &Segment) -> u32 {
+    segment.live().saturating_add(segment.rides.carrying())
+}
+
+/// Whether so many rows of a segment, or nodes of its graph, are of no use any more that it is to
+/// be rebuilt. A dead row that carries another is of use.
 pub fn is_worn(engine: &crate::config::EngineConfig, segment: &Segment) -> bool {
-    segment.dead() >= engine.compact_dead_rows
-        && f64::from(segment.dead()) >= f64::from(segment.len()) * engine.compact_dead_share
+    segment.wear().into_iter().any(|(wasted, all)| {
+        wasted >= engine.compact_dead_rows
+            && f64::from(wasted) >= f64::from(all) * engine.compact_dead_share
+    })
 }
 
 /// Writes the segment that takes the place of a growing one which takes no more rows.
@@ -97,12 +109,13 @@ pub fn seal(
     let Some(growing) = segment.as_growing() else {
         return Ok(None);
     };
-    let adjacency = growing.graph.adjacency()?;
+    let adjacency = growing.graph.adjacency(segment.len())?;
     let entries: Vec<Entry> = growing.entries().cloned().collect();
     let origins = (0..segment.len()).map(|row| Origin {
         segment: segment.clone(),
         row,
         alive: segment.end_of(row).is_none(),
+        is_node: !segment.rides.is_rider(row),
     });
     write(
         shared,
@@ -153,22 +166,34 @@ pub fn build(
     let graph = shared.new_graph()?;
     let mut origins = Vec::new();
     let mut moved = HashMap::new();
+    let (mut adopted, mut riding) = (HashMap::new(), Vec::new());
     let mut entries = Vec::new();
     let mut vector = Vec::new();
     for input in inputs {
         let mut numbers = Vec::new();
         for row in 0..input.len() {
-            if input.end_of(row).is_some() {
+            let Some(taken) = take(shared, inputs, input, row) else {
                 numbers.push(None);
                 continue;
-            }
+            };
             let new = u32::try_from(origins.len()).unwrap_or(u32::MAX);
-            input.vector(row, &shared.log, &mut vector)?;
-            graph.add(new, &vector)?;
+            match taken.carrier {
+                Some(carrier) => riding.push((new, carrier)),
+                None => {
+                    let Taken { segment, row, .. } = &taken;
+                    segment.vector(*row, &shared.log, &mut vector)?;
+                    graph.add(new, &vector)?;
+                }
+            }
             numbers.push(Some(new));
+            let place = taken.place();
+            if (place.segment, place.row) != (input.id, row) {
+                adopted.insert(place, new);
+            }
             origins.push(Origin {
-                segment: input.clone(),
-                row,
+                is_node: taken.carrier.is_none(),
+                segment: taken.segment,
+                row: taken.row,
                 alive: true,
             });
             if !meanwhile()? {
@@ -192,7 +217,8 @@ pub fn build(
     let places: Vec<Place> = places.collect();
     let mut output = None;
     if !origins.is_empty() {
-        let adjacency = graph.adjacency()?;
+        let rows = u32::try_from(origins.len()).unwrap_or(u32::MAX);
+        let adjacency = graph.adjacency(rows)?;
         drop(graph);
         output = write(shared, id, origins, &adjacency, &entries, meanwhile)?;
         if output.is_none() {
@@ -206,7 +232,65 @@ pub fn build(
         entries,
         origins: places,
         moved,
+        adopted,
+        riding,
     }))
+}
+
+/// What a new segment holds for a row of an old one.
+struct Taken {
+    segment: Arc<Segment>,
+    row: u32,
+    /// On which it rides on.
+    carrier: Option<Place>,
+}
+
+impl Taken {
+    fn place(&self) -> Place {
+        Place {
+            segment: self.segment.id,
+            row: self.row,
+        }
+    }
+}
+
+/// Takes a row that is alive, or the one that rides on it. Nothing if there is neither, and
+/// nothing for a row that rides on one of the old segments: that one brings it.
+fn take(shared: &Shared, inputs: &[Arc<Segment>], input: &Arc<Segment>, row: u32) -> Option<Taken> {
+    if input.end_of(row).is_some() {
+        let (segment, row) = live_rider(shared, input, row)?;
+        let carrier = None;
+        return Some(Taken {
+            segment,
+            row,
+            carrier,
+        });
+    }
+    let carrier = input.rides.carrier(row);
+    let is_brought = |place: Place| inputs.iter().any(|one| one.id == place.segment);
+    (!carrier.is_some_and(is_brought)).then(|| Taken {
+        segment: input.clone(),
+        row,
+        carrier,
+    })
+}
+
+/// The row that rides on one that has ended.
+fn live_rider(shared: &Shared, segment: &Segment, row: u32) -> Option<(Arc<Segment>, u32)> {
+    let newest = || segment.rides.riders(row).next();
+    let mut place = newest()?;
+    loop {
+        let rider = shared.segment(place.segment)?;
+        if rider.end_of(place.row).is_none() {
+            return Some((rider, place.row));
+        }
+        // One that takes its place was there before it ended.
+        let again = newest()?;
+        if again == place {
+            return None;
+        }
+        place = again;
+    }
 }
 
 /// Whether a rebuilt catalog would have to know an entry: its tombstone may still be in the topic,
@@ -230,15 +314,41 @@ pub struct Moving {
 }
 
 impl Moving {
-    /// Starts: rows that ended while the new segment was built end there too.
+    /// Starts: rows that ended while the new segment was built end there too, and one that rides
+    /// on them since does so there as well.
     pub fn start(shared: &Shared, compacted: Compacted, at: Sequence) -> Self {
         if let Some(output) = &compacted.output {
+            for (number, carrier) in &compacted.riding {
+                output.rides.ride(*number, *carrier);
+            }
             for (number, origin) in (0u32..).zip(&compacted.origins) {
-                let ended = shared
-                    .segment(origin.segment)
-                    .and_then(|segment| segment.row(origin.row).map(|row| row.is_dead()));
-                if ended != Some(false) {
-                    output.end(number, at);
+                let segment = shared.segment(origin.segment);
+                let lives = segment.as_ref().is_some_and(|segment| {
+                    let row = segment.row(origin.row);
+                    row.is_some_and(|row| !row.is_dead())
+                });
+                if lives {
+                    continue;
+                }
+                output.end(number, at);
+                let carrier = segment.and_then(|segment| segment.rides.carrier(origin.row));
+                let carrier = carrier.unwrap_or(*origin);
+                // One that rides on a segment that stays does not concern the new one.
+                let is_node = !output.rides.is_rider(number);
+                let old = shared.segment(carrier.segment).filter(|_| is_node);
+                let rider = old.and_then(|old| live_rider(shared, &old, carrier.row));
+                if let Some((segment, row)) = rider {
+                    let place = Place {
+                        segment: output.id,
+                        row: number,
+                    };
+                    segment.rides.ride(row, place);
+                    let rider = Place {
+                        segment: segment.id,
+                        row,
+                    };
+                    output.rides.carry(number, rider);
+                    output.rides.take_up();
                 }
             }
         }
@@ -249,18 +359,31 @@ impl Moving {
         }
     }
 
-    /// The same row in the other segment, if there is one.
+    /// Whether a place is in the new segment.
+    pub fn is_new(&self, place: Place) -> bool {
+        place.segment == self.compacted.id
+    }
+
+    /// The same point's row in the other segment, if there is one.
     pub fn twin(&self, place: Place) -> Option<Place> {
-        if place.segment == self.compacted.id {
-            let row = usize::try_from(place.row).ok()?;
-            return self.compacted.origins.get(row).copied();
+        let compacted = &self.compacted;
+        let row = usize::try_from(place.row).ok()?;
+        if self.is_new(place) {
+            return compacted.origins.get(row).copied();
         }
-        let numbers = self.compacted.moved.get(&place.segment)?;
-        let row = (*numbers.get(usize::try_from(place.row).ok()?)?)?;
+        let numbers = compacted.moved.get(&place.segment);
+        let number = numbers.and_then(|numbers| *numbers.get(row)?);
+        let number = number.or_else(|| compacted.adopted.get(&place).copied())?;
         Some(Place {
-            segment: self.compacted.id,
-            row,
+            segment: compacted.id,
+            row: number,
         })
+    }
+
+    /// Whether it ends rows of segments that stay, so that the change has to have a sequence of
+    /// its own.
+    pub fn ends_others(&self) -> bool {
+        !self.compacted.adopted.is_empty()
     }
 
     /// Moves a slice of the catalog over; true once all of it is.
@@ -292,15 +415,33 @@ impl Moving {
         Ok(end == output.len())
     }
 
-    /// Replaces the old segments in the view.
-    pub fn finish(self, shared: &Shared) {
+    /// Replaces the old segments in the view, which is complete from `complete_from` on: the
+    /// sequence that is shown, or one that is shown next.
+    pub fn finish(self, shared: &Shared, complete_from: Sequence) {
         let Compacted {
+            id,
             output,
             moved,
             entries,
+            adopted,
+            riding,
             ..
         } = self.compacted;
-        let complete_from = Sequence(shared.applied.load(Ordering::Acquire));
+        // In the old view the row is found where it was until then, in the new one from then on
+        // where it is.
+        for place in adopted.into_keys() {
+            if let Some(segment) = shared.segment(place.segment) {
+                segment.end(place.row, complete_from);
+            }
+        }
+        for (row, carrier) in riding {
+            let is_alive = output
+                .as_ref()
+                .is_some_and(|output| output.end_of(row).is_none());
+            if let Some(segment) = shared.segment(carrier.segment).filter(|_| is_alive) {
+                segment.rides.carry(carrier.row, Place { segment: id, row });
+            }
+        }
         shared.change_view(|view| {
             let kept = view
                 .segments

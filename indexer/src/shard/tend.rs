@@ -68,7 +68,10 @@ impl Writer {
         }
         if let Some(mut moving) = self.moving.take() {
             if moving.advance(&self.shared)? {
-                moving.finish(&self.shared);
+                self.sequence.0 += u64::from(moving.ends_others());
+                moving.finish(&self.shared, self.sequence);
+                let shown = &self.shared.applied;
+                shown.store(self.sequence.0, Ordering::Release);
                 self.checkpoint_wanted = true;
                 self.shared.work().compacting = false;
             } else {
@@ -159,6 +162,7 @@ impl Writer {
                     sealed.end(row, at);
                 }
             }
+            sealed.rides.take_over(&growing.rides);
         }
         let complete_from = Sequence(self.shared.applied.load(Ordering::Acquire));
         self.shared.change_view(|view| {
