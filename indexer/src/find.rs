@@ -179,7 +179,7 @@ struct Search<'a, 'w> {
     told: &'w mut Told,
 }
 
-impl<'a> Search<'a, '_> {
+impl<'a, 'w> Search<'a, 'w> {
     fn segment(&mut self, segment: &'a Segment) -> Result<(), SearchError> {
         let watch = Stopwatch::start();
         // Read before the graph is searched: rows below are in it, rows above are scanned.
