@@ -20,7 +20,10 @@ pub mod seal;
 pub mod sealed;
 pub mod vectors;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use bytes::Bytes;
 use shoal_runtime::ErrorKind;
@@ -165,7 +168,7 @@ enum Rows {
     /// In memory.
     Growing(Box<Growing>),
     /// In files.
-    Sealed(Box<Sealed>),
+    Sealed(Arc<Sealed>),
 }
 
 /// Rows and their graph.
@@ -194,9 +197,22 @@ impl Segment {
         Self {
             id,
             rides: Rides::default(),
-            rows: Rows::Sealed(Box::new(sealed)),
+            rows: Rows::Sealed(Arc::new(sealed)),
             dead: AtomicU32::new(0),
         }
+    }
+
+    /// The same rows, which end in both, without any rides; `None` while it is growing.
+    pub fn without_rides(&self) -> Option<Self> {
+        let Rows::Sealed(sealed) = &self.rows else {
+            return None;
+        };
+        Some(Self {
+            id: self.id,
+            rides: Rides::default(),
+            rows: Rows::Sealed(sealed.clone()),
+            dead: AtomicU32::new(self.dead()),
+        })
     }
 
     /// Its rows in memory; `None` once it is sealed.

@@ -6,6 +6,9 @@
 //! which rows have ridden on each, newest last, and on which row each rides. Only the shard's
 //! writer changes them, while any number look. What a checkpoint keeps of them is in
 //! [`crate::shard::checkpoint`].
+//!
+//! Links to rows that have ended are for searches of earlier moments. They are let go of by putting
+//! another segment of the same rows into the view ([`Segment::without_rides`]).
 
 use std::sync::{
     OnceLock,
@@ -184,14 +187,19 @@ impl Rides {
         }
     }
 
-    /// Takes over what is known of the same rows, some of which have ended, of the segment before it
-    /// was sealed.
-    pub fn take_over(&self, before: &Self) {
-        for (_, link) in before.links.iter() {
-            self.links.push(*link);
-        }
-        for (row, number) in before.newest.iter() {
-            self.newest.set(row, number);
+    /// Links kept, also to rows that have ended.
+    pub fn links(&self) -> usize {
+        self.links.count()
+    }
+
+    /// Takes over what is known of the same rows of a segment, some of which have ended, and of the
+    /// links those that `keep` takes. Only the shard's writer.
+    pub fn take_over(&self, before: &Self, keep: impl Fn(Place) -> bool) {
+        for row in before.carriers() {
+            let riders: Vec<Place> = before.riders(row).filter(|place| keep(*place)).collect();
+            for rider in riders.into_iter().rev() {
+                self.carry(row, rider);
+            }
         }
         for (row, number) in before.carriers.iter() {
             self.carriers.set(row, number);
@@ -260,6 +268,12 @@ mod tests {
         assert_eq!(riders(7), [place(1, 1)]);
         assert_eq!(riders(8), []);
         assert_eq!(rides.carriers().collect::<Vec<_>>(), [7, 5000]);
+        let after = Rides::default();
+        after.take_over(&rides, |_| true);
+        assert!(after.riders(5000).eq(rides.riders(5000)));
+        let newest = Rides::default();
+        newest.take_over(&after, |place| place != self::place(0, 0));
+        assert_eq!((newest.links(), newest.riders(5000).count()), (2, 1));
     }
 
     #[test]
@@ -277,7 +291,7 @@ mod tests {
         rides.ended(4);
         assert_eq!((rides.riding(), rides.riding_live()), (2, 0));
         let after = Rides::default();
-        after.take_over(&rides);
+        after.take_over(&rides, |_| true);
         assert_eq!(after.carrier(3), Some(place(4, 5)));
         assert_eq!((after.riding(), after.riding_live()), (2, 0));
     }

@@ -4,11 +4,14 @@
 //! While the rows of a compaction are moved over, a row and its twin in the new segment both
 //! carry: searches of the old view come by the one, those of the new view by the other.
 
+use std::sync::Arc;
+
 use shoal_schemas::Vector;
 
 use crate::{
     segment::{Place, Segment},
-    shard::writer::Writer,
+    shard::{lock, save::Save, writer::Writer},
+    view::View,
 };
 
 impl Writer {
@@ -80,5 +83,47 @@ impl Writer {
                 segment.end(place.row, self.sequence);
             }
         }
+    }
+
+    /// Takes over who rides into a segment of the same rows that is about to take the other's
+    /// place. Its searches ask for no earlier moment than this one, but a copy may.
+    pub(super) fn take_rides(&self, to: &Segment, from: &Segment) {
+        let is_copied = !matches!(*lock(&self.shared.save), Save::Idle);
+        let lives = |place: Place| {
+            let segment = self.shared.segment(place.segment);
+            segment.is_some_and(|segment| segment.end_of(place.row).is_none())
+        };
+        to.rides
+            .take_over(&from.rides, |place| is_copied || lives(place));
+    }
+
+    /// Lets go of links to rows that have ended, of one sealed segment that has too many. Nothing
+    /// may hold on to the segment and look at them later: no compaction, no copy.
+    pub(super) fn let_links_go(&self) {
+        let view = self.shared.view.load();
+        let spare = usize::try_from(self.shared.spec.engine.seal_rows).unwrap_or(usize::MAX);
+        let worn = view.segments.iter().find(|segment| {
+            let carrying = usize::try_from(segment.rides.carrying()).unwrap_or(usize::MAX);
+            segment.as_sealed().is_some()
+                && segment.rides.links() > carrying.saturating_mul(2).saturating_add(spare)
+        });
+        let Some(old) = worn else { return };
+        // Held, so that the builder begins nothing meanwhile.
+        let work = self.shared.work();
+        let is_held = work.compacting || !matches!(*lock(&self.shared.save), Save::Idle);
+        let Some(new) = old.without_rides().filter(|_| !is_held) else {
+            return;
+        };
+        self.take_rides(&new, old);
+        let new = Arc::new(new);
+        self.shared.change_view(|view| View {
+            segments: view
+                .segments
+                .iter()
+                .map(|one| if one.id == new.id { &new } else { one }.clone())
+                .collect(),
+            chunks: view.chunks.clone(),
+            complete_from: self.sequence,
+        });
     }
 }

@@ -79,6 +79,7 @@ impl Writer {
                 return Ok(true);
             }
         }
+        self.let_links_go();
         Ok(false)
     }
 
@@ -162,7 +163,7 @@ impl Writer {
                     sealed.end(row, at);
                 }
             }
-            sealed.rides.take_over(&growing.rides);
+            self.take_rides(sealed, growing);
         }
         let complete_from = Sequence(self.shared.applied.load(Ordering::Acquire));
         self.shared.change_view(|view| {

@@ -485,6 +485,31 @@ fn rows_that_match_but_are_dead_let_no_other_through() {
     ridden.close();
 }
 
+#[test]
+fn a_point_that_is_patched_for_ever_takes_no_more_and_no_more_memory() {
+    let mut ridden = Ridden::new(world());
+    for id in 0..600 {
+        ridden.put(id);
+    }
+    ridden.settled();
+    for _ in 0..1500 {
+        ridden.patch(3);
+        ridden.patch(4);
+    }
+    ridden.settled();
+    let seal_rows = ridden.world.engine.seal_rows as usize;
+    eventually(DEADLINE, "links to rows that ended are let go of", || {
+        let (view, _) = ridden.live.shared.moment();
+        let mut links = view.segments.iter().map(|one| one.rides.links());
+        links.all(|links| links <= seal_rows + 4).then_some(())
+    });
+    assert_eq!(ridden.live.shared.status().graph_rows, 600);
+    ridden.check();
+    ridden = ridden.reopen(|_| {});
+    ridden.check();
+    ridden.close();
+}
+
 /// A random number that follows from the ones before.
 struct Random(u64);
 
