@@ -304,7 +304,10 @@ fn compact(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let watch = Stopwatch::start();
-    let built = compact::build(shared, id, inputs, meanwhile(shared, 1, cancel))?;
+    // As they are now that nothing takes their place meanwhile.
+    let inputs = inputs.iter().filter_map(|chosen| shared.segment(chosen.id));
+    let inputs: Vec<_> = inputs.collect();
+    let built = compact::build(shared, id, &inputs, meanwhile(shared, 1, cancel))?;
     let mut work = shared.work();
     let Some(compacted) = built else {
         work.compacting = false;

@@ -75,3 +75,26 @@ fn parse(bytes: &[u8]) -> Option<Vec<(u32, Place)>> {
     });
     (tail.is_empty() && left.is_empty()).then(|| records.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{MAGIC, parse};
+    use crate::segment::{Place, SegmentId};
+
+    #[test]
+    fn a_file_reads_back_and_one_of_another_length_does_not() {
+        let mut bytes = MAGIC.to_vec();
+        for word in [3u32, 7, 1, 9, 8, 2] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        let place = |segment, row| Place {
+            segment: SegmentId(segment),
+            row,
+        };
+        let read = parse(&bytes);
+        assert_eq!(read, Some(vec![(3, place(7, 1)), (9, place(8, 2))]));
+        for length in (0..bytes.len()).filter(|length| ![8, 20].contains(length)) {
+            assert_eq!(bytes.get(..length).and_then(parse), None, "{length}");
+        }
+    }
+}

@@ -24,8 +24,10 @@ impl Writer {
         // One that does not read is replaced like any other: what is wrong shows where it is read
         // to be answered with.
         let read = segment.vector(place.row, &self.shared.log, &mut held);
-        let bits = |vector: &[f32]| vector.iter().map(|one| one.to_bits()).collect::<Vec<_>>();
-        read.is_ok() && bits(&held) == bits(vector.as_slice())
+        fn bits(vector: &[f32]) -> impl Iterator<Item = u32> {
+            vector.iter().map(|one| one.to_bits())
+        }
+        read.is_ok() && bits(&held).eq(bits(vector.as_slice()))
     }
 
     /// The rows by whose nodes a row is found: itself or the one it rides on, and that one's twin
