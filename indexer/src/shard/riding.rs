@@ -24,10 +24,9 @@ impl Writer {
         // One that does not read is replaced like any other: what is wrong shows where it is read
         // to be answered with.
         let read = segment.vector(place.row, &self.shared.log, &mut held);
-        fn bits(vector: &[f32]) -> impl Iterator<Item = u32> {
-            vector.iter().map(|one| one.to_bits())
-        }
-        read.is_ok() && bits(&held).eq(bits(vector.as_slice()))
+        let held = held.iter().map(|component| component.to_bits());
+        let wanted = vector.as_slice().iter();
+        read.is_ok() && held.eq(wanted.map(|component| component.to_bits()))
     }
 
     /// The rows by whose nodes a row is found: itself or the one it rides on, and that one's twin
