@@ -109,8 +109,8 @@ fn an_empty_graph_is_read_as_one() {
 fn rows_that_are_no_nodes_have_no_edges_and_the_others_keep_theirs() {
     let mut bytes = by_hand();
     // The keys of the second and the third node.
-    bytes[156] = 3;
-    bytes[194] = 4;
+    bytes[146] = 3;
+    bytes[176] = 4;
     let read = Adjacency::from_usearch(&bytes, 6).unwrap();
     assert_eq!((read.rows(), read.entry(), read.top_level()), (6, 3, 1));
     assert_eq!(
