@@ -90,7 +90,12 @@ fn by_usearch(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
         .collect();
     let mut bytes = Vec::new();
     let codes = codes?.into_iter().map(|code| (code, 0.0));
-    packed::write(&mut bytes, space, &graph.adjacency()?, codes)?;
+    packed::write(
+        &mut bytes,
+        space,
+        &graph.adjacency(u32::try_from(rows.len())?)?,
+        codes,
+    )?;
     Ok(bytes)
 }
 

@@ -3,7 +3,9 @@
 //! Each segment is planned by itself ([`plan`]): its graph is walked, its matching rows are
 //! scanned, or it is passed over. Walks and scans of codes give candidates whose distances are
 //! near the exact ones; the best of all segments are then re-scored from the exact vectors, so
-//! that a distance does not depend on where a point happens to lie. The memtable is always scanned, exactly.
+//! that a distance does not depend on where a point happens to lie. The memtable is always scanned,
+//! exactly. A row that rides is found where its carrier's node is met ([`View::shown`]), and nowhere
+//! else.
 
 use std::cmp::Ordering;
 
@@ -16,7 +18,7 @@ use crate::{
         plan::{self, COSTS, Plan},
     },
     index::{IndexError, Near, distance::Query},
-    segment::{Place, PointError, Row, Segment},
+    segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
 };
@@ -133,9 +135,22 @@ pub fn nearest<'a>(
     wanted: &Wanted<'_>,
     told: &mut Told,
 ) -> Result<Vec<Found<'a>>, SearchError> {
+    let watch = Stopwatch::start();
+    // Of all segments first: a row that is met in one may lie in another.
+    let mut sets = Vec::new();
+    if let Some(filter) = wanted.filter {
+        for segment in &view.segments {
+            told.estimated += count(segment.estimate(filter)?.upper);
+            let set = segment.matches(filter)?;
+            *told.matches.get_or_insert(0) += count(set.len());
+            sets.push((segment.id, set));
+        }
+    }
+    told.plan_us += micros(watch);
     let mut search = Search {
         view,
         wanted,
+        sets: &sets,
         want: wanted.k.saturating_add((wanted.k / 2).max(RESCORE_MORE)),
         coarse: Vec::new(),
         exact: Vec::new(),
@@ -152,6 +167,8 @@ pub fn nearest<'a>(
 struct Search<'a, 'w> {
     view: &'a View,
     wanted: &'w Wanted<'w>,
+    /// With a filter, the rows of each segment that match.
+    sets: &'w [(SegmentId, RowSet)],
     /// How many candidates are re-scored.
     want: usize,
     /// Found by codes.
@@ -162,40 +179,53 @@ struct Search<'a, 'w> {
     told: &'w mut Told,
 }
 
-impl<'a> Search<'a, '_> {
+impl<'a, 'w> Search<'a, 'w> {
     fn segment(&mut self, segment: &'a Segment) -> Result<(), SearchError> {
         let watch = Stopwatch::start();
         // Read before the graph is searched: rows below are in it, rows above are scanned.
         let folded = segment.folded();
-        let set = match self.wanted.filter {
-            None => None,
-            Some(filter) => {
-                let upper = segment.estimate(filter)?.upper;
-                self.told.estimated += count(upper);
-                let set = segment.matches(filter)?;
-                *self.told.matches.get_or_insert(0) += count(set.len());
-                Some(set)
-            }
-        };
-        let plan = self.plan(segment, folded, set.as_ref());
+        let set = self.set(segment.id);
+        let plan = self.plan(segment, folded, set);
         self.told.plan_us += micros(watch);
         let watch = Stopwatch::start();
         match plan {
             Plan::Skip => {}
-            Plan::Scan => self.scan(segment, folded, set.as_ref())?,
-            Plan::Walk(walk) => self.walk(segment, folded, set.clone(), walk)?,
+            Plan::Scan => self.scan(segment, folded, set)?,
+            Plan::Walk(walk) => self.walk(segment, folded, set, walk)?,
         }
-        self.scan_memtable(segment, folded, set.as_ref());
+        self.scan_memtable(segment, folded);
         self.told.search_us += micros(watch);
         Ok(())
     }
 
+    fn set(&self, segment: SegmentId) -> Option<&'w RowSet> {
+        set_of(self.sets, segment)
+    }
+
+    /// The matching rows of a segment that a search meets in others, at most.
+    fn riders_that_match(&self, segment: &Segment) -> usize {
+        if !segment.rides.has_carriers() {
+            return 0;
+        }
+        let riders = self
+            .view
+            .segments
+            .iter()
+            .filter(|one| one.rides.has_riders());
+        let matches = riders.filter_map(|one| self.set(one.id)).map(RowSet::len);
+        // One that has ended may be visible to this search still.
+        matches
+            .sum::<usize>()
+            .min(size(segment.rides.carrying().max(1)))
+    }
+
     /// How to look through the rows of a segment's graph.
     fn plan(&self, segment: &Segment, folded: u32, set: Option<&RowSet>) -> Plan {
-        if folded == 0 {
+        let rows = size(segment.nodes().min(folded));
+        if rows == 0 {
             return Plan::Skip;
         }
-        let (rows, live) = (size(folded), size(segment.live()));
+        let live = size(segment.live_nodes());
         let beam = self.wanted.beam.max(self.want);
         let Some(set) = set else {
             let few = live <= beam.saturating_mul(SCAN_BEAMS) && segment.len() <= SCAN_ROWS;
@@ -212,38 +242,54 @@ impl<'a> Search<'a, '_> {
                 }),
             };
         };
-        if self.wanted.exact && !set.is_empty() {
+        let matches = set.len().saturating_add(self.riders_that_match(segment));
+        if self.wanted.exact && matches > 0 {
             return Plan::Scan;
         }
+        // Dead rows match like live ones: that as many match as live says nothing of any.
+        let is_every_row = set.len() >= size(segment.len()) && !segment.rides.has_carriers();
         let segment = plan::Segment {
             rows,
             live,
-            matches: set.len().min(rows),
+            matches: matches.min(rows),
             vector_bytes: segment.code_bytes(),
         };
-        Plan::new(segment, self.want, beam, &COSTS)
+        match Plan::new(segment, self.want, beam, &COSTS) {
+            Plan::Walk(walk) => Plan::Walk(plan::Walk {
+                is_filtered: !is_every_row,
+                ..walk
+            }),
+            other => other,
+        }
     }
 
     fn walk(
         &mut self,
         segment: &'a Segment,
         folded: u32,
-        set: Option<RowSet>,
+        set: Option<&RowSet>,
         walk: plan::Walk,
     ) -> Result<(), SearchError> {
-        let moment = self.wanted.moment;
+        let (view, sets, moment) = (self.view, self.sets, self.wanted.moment);
         let query = self.wanted.query;
-        let set = set.filter(|_| walk.is_filtered).map(RowSet::for_walk);
+        let own = set.filter(|_| walk.is_filtered);
+        let own = own.map(|set| set.clone().for_walk());
         // So many have to be met for the walk to count.
-        let want = match set.is_some() {
+        let want = match own.is_some() {
             true => self.want.max(walk.enough),
             false => self.want,
         };
         let accept = |row: u32| {
-            set.as_ref().is_none_or(|set| set.contains(row)) && is_visible(segment, row, moment)
+            let Some((shown, number)) = view.shown(segment, row, moment) else {
+                return false;
+            };
+            own.as_ref().is_none_or(|own| match shown.id == segment.id {
+                true => own.contains(number),
+                false => takes(sets, shown, number),
+            })
         };
         let mut near = None;
-        if set.is_none() && segment.is_all_alive() {
+        if own.is_none() && segment.is_all_alive() {
             let walked = segment.walk(query, walk.beam, want, None)?;
             // A search that was held up can meet rows from after its moment, and they crowd out
             // the ones it is to see.
@@ -255,16 +301,16 @@ impl<'a> Search<'a, '_> {
             None => segment.walk(query, walk.beam, want, Some(&accept))?,
         };
         self.told.distances += count(walked.distances);
-        match set.is_some() {
+        match own.is_some() {
             true => self.told.filtered += 1,
             false => self.told.walked += 1,
         }
         if walk.is_starved(walked.near.len()) {
-            return self.scan(segment, folded, set.as_ref());
+            return self.scan(segment, folded, set);
         }
         for Near { row, distance } in walked.near {
             if row < folded {
-                let found = Found::at(segment, row, distance, moment);
+                let found = Found::at(view, segment, row, distance, moment);
                 self.coarse.extend(found);
             }
         }
@@ -282,10 +328,41 @@ impl<'a> Search<'a, '_> {
         match set {
             None => self.scan_rows(segment, 0..folded),
             Some(set) => {
-                let in_graph = set.iter().take_while(|row| *row < folded);
-                self.scan_rows(segment, in_graph)
+                let own = set.iter().take_while(|row| *row < folded);
+                let carriers = self.carriers_of_matches(segment);
+                let others = carriers
+                    .into_iter()
+                    .filter(|row| *row < folded && !set.contains(*row));
+                self.scan_rows(segment, own.chain(others))
             }
         }
+    }
+
+    /// The rows of a segment on which ones ride that match, each once.
+    fn carriers_of_matches(&self, segment: &Segment) -> Vec<u32> {
+        if !segment.rides.has_carriers() {
+            return Vec::new();
+        }
+        let mut rows = Vec::new();
+        for (id, set) in self.sets {
+            let Some(riders) = self.view.segment(*id).filter(|one| one.rides.has_riders()) else {
+                continue;
+            };
+            for rider in set.iter().filter(|row| riders.rides.is_rider(*row)) {
+                if !riders.is_visible(rider, self.wanted.moment) {
+                    continue;
+                }
+                match riders.rides.carrier(rider) {
+                    Some(carrier) if carrier.segment == segment.id => rows.push(carrier.row),
+                    Some(carrier) if self.view.segment(carrier.segment).is_some() => {}
+                    // It has moved to a segment that this view does not have yet.
+                    _ => return segment.rides.carriers().collect(),
+                }
+            }
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        rows
     }
 
     fn scan_rows(
@@ -293,8 +370,11 @@ impl<'a> Search<'a, '_> {
         segment: &'a Segment,
         rows: impl Iterator<Item = u32>,
     ) -> Result<(), SearchError> {
-        let wanted = self.wanted;
-        let mut rows = rows.filter(|row| is_visible(segment, *row, wanted.moment));
+        let (view, wanted, sets) = (self.view, self.wanted, self.sets);
+        let mut rows = rows.filter(|row| {
+            let shown = view.shown(segment, *row, wanted.moment);
+            shown.is_some_and(|(shown, row)| takes(sets, shown, row))
+        });
         loop {
             let slice: Vec<u32> = rows.by_ref().take(SLICE_ROWS).collect();
             if slice.is_empty() {
@@ -308,7 +388,7 @@ impl<'a> Search<'a, '_> {
                 self.scan_exactly(segment, &slice)?;
             } else {
                 for Near { row, distance } in segment.measure(wanted.query, &slice)? {
-                    let found = Found::at(segment, row, distance, wanted.moment);
+                    let found = Found::at(view, segment, row, distance, wanted.moment);
                     self.coarse.extend(found);
                 }
             }
@@ -324,27 +404,37 @@ impl<'a> Search<'a, '_> {
             if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
                 return Err(SearchError::Stopped);
             }
-            segment.vector(*row, wanted.log, &mut self.vector)?;
-            let distance = wanted.query.distance(&self.vector);
-            let found = Found::at(segment, *row, distance, wanted.moment);
-            self.exact.extend(found);
+            let Some(mut found) = Found::at(self.view, segment, *row, 0.0, wanted.moment) else {
+                continue;
+            };
+            found
+                .segment
+                .vector(found.place.row, wanted.log, &mut self.vector)?;
+            found.distance = wanted.query.distance(&self.vector);
+            self.exact.push(found);
         }
         Ok(())
     }
 
-    fn scan_memtable(&mut self, segment: &'a Segment, folded: u32, set: Option<&RowSet>) {
-        for chunk in self.view.chunks.iter().filter(|c| c.segment == segment.id) {
+    fn scan_memtable(&mut self, segment: &'a Segment, folded: u32) {
+        let (view, moment) = (self.view, self.wanted.moment);
+        for chunk in view.chunks.iter().filter(|c| c.segment == segment.id) {
             for row in folded.max(chunk.first_row)..chunk.end_row() {
-                let Some(vector) = chunk.vector(row) else {
+                let Some(vector) = chunk.row(row) else {
                     break;
                 };
-                if set.is_some_and(|set| !set.contains(row)) {
+                let Some(vector) = vector else {
+                    continue;
+                };
+                let Some(mut found) = Found::at(view, segment, row, 0.0, moment) else {
+                    continue;
+                };
+                if !takes(self.sets, found.segment, found.place.row) {
                     continue;
                 }
-                let distance = self.wanted.query.distance(vector.as_slice());
+                found.distance = self.wanted.query.distance(vector.as_slice());
                 self.told.distances += 1;
-                let found = Found::at(segment, row, distance, self.wanted.moment);
-                self.exact.extend(found);
+                self.exact.push(found);
             }
         }
     }
@@ -368,30 +458,35 @@ impl<'a> Search<'a, '_> {
 }
 
 impl<'a> Found<'a> {
-    /// The row as found, if it is visible.
-    fn at(segment: &'a Segment, number: u32, distance: f32, moment: Moment) -> Option<Self> {
-        let row = segment.row(number)?;
-        let visible = row.is_visible(moment.sequence, moment.now_ms);
-        visible.then_some(Self {
+    /// What is found at a row's node, if anything.
+    fn at(
+        view: &'a View,
+        segment: &'a Segment,
+        row: u32,
+        distance: f32,
+        moment: Moment,
+    ) -> Option<Self> {
+        let (segment, number) = view.shown(segment, row, moment)?;
+        Some(Self {
             place: Place {
                 segment: segment.id,
                 row: number,
             },
             segment,
-            row,
+            row: segment.row(number)?,
             distance,
         })
     }
 }
 
-/// Whether a search of a moment may answer with a row.
-pub(crate) fn is_visible(segment: &Segment, row: u32, moment: Moment) -> bool {
-    match segment.as_sealed() {
-        Some(sealed) => sealed.is_visible(row, moment.sequence, moment.now_ms),
-        None => segment
-            .row(row)
-            .is_some_and(|row| row.is_visible(moment.sequence, moment.now_ms)),
-    }
+fn set_of(sets: &[(SegmentId, RowSet)], segment: SegmentId) -> Option<&RowSet> {
+    let set = sets.iter().find(|(id, _)| *id == segment);
+    set.map(|(_, set)| set)
+}
+
+/// Whether a row matches; every row does where there is no filter.
+fn takes(sets: &[(SegmentId, RowSet)], segment: &Segment, row: u32) -> bool {
+    set_of(sets, segment.id).is_none_or(|set| set.contains(row))
 }
 
 fn by_distance(a: &Found<'_>, b: &Found<'_>) -> Ordering {

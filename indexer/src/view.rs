@@ -7,7 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::segment::{Place, Row, Segment, SegmentId, Sequence, growing::Chunk};
+use crate::segment::{
+    Place, Row, Segment, SegmentId, Sequence, growing::Chunk, rides::newest_rider,
+};
 
 /// The segments and memtable of a moment.
 pub struct View {
@@ -44,6 +46,29 @@ impl View {
     /// The row at a place.
     pub fn row(&self, place: Place) -> Option<Row<'_>> {
         self.segment(place.segment)?.row(place.row)
+    }
+
+    /// The row that a search of a moment answers with where it meets the node of `row`: that one,
+    /// or the one that rides on it by then.
+    pub fn shown<'a>(
+        &'a self,
+        segment: &'a Segment,
+        row: u32,
+        moment: Moment,
+    ) -> Option<(&'a Segment, u32)> {
+        if segment.rides.is_rider(row) {
+            return None;
+        }
+        if segment.is_visible(row, moment) {
+            return Some((segment, row));
+        }
+        if !segment.rides.has_carriers() {
+            return None;
+        }
+        let find = |id| self.segment(id).map(|segment| &**segment);
+        // The one before it ended when it was born.
+        let (rider, row) = newest_rider(segment, row, moment.sequence, find)?;
+        rider.is_visible(row, moment).then_some((rider, row))
     }
 
     /// Visible points. Rows that can expire are looked at one by one only where there are any.

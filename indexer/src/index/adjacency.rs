@@ -94,6 +94,37 @@ impl Adjacency {
     }
 }
 
+impl Adjacency {
+    /// The same edges between the rows of a larger segment: `keys` says, rising, which row each of
+    /// these is there.
+    pub fn spread(self, keys: &[u32], rows: u32) -> Self {
+        if self.rows == rows {
+            return self;
+        }
+        let key = |row: u32| keys.get(index(row)).copied().unwrap_or(NONE);
+        let mut base = vec![NONE; index(rows).saturating_mul(self.degree)];
+        for (at, to) in (0..self.rows).map(|row| (row, key(row))) {
+            let from = places(&self.base, index(at), self.degree);
+            let start = index(to).saturating_mul(self.degree);
+            for (place, neighbour) in base.iter_mut().skip(start).zip(from) {
+                *place = key(*neighbour);
+            }
+        }
+        let upper = self.upper.into_iter().map(|level| Level {
+            rows: level.rows.into_iter().map(key).collect(),
+            links: level.links.into_iter().map(key).collect(),
+        });
+        Self {
+            rows,
+            entry: keys.get(index(self.entry)).copied().unwrap_or(0),
+            base,
+            degree: self.degree,
+            upper_degree: self.upper_degree,
+            upper: upper.collect(),
+        }
+    }
+}
+
 impl Level {
     /// Puts a row on the level, behind those there are; nothing if it is there.
     pub(super) fn stand(&mut self, row: u32, degree: usize) {

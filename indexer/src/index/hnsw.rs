@@ -158,8 +158,18 @@ impl Hnsw {
             held,
         };
         if let Held::Units(units) = &loaded.held {
-            for row in (0u32..).take(loaded.rows()) {
-                units.lengths.push(length(&loaded.vector(row)?));
+            let (mut row, mut found) = (0u32, 0usize);
+            while found < loaded.rows() {
+                match loaded.vector(row) {
+                    Ok(vector) => {
+                        units.put(row, length(&vector));
+                        found += 1;
+                    }
+                    // It was passed over.
+                    Err(IndexError::NoRow { .. }) if row < u32::MAX => {}
+                    Err(error) => return Err(error),
+                }
+                row = row.saturating_add(1);
             }
         }
         Ok(loaded)
@@ -259,8 +269,7 @@ impl VectorIndex for Hnsw {
             Held::Units(units) => {
                 let vector = unit(vector);
                 // Before the row: a search that meets it needs the length.
-                let number = units.lengths.push(length(&vector));
-                debug_assert_eq!(u32::try_from(number), Ok(row), "rows come in order");
+                units.put(row, length(&vector));
                 index.add(u64::from(row), &vector)
             }
             Held::Codes(space) => {
@@ -346,8 +355,8 @@ impl VectorIndex for Hnsw {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn adjacency(&self) -> Result<Adjacency, IndexError> {
-        Ok(Adjacency::from_usearch(&self.serialized()?)?)
+    fn adjacency(&self, rows: u32) -> Result<Adjacency, IndexError> {
+        Ok(Adjacency::from_usearch(&self.serialized()?, rows)?)
     }
 
     fn save(&self, path: &Path) -> Result<(), IndexError> {
@@ -376,6 +385,16 @@ struct Units {
 }
 
 impl Units {
+    /// Keeps a row's length. Rows come in rising order, and some are passed over.
+    fn put(&self, row: u32, length: f32) {
+        let at = usize::try_from(row).unwrap_or(usize::MAX);
+        debug_assert!(self.lengths.count() <= at, "rows come in order");
+        while self.lengths.count() < at {
+            self.lengths.push(1.0);
+        }
+        self.lengths.push(length);
+    }
+
     /// Makes cosine distances of inner products: the walk may be off by rounding, an answer not.
     fn correct(&self, near: &mut [Near], query_length: f32) {
         for one in near.iter_mut() {
@@ -454,145 +473,5 @@ fn backend(action: &'static str, error: &dyn std::fmt::Display) -> IndexError {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
-
-    use super::{Hnsw, Options};
-    use crate::index::{VectorIndex, distance::Query};
-
-    fn options(metric: Metric, quantization: Quantization) -> Options {
-        Options {
-            dim: Dim::try_from(32).unwrap(),
-            metric,
-            parameters: IndexParameters {
-                quantization,
-                ..IndexParameters::default()
-            },
-            threads: 2,
-        }
-    }
-
-    /// Neither unit vectors nor of one length.
-    fn vector(seed: u16) -> Vec<f32> {
-        let components =
-            (0..32u16).map(|at| f32::from(seed.wrapping_mul(at * 7 + 3) % 251) - 120.0);
-        components
-            .map(|component| component * f32::from(seed % 9 + 1))
-            .collect()
-    }
-
-    #[test]
-    fn distances_are_the_cosine_of_what_the_graph_holds_also_after_a_restart() {
-        for quantization in [Quantization::Bf16, Quantization::I8] {
-            distances_are_the_cosine_of_what_it_holds(&options(Metric::Cosine, quantization));
-        }
-    }
-
-    fn distances_are_the_cosine_of_what_it_holds(options: &Options) {
-        let graph = Hnsw::new(options).unwrap();
-        for seed in 1..200u16 {
-            graph.add(u32::from(seed) - 1, &vector(seed)).unwrap();
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("graph");
-        graph.save(&path).unwrap();
-        let loaded = Hnsw::load(&path, options).unwrap();
-        for graph in [&graph, &loaded] {
-            let asked = vector(55);
-            let query = Query::new(Metric::Cosine, &asked);
-            let near = graph.search(&asked, 20, None).unwrap();
-            assert_eq!(near.len(), 20);
-            assert_eq!(near.first().unwrap().row, 54);
-            assert!(near.is_sorted_by_key(|near| near.distance));
-            for near in near {
-                let exact = query.distance(&graph.vector(near.row).unwrap());
-                let off = (near.distance - exact).abs();
-                assert!(off < 1e-2, "{off} for a distance of {exact}");
-                assert!((0.0..=2.0).contains(&near.distance));
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_read_back_and_added_to_another_graph_does_not_change() {
-        let options = options(Metric::Cosine, Quantization::Bf16);
-        let (first, second) = (Hnsw::new(&options).unwrap(), Hnsw::new(&options).unwrap());
-        for seed in 1..100u16 {
-            let row = u32::from(seed) - 1;
-            first.add(row, &vector(seed)).unwrap();
-            let read = first.vector(row).unwrap();
-            second.add(row, &read).unwrap();
-            assert_eq!(second.vector(row).unwrap(), read);
-        }
-    }
-
-    #[test]
-    fn under_cosine_i8_holds_the_codes_of_its_space() {
-        let options = options(Metric::Cosine, Quantization::I8);
-        let graph = Hnsw::new(&options).unwrap();
-        let space = graph.space().unwrap();
-        for seed in 1..100u16 {
-            let row = u32::from(seed) - 1;
-            graph.add(row, &vector(seed)).unwrap();
-            let mut code = Vec::new();
-            space.encode_row(&vector(seed), &mut code);
-            assert_eq!(graph.code(row).unwrap(), code);
-        }
-        assert!(graph.code(99).is_err());
-    }
-
-    /// usearch's own I8 would make another direction of a vector whose components are not small.
-    #[test]
-    fn i8_finds_the_nearest_in_every_metric() {
-        for metric in [Metric::Cosine, Metric::InnerProduct, Metric::L2] {
-            let graph = Hnsw::new(&options(metric, Quantization::I8)).unwrap();
-            for seed in 1..200u16 {
-                graph.add(u32::from(seed) - 1, &vector(seed)).unwrap();
-            }
-            for asked in [3, 55, 120].map(vector) {
-                let query = Query::new(metric, &asked);
-                let nearest = (1..200u16)
-                    .map(|seed| query.distance(&vector(seed)))
-                    .fold(f32::INFINITY, f32::min);
-                let found = graph.search(&asked, 10, None).unwrap();
-                let best = vector(u16::try_from(found[0].row).unwrap() + 1);
-                assert_eq!(query.distance(&best), nearest, "{metric:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn its_size_may_be_asked_while_rows_are_added() {
-        let graph = Hnsw::new(&Options {
-            dim: Dim::try_from(2).unwrap(),
-            metric: Metric::L2,
-            parameters: IndexParameters::default(),
-            threads: 2,
-        })
-        .unwrap();
-        let done = AtomicBool::new(false);
-        let empty = graph.bytes();
-        std::thread::scope(|scope| {
-            let asking = scope.spawn(|| {
-                let mut last = (0, 0);
-                while !done.load(Ordering::Acquire) {
-                    let now = (graph.rows(), graph.bytes());
-                    assert!(now.0 >= last.0 && now.1 >= last.1, "{last:?} {now:?}");
-                    last = now;
-                }
-            });
-            for row in 0..10_000u16 {
-                let vector = [f32::from(row % 100), f32::from(row / 100)];
-                graph.add(row.into(), &vector).unwrap();
-            }
-            done.store(true, Ordering::Release);
-            asking.join().unwrap();
-        });
-        assert_eq!(graph.rows(), 10_000);
-        assert!(graph.bytes() > empty);
-    }
-}
+#[path = "hnsw_tests.rs"]
+mod tests;

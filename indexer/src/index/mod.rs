@@ -31,7 +31,8 @@ pub struct Near {
 
 /// Finds near rows.
 pub trait VectorIndex: Send + Sync {
-    /// Adds a row. Called by one thread at a time, while others search.
+    /// Adds a row. Called by one thread at a time, while others search; numbers rise, and may be
+    /// passed over.
     ///
     /// # Errors
     /// [`IndexError::Backend`], out of memory for one.
@@ -66,11 +67,12 @@ pub trait VectorIndex: Send + Sync {
     /// Memory it holds.
     fn bytes(&self) -> usize;
 
-    /// Its edges. Not while a row is being added.
+    /// Its edges, for a segment of `rows` rows: one that was never added has none. Not while a row
+    /// is being added.
     ///
     /// # Errors
     /// [`IndexError`].
-    fn adjacency(&self) -> Result<adjacency::Adjacency, IndexError>;
+    fn adjacency(&self, rows: u32) -> Result<adjacency::Adjacency, IndexError>;
 
     /// Writes it to a file. Not while a row is being added.
     ///

@@ -4,7 +4,8 @@
 //! a vector, the vectors), a head of 64 bytes that begins with `usearch`, five u64 (rows, places a
 //! node above level 0, places at level 0, highest level, entry node), an i16 a node with its
 //! level, and the nodes: u64 key, i16 level, and for each level from 0 on a u32 count and places
-//! for u32 neighbours. Keys have to be the rows' numbers, in order.
+//! for u32 neighbours. Keys have to be numbers of rows, rising; neighbours are counted among the
+//! nodes there are.
 
 use shoal_runtime::ErrorKind;
 
@@ -52,19 +53,20 @@ impl ParseError {
 }
 
 impl Adjacency {
-    /// Reads the edges of a serialized graph, whose vectors are skipped.
+    /// Reads the edges of a serialized graph, whose vectors are skipped, for a segment of `rows`
+    /// rows. One that is no node there has no edges.
     ///
     /// # Errors
     /// [`ParseError`] at the first thing that cannot be.
-    pub fn from_usearch(serialized: &[u8]) -> Result<Self, ParseError> {
+    pub fn from_usearch(serialized: &[u8], rows: u32) -> Result<Self, ParseError> {
         let mut reader = Reader {
             bytes: serialized,
             at: 0,
         };
-        let rows = reader.u32()?;
+        let nodes = reader.u32()?;
         let vector_bytes = reader.size()?;
-        let row_count = to_usize(u64::from(rows), "number of rows")?;
-        let matrix = row_count
+        let node_count = to_usize(u64::from(nodes), "number of rows")?;
+        let matrix = node_count
             .checked_mul(vector_bytes)
             .ok_or(number("bytes a vector", vector_bytes))?;
         reader.take(matrix)?;
@@ -72,9 +74,10 @@ impl Adjacency {
         if !reader.take(HEAD_BYTES)?.starts_with(MAGIC) {
             return Err(ParseError::Magic { at });
         }
-        let head = Head::read(&mut reader, rows)?;
-        let levels = reader.levels(row_count)?;
-        head.read_nodes(&mut reader, &levels)
+        let head = Head::read(&mut reader, nodes)?;
+        let levels = reader.levels(node_count)?;
+        let (read, keys) = head.read_nodes(&mut reader, &levels, rows)?;
+        Ok(read.spread(&keys, rows))
     }
 }
 
@@ -121,7 +124,8 @@ impl Head {
         &self,
         reader: &mut Reader<'_>,
         levels: &[usize],
-    ) -> Result<Adjacency, ParseError> {
+        rows: u32,
+    ) -> Result<(Adjacency, Vec<u32>), ParseError> {
         let top = levels.iter().copied().max().unwrap_or(0);
         let of_entry = levels.get(crate::index::adjacency::index(self.entry));
         if top != self.top_level || of_entry.is_some_and(|level| *level != top) {
@@ -129,11 +133,12 @@ impl Head {
         }
         let mut base = Vec::with_capacity(levels.len().saturating_mul(self.degree));
         let mut upper = vec![Level::default(); top];
+        let mut keys: Vec<u32> = Vec::with_capacity(levels.len());
         for (row, level) in (0u32..).zip(levels) {
-            let key = reader.u64()?;
-            if key != u64::from(row) {
-                return Err(number("key of a node", key));
-            }
+            let found = reader.u64()?;
+            let key = u32::try_from(found).ok().filter(|key| *key < rows);
+            let key = key.filter(|key| keys.last().is_none_or(|last| last < key));
+            keys.push(key.ok_or(number("key of a node", found))?);
             reader.take(size_of::<i16>())?;
             reader.neighbours(self.degree, self.rows, &mut base)?;
             for level in upper.iter_mut().take(*level) {
@@ -141,14 +146,15 @@ impl Head {
                 reader.neighbours(self.upper_degree, self.rows, &mut level.links)?;
             }
         }
-        Ok(Adjacency {
+        let read = Adjacency {
             rows: self.rows,
             entry: self.entry,
             degree: self.degree,
             upper_degree: self.upper_degree,
             base,
             upper,
-        })
+        };
+        Ok((read, keys))
     }
 }
 

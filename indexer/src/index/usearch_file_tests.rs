@@ -71,7 +71,7 @@ fn ids_are_rows(adjacency: &Adjacency) -> bool {
 
 #[test]
 fn bytes_written_by_hand_are_read_as_meant() {
-    let read = Adjacency::from_usearch(&by_hand()).unwrap();
+    let read = Adjacency::from_usearch(&by_hand(), 3).unwrap();
     assert_eq!((read.rows(), read.entry(), read.top_level()), (3, 1, 1));
     assert_eq!(read.degrees(), (2, 1));
     assert_eq!(read.neighbours(0, 0), [1]);
@@ -84,7 +84,7 @@ fn bytes_written_by_hand_are_read_as_meant() {
 
 #[test]
 fn a_graph_of_usearch_has_every_row_with_neighbours_and_one_component_to_walk() {
-    let read = Adjacency::from_usearch(&serialized(500)).unwrap();
+    let read = Adjacency::from_usearch(&serialized(500), 500).unwrap();
     assert_eq!(read.rows(), 500);
     assert!(read.top_level() > 0);
     assert_eq!(read.level(read.entry()), read.top_level());
@@ -101,15 +101,44 @@ fn a_graph_of_usearch_has_every_row_with_neighbours_and_one_component_to_walk() 
 
 #[test]
 fn an_empty_graph_is_read_as_one() {
-    let read = Adjacency::from_usearch(&serialized(0)).unwrap();
+    let read = Adjacency::from_usearch(&serialized(0), 0).unwrap();
     assert_eq!((read.rows(), read.top_level()), (0, 0));
+}
+
+#[test]
+fn rows_that_are_no_nodes_have_no_edges_and_the_others_keep_theirs() {
+    let mut bytes = by_hand();
+    // The keys of the second and the third node.
+    bytes[146] = 3;
+    bytes[176] = 4;
+    let read = Adjacency::from_usearch(&bytes, 6).unwrap();
+    assert_eq!((read.rows(), read.entry(), read.top_level()), (6, 3, 1));
+    assert_eq!(
+        [0, 1, 2, 3, 4, 5].map(|row| read.level(row)),
+        [0, 0, 0, 1, 0, 0]
+    );
+    assert_eq!(read.neighbours(0, 0), [3]);
+    assert_eq!(read.neighbours(3, 0), [0, 4]);
+    assert_eq!(read.neighbours(4, 0), [3]);
+    for row in [1, 2, 5] {
+        assert_eq!(read.neighbours(row, 0), [0u32; 0]);
+    }
+    let refused = Adjacency::from_usearch(&bytes, 4).unwrap_err();
+    let is_key = matches!(
+        refused,
+        ParseError::Number {
+            what: "key of a node",
+            found: 4
+        }
+    );
+    assert!(is_key, "{refused}");
 }
 
 #[test]
 fn what_is_cut_short_is_refused_wherever_it_is_cut() {
     for whole in [by_hand(), serialized(40)] {
         for length in 0..whole.len() {
-            let refused = Adjacency::from_usearch(&whole[..length]).unwrap_err();
+            let refused = Adjacency::from_usearch(&whole[..length], 40).unwrap_err();
             assert!(matches!(refused, ParseError::Short { .. }), "{refused}");
         }
     }
@@ -120,7 +149,7 @@ fn numbers_that_cannot_be_are_named() {
     let with = |at: usize, byte: u8| {
         let mut bytes = by_hand();
         bytes[at] = byte;
-        Adjacency::from_usearch(&bytes).unwrap_err()
+        Adjacency::from_usearch(&bytes, 3).unwrap_err()
     };
     assert_eq!(with(14, b'x'), ParseError::Magic { at: 14 });
     for (at, byte, what) in [
@@ -153,7 +182,7 @@ proptest! {
             bytes[at] = byte;
         }
         for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
-            if let Ok(read) = Adjacency::from_usearch(bytes) {
+            if let Ok(read) = Adjacency::from_usearch(bytes, 60) {
                 prop_assert!(ids_are_rows(&read));
             }
         }

@@ -147,13 +147,13 @@ impl Growing {
 /// How many rows a chunk of the memtable holds.
 pub const CHUNK_ROWS: u32 = 256;
 
-/// Vectors of consecutive rows of the growing segment.
+/// Vectors of consecutive rows of the growing segment; none for a row that rides.
 pub struct Chunk {
     /// The segment the rows belong to.
     pub segment: SegmentId,
     /// The first of the rows.
     pub first_row: u32,
-    vectors: boxcar::Vec<Vector>,
+    vectors: boxcar::Vec<Option<Vector>>,
 }
 
 impl Chunk {
@@ -166,15 +166,17 @@ impl Chunk {
         }
     }
 
-    /// Adds the next row's vector. Only the shard's writer, after the row itself.
-    pub fn push(&self, vector: Vector) {
+    /// Adds the next row's vector; `None` if it rides. Only the shard's writer, after the row
+    /// itself.
+    pub fn push(&self, vector: Option<Vector>) {
         self.vectors.push(vector);
     }
 
-    /// A row's vector, if the chunk holds it.
-    pub fn vector(&self, row: u32) -> Option<&Vector> {
+    /// What the chunk holds of a row, if it does: its vector, or that it rides.
+    pub fn row(&self, row: u32) -> Option<Option<&Vector>> {
         let at = row.checked_sub(self.first_row)?;
-        self.vectors.get(usize::try_from(at).ok()?)
+        let vector = self.vectors.get(usize::try_from(at).ok()?)?;
+        Some(vector.as_ref())
     }
 
     /// The row after the last one so far.

@@ -6,19 +6,24 @@
 //! new rows, keeps them in memory, and leaves vectors and payload to the shard's own log. A
 //! *sealed* one ([`sealed`]) takes no more rows: it is a folder of immutable files ([`seal`]) that
 //! holds everything about its points, and the same row numbers. Rows end, but are never taken
-//! out: compaction writes a new segment of what is left.
+//! out: compaction writes a new segment of what is left. A row whose vector is that of the row it
+//! replaced *rides* on that one's node ([`rides`]) and is in no graph itself.
 
 pub mod entries;
 pub mod files;
 pub mod growing;
 pub mod indexed;
 mod map;
+pub mod rides;
 pub mod rows;
 pub mod seal;
 pub mod sealed;
 pub mod vectors;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use bytes::Bytes;
 use shoal_runtime::ErrorKind;
@@ -29,7 +34,8 @@ use crate::{
     fields::{self, Estimate, RowSet},
     index::{IndexError, Near, distance::Query, packed},
     rule::SourceIndex,
-    segment::{growing::Growing, sealed::Sealed},
+    segment::{growing::Growing, rides::Rides, sealed::Sealed},
+    view::Moment,
     wal::{self, Position},
 };
 
@@ -162,13 +168,15 @@ enum Rows {
     /// In memory.
     Growing(Box<Growing>),
     /// In files.
-    Sealed(Box<Sealed>),
+    Sealed(Arc<Sealed>),
 }
 
 /// Rows and their graph.
 pub struct Segment {
     /// Its number.
     pub id: SegmentId,
+    /// Which of its rows share a node with others.
+    pub rides: Rides,
     rows: Rows,
     dead: AtomicU32,
 }
@@ -178,6 +186,7 @@ impl Segment {
     pub fn growing(id: SegmentId, growing: Growing) -> Self {
         Self {
             id,
+            rides: Rides::default(),
             rows: Rows::Growing(Box::new(growing)),
             dead: AtomicU32::new(0),
         }
@@ -187,9 +196,23 @@ impl Segment {
     pub fn sealed(id: SegmentId, sealed: Sealed) -> Self {
         Self {
             id,
-            rows: Rows::Sealed(Box::new(sealed)),
+            rides: Rides::default(),
+            rows: Rows::Sealed(Arc::new(sealed)),
             dead: AtomicU32::new(0),
         }
+    }
+
+    /// The same rows, which end in both, without any rides; `None` while it is growing.
+    pub fn without_rides(&self) -> Option<Self> {
+        let Rows::Sealed(sealed) = &self.rows else {
+            return None;
+        };
+        Some(Self {
+            id: self.id,
+            rides: Rides::default(),
+            rows: Rows::Sealed(sealed.clone()),
+            dead: AtomicU32::new(self.dead()),
+        })
     }
 
     /// Its rows in memory; `None` once it is sealed.
@@ -213,6 +236,18 @@ impl Segment {
         match &self.rows {
             Rows::Growing(growing) => growing.row(row),
             Rows::Sealed(sealed) => sealed.row(row),
+        }
+    }
+
+    /// Whether a search of a moment may answer with a row.
+    pub fn is_visible(&self, row: u32, moment: Moment) -> bool {
+        let Moment { sequence, now_ms } = moment;
+        match &self.rows {
+            Rows::Growing(growing) => {
+                let row = growing.row(row);
+                row.is_some_and(|row| row.is_visible(sequence, now_ms))
+            }
+            Rows::Sealed(sealed) => sealed.is_visible(row, sequence, now_ms),
         }
     }
 
@@ -244,7 +279,46 @@ impl Segment {
         self.len().saturating_sub(self.dead())
     }
 
-    /// Rows below this are in the graph.
+    /// Rows that are or will be in no graph, ended ones too: they ride or rode.
+    pub fn riding(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(_) => self.rides.riding(),
+            Rows::Sealed(sealed) => sealed.manifest.riders,
+        }
+    }
+
+    /// Nodes of its graph.
+    pub fn nodes(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(growing) => u32::try_from(growing.graph.rows()).unwrap_or(u32::MAX),
+            Rows::Sealed(sealed) => sealed.len().saturating_sub(sealed.manifest.riders),
+        }
+    }
+
+    /// Rows of its own nodes that have ended.
+    fn dead_nodes(&self) -> u32 {
+        let rode = self.riding().saturating_sub(self.rides.riding_live());
+        self.dead().saturating_sub(rode)
+    }
+
+    /// Nodes, folded or not, by which a search finds a row that has not ended.
+    pub fn live_nodes(&self) -> u32 {
+        let nodes = self.len().saturating_sub(self.riding());
+        let masked = self.dead_nodes().saturating_sub(self.rides.carrying());
+        nodes.saturating_sub(masked)
+    }
+
+    /// Rows that are of no use any more and those there are: of all rows, and of those with a node.
+    pub fn wear(&self) -> [(u32, u32); 2] {
+        let carrying = self.rides.carrying();
+        let nodes = self.len().saturating_sub(self.riding());
+        [
+            (self.dead().saturating_sub(carrying), self.len()),
+            (self.dead_nodes().saturating_sub(carrying), nodes),
+        ]
+    }
+
+    /// Rows below this are in the graph, or ride.
     pub fn folded(&self) -> u32 {
         match &self.rows {
             Rows::Growing(growing) => growing.folded(),
@@ -264,6 +338,7 @@ impl Segment {
         });
         if ended {
             self.dead.fetch_add(1, Ordering::AcqRel);
+            self.rides.ended(row);
         }
         ended
     }

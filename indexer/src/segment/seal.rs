@@ -94,8 +94,11 @@ pub struct Manifest {
     pub segment: u32,
     /// Rows, dead ones too.
     pub rows: u32,
-    /// Rows that had ended when it was sealed: they are in the graph and have no point.
+    /// Rows that had ended when it was sealed: they have no point.
     pub dead: u32,
+    /// Rows that are in no graph: they ride on rows of other segments or of this one, or had ended.
+    #[serde(default)]
+    pub riders: u32,
     /// Its vectors and graph.
     pub shape: Shape,
     /// How the exact vectors are kept.
@@ -196,6 +199,8 @@ pub struct Origin {
     pub row: u32,
     /// Whether it had not ended. One that had stays in the graph, for walks to pass through.
     pub alive: bool,
+    /// Whether it is a node of the graph; one that rides is not.
+    pub is_node: bool,
 }
 
 /// How the vectors of a segment are kept.
@@ -222,12 +227,12 @@ pub fn survey(
     let mut extent = Extent::new(shape.dim, shape.metric, quantization);
     let mut precision = Precision::F16;
     let mut vector = Vec::new();
-    for origin in origins.iter().filter(|origin| origin.alive) {
+    for origin in origins.iter().filter(|origin| origin.answers()) {
         if precision == Precision::F32 && !extent.is_needed() {
             break;
         }
         origin.segment.vector(origin.row, log, &mut vector)?;
-        if !fits_f16(&vector) {
+        if origin.alive && !fits_f16(&vector) {
             precision = Precision::F32;
         }
         extent.include(&vector);
@@ -284,11 +289,13 @@ impl Sealer<'_> {
             return Ok(false);
         };
         let dead = self.origins.iter().filter(|origin| !origin.alive).count();
+        let riders = self.origins.iter().filter(|origin| !origin.is_node).count();
         let manifest = Manifest {
             format: FORMAT,
             segment: self.segment,
             rows: u32::try_from(self.origins.len()).unwrap_or(u32::MAX),
             dead: u32::try_from(dead).unwrap_or(u32::MAX),
+            riders: u32::try_from(riders).unwrap_or(u32::MAX),
             shape: self.shape.clone(),
             precision: self.survey.precision,
             files,
@@ -325,8 +332,17 @@ impl Sealer<'_> {
         let (mut vector, mut bytes) = (Vec::new(), Vec::new());
         for origin in self.origins {
             let row = origin.row()?;
-            origin.segment.vector(origin.row, self.log, &mut vector)?;
-            biases.push(space.encode_row(&vector, &mut codes));
+            if origin.alive || origin.is_node {
+                origin.segment.vector(origin.row, self.log, &mut vector)?;
+            }
+            biases.push(match origin.is_node {
+                true => space.encode_row(&vector, &mut codes),
+                // No walk comes to it, and no scan looks at it.
+                false => {
+                    codes.resize(codes.len() + space.code_bytes(), 0);
+                    0.0
+                }
+            });
             let mut place = PointPlace::default();
             if origin.alive {
                 let frame = origin.segment.frame(origin.row, self.log)?;
@@ -347,7 +363,8 @@ impl Sealer<'_> {
                 }
             } else {
                 // Nobody asks for it any more, and zeros take no place in any precision.
-                vector.fill(0.0);
+                vector.clear();
+                vector.resize(self.shape.dim.len(), 0.0);
             }
             table.push(&row, place)?;
             bytes.clear();
@@ -382,6 +399,12 @@ impl Sealer<'_> {
 }
 
 impl Origin {
+    /// Whether its code is to be a good one: it is found by it, or what rides on it.
+    fn answers(&self) -> bool {
+        let has_carried = self.segment.rides.riders(self.row).next().is_some();
+        self.alive || has_carried
+    }
+
     fn row(&self) -> Result<Row<'_>, PointError> {
         self.segment.row(self.row).ok_or(PointError::NoRow {
             segment: self.segment.id.0,

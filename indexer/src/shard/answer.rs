@@ -12,7 +12,7 @@ use shoal_schemas::{Filter, Payload, v1};
 use crate::{
     entry,
     fields::group::{Groups, Needs, Shared as Value},
-    find::{self, Found, Told, Wanted, is_visible},
+    find::{self, Found, Told, Wanted},
     index::distance::Query,
     segment::{Segment, indexed},
     shard::{
@@ -134,7 +134,7 @@ impl Shared {
             let rows = segment
                 .matches(&filter)
                 .map_err(find::SearchError::Fields)?;
-            let visible = rows.iter().filter(|row| is_visible(segment, *row, moment));
+            let visible = rows.iter().filter(|row| segment.is_visible(*row, moment));
             points += u64::try_from(visible.count()).unwrap_or(u64::MAX);
         }
         Ok(points)

@@ -191,14 +191,16 @@ fn fold_segment(
     let end = rows.min(limit).min(start.saturating_add(most));
     let mut row = start;
     while row < end {
-        let vector = view
+        let held = view
             .chunks
             .iter()
             .filter(|chunk| chunk.segment == segment.id)
-            .find_map(|chunk| chunk.vector(row));
+            .find_map(|chunk| chunk.row(row));
         // The writer pushes a row before its vector, and a chunk newer than this view.
-        let Some(vector) = vector else { break };
-        growing.graph.add(row, vector.as_slice())?;
+        let Some(held) = held else { break };
+        if let Some(vector) = held {
+            growing.graph.add(row, vector.as_slice())?;
+        }
         row += 1;
         growing.set_folded(row);
     }
@@ -300,7 +302,10 @@ fn compact(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let watch = Stopwatch::start();
-    let built = compact::build(shared, id, inputs, meanwhile(shared, cancel))?;
+    // As they are now that nothing takes their place meanwhile.
+    let inputs = inputs.iter().filter_map(|chosen| shared.segment(chosen.id));
+    let inputs: Vec<_> = inputs.collect();
+    let built = compact::build(shared, id, &inputs, meanwhile(shared, cancel))?;
     let mut work = shared.work();
     let Some(compacted) = built else {
         work.compacting = false;

@@ -30,7 +30,7 @@ use crate::{
     shard::{
         FolderError, Shared, growing_file,
         leftover::{graph_name, mask_name, remove_files_of, remove_left_over, rows_name},
-        make_folder,
+        make_folder, riders_file,
         save::Point,
     },
     wal::{self, Position},
@@ -122,6 +122,9 @@ pub struct SegmentFiles {
     pub dead: u32,
     /// Its files.
     pub kept: Kept,
+    /// Which rows ride on its own; absent while none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub riders_file: Option<FileMark>,
 }
 
 /// The files of a segment, by what it is.
@@ -421,11 +424,30 @@ impl Storer {
             )?,
             (None, None) => unreachable!("a segment is sealed or growing"),
         };
+        let folder = match &kept {
+            Kept::Sealed { .. } => shared.spec.segment_folder(segment.id),
+            Kept::Growing { .. } => shared.spec.growing_folder(segment.id),
+        };
+        // One that stands in the folder of before it was sealed is not beside it now.
+        let earlier = earlier
+            .filter(|files| std::mem::discriminant(&files.kept) == std::mem::discriminant(&kept));
+        let riders_file = riders_file::write(
+            &folder,
+            job.number,
+            (segment, rows),
+            job.sequence,
+            |id| {
+                let mut segments = job.segments.iter().map(|(segment, ..)| &**segment);
+                segments.find(|segment| segment.id == id)
+            },
+            earlier.and_then(|files| files.riders_file.as_ref()),
+        )?;
         Ok(SegmentFiles {
             id: segment.id.0,
             rows,
             dead,
             kept,
+            riders_file,
         })
     }
 }
@@ -457,7 +479,7 @@ fn store_growing(
     make_folder(&folder)?;
     let graph_file = match earlier_graph {
         Some(mark) => Some(mark),
-        None if folded_now == 0 => None,
+        None if growing.graph.rows() == 0 => None,
         None => {
             let path = folder.join(graph_name(job.number));
             let saved = growing.graph.save(&path);
@@ -469,7 +491,7 @@ fn store_growing(
         }
     };
     let path = folder.join(rows_name(job.number));
-    let rows_file = growing_file::write(&path, Some(growing), (rows, entries_now), job.sequence)?;
+    let rows_file = growing_file::write(&path, Some(segment), (rows, entries_now), job.sequence)?;
     sync_folder(&folder)?;
     Ok(Kept::Growing {
         folded: folded_now,

@@ -3,11 +3,11 @@
 //! The builder makes the new segment beside the old ones, from rows alive when it starts; searches
 //! go on in the old ones. Then the writer moves the catalog over, a slice a turn, ending a row in
 //! both when its point changes meanwhile, and at last replaces the old segments in the view.
+//!
+//! A row that rides on one of the old segments takes that one's place, whichever segment it is in:
+//! it has a node of its own then. One of an old segment whose carrier stays where it is rides on.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use shoal_schemas::PointId;
 
@@ -41,8 +41,12 @@ pub struct Compacted {
     pub entries: Vec<Entry>,
     /// Where each of its rows came from, by row.
     pub origins: Vec<Place>,
-    /// Each old row's number in the new segment, if it was alive.
+    /// Each old row's number in the new segment, if it was alive or one rode on it.
     pub moved: HashMap<SegmentId, Vec<Option<u32>>>,
+    /// The new numbers of rows that rode on old ones, wherever they are.
+    pub adopted: HashMap<Place, u32>,
+    /// New rows that ride on ones of segments that stay.
+    pub riding: Vec<(u32, Place)>,
 }
 
 /// Which sealed segments are worth rebuilding together now; empty if none.
@@ -55,7 +59,7 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     let ready = |segment: &&Arc<Segment>| segment.as_sealed().is_some();
     let is_worn = |segment: &Segment| is_worn(engine, segment);
     let small = engine.seal_rows / 2;
-    let small_ones = sealed.iter().filter(ready).filter(|s| s.live() < small);
+    let small_ones = sealed.iter().filter(ready).filter(|s| left(s) < small);
     let worn = sealed.iter().filter(ready).any(|segment| is_worn(segment));
     // One small segment beside a big one is normal; several are worth a merge.
     if !worn && small_ones.clone().count() < 4 {
@@ -64,11 +68,11 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     // Worn ones first, so that a small one in front cannot crowd them out for ever.
     let (worn_ones, others): (Vec<_>, Vec<_>) =
         sealed.iter().filter(ready).partition(|s| is_worn(s));
-    let small_ones = others.into_iter().filter(|s| s.live() < small);
+    let small_ones = others.into_iter().filter(|s| left(s) < small);
     let mut chosen: Vec<Arc<Segment>> = Vec::new();
     let mut rows = 0u32;
     for segment in worn_ones.into_iter().chain(small_ones) {
-        let with_it = rows.saturating_add(segment.live());
+        let with_it = rows.saturating_add(left(segment));
         if chosen.is_empty() || with_it <= engine.seal_rows {
             rows = with_it;
             chosen.push(segment.clone());
@@ -81,10 +85,18 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     }
 }
 
-/// Whether so many rows of a segment are dead that it is to be rebuilt.
+/// Rows that a new segment would hold of an old one, at most.
+fn left(segment: &Segment) -> u32 {
+    segment.live().saturating_add(segment.rides.carrying())
+}
+
+/// Whether so many rows of a segment, or nodes of its graph, are of no use any more that it is to
+/// be rebuilt. A dead row that carries another is of use.
 pub fn is_worn(engine: &crate::config::EngineConfig, segment: &Segment) -> bool {
-    segment.dead() >= engine.compact_dead_rows
-        && f64::from(segment.dead()) >= f64::from(segment.len()) * engine.compact_dead_share
+    segment.wear().into_iter().any(|(wasted, all)| {
+        wasted >= engine.compact_dead_rows
+            && f64::from(wasted) >= f64::from(all) * engine.compact_dead_share
+    })
 }
 
 /// Writes the segment that takes the place of a growing one which takes no more rows.
@@ -101,12 +113,13 @@ pub fn seal(
     let Some(growing) = segment.as_growing() else {
         return Ok(None);
     };
-    let adjacency = growing.graph.adjacency()?;
+    let adjacency = growing.graph.adjacency(segment.len())?;
     let entries: Vec<Entry> = growing.entries().cloned().collect();
     let origins = (0..segment.len()).map(|row| Origin {
         segment: segment.clone(),
         row,
         alive: segment.end_of(row).is_none(),
+        is_node: !segment.rides.is_rider(row),
     });
     let origins: Vec<Origin> = origins.collect();
     let mut meanwhile = paced(READ_ROWS, &mut meanwhile);
@@ -173,22 +186,31 @@ pub fn build(
     inputs.sort_by_key(|input| std::cmp::Reverse(input.live()));
     let mut origins = Vec::new();
     let mut moved = HashMap::new();
+    let (mut adopted, mut riding) = (HashMap::new(), Vec::new());
     let mut entries = Vec::new();
     for input in &inputs {
-        // Looked at once: rows that end from here on are in the new segment, and end there too.
-        let alive = (0..input.len()).map(|row| input.end_of(row).is_none());
         let mut numbers = Vec::new();
-        for (row, alive) in (0u32..).zip(alive) {
+        for row in 0..input.len() {
+            // Looked at once: a row that ends from here on is in the new segment, and ends there too.
+            let Some(taken) = take(shared, &inputs, input, row) else {
+                numbers.push(None);
+                continue;
+            };
             let new = u32::try_from(origins.len()).unwrap_or(u32::MAX);
-            numbers.push(alive.then_some(new));
-            if alive {
-                let segment = input.clone();
-                origins.push(Origin {
-                    segment,
-                    row,
-                    alive,
-                });
+            if let Some(carrier) = taken.carrier {
+                riding.push((new, carrier));
             }
+            numbers.push(Some(new));
+            let place = taken.place();
+            if (place.segment, place.row) != (input.id, row) {
+                adopted.insert(place, new);
+            }
+            origins.push(Origin {
+                is_node: taken.carrier.is_none(),
+                segment: taken.segment,
+                row: taken.row,
+                alive: true,
+            });
         }
         moved.insert(input.id, numbers);
         if let Some(sealed) = input.as_sealed() {
@@ -217,6 +239,7 @@ pub fn build(
             shared,
             inputs: &inputs,
             moved: &moved,
+            origins: &origins,
             space: &survey.space,
         };
         let Some(adjacency) = graph.build(&mut meanwhile)? else {
@@ -245,15 +268,19 @@ pub fn build(
         entries,
         origins: places,
         moved,
+        adopted,
+        riding,
     }))
 }
 
-/// The graph of several segments' live rows.
+/// The graph of several segments' rows.
 struct Merge<'a> {
     shared: &'a Shared,
     /// The first one's edges are taken over.
     inputs: &'a [Arc<Segment>],
     moved: &'a HashMap<SegmentId, Vec<Option<u32>>>,
+    /// The rows of the new segment, those of the first input in front.
+    origins: &'a [Origin],
     space: &'a Space,
 }
 
@@ -262,59 +289,135 @@ impl Merge<'_> {
         &self,
         mut meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
     ) -> Result<Option<Adjacency>, SealError> {
-        let rows: u32 = self.inputs.iter().map(|input| input.live()).sum();
+        let nodes = (0u32..).zip(self.origins);
+        let nodes = nodes.filter(|(_, origin)| origin.is_node);
+        let keys: Vec<u32> = nodes.map(|(row, _)| row).collect();
         let options = packed::Options {
             space: self.space.clone(),
             parameters: self.shared.spec.collection.index,
-            rows,
+            rows: u32::try_from(keys.len()).unwrap_or(u32::MAX),
         };
-        let mut vector = Vec::new();
-        let mut code = Vec::new();
-        let mut inputs = self.inputs.iter();
-        let mut builder = match inputs.next().map(|first| (first, first.as_sealed())) {
-            Some((first, Some(sealed))) => {
-                let graph = sealed.graph();
-                let is_coded_alike = graph.space().is_same(self.space);
-                let adopt = packed::Adopt {
-                    graph,
-                    numbers: self.numbers(first),
-                    code: |row, out: &mut Vec<u8>| {
-                        if is_coded_alike {
-                            out.extend_from_slice(graph.code(row).unwrap_or_default());
-                            return Ok(graph.bias(row));
-                        }
-                        first.vector(row, &self.shared.log, &mut vector)?;
-                        Ok(self.space.encode_row(&vector, out))
-                    },
-                };
-                let mut looking = paced(ADOPT_ROWS, &mut meanwhile);
-                match adopt.build(options, &mut looking)? {
-                    Some(builder) => builder,
-                    None => return Ok(None),
-                }
-            }
-            _ => packed::Builder::new(options),
-        };
-        for input in inputs {
-            for (row, number) in (0u32..).zip(self.numbers(input)) {
-                if number.is_none() {
-                    continue;
-                }
-                input.vector(row, &self.shared.log, &mut vector)?;
-                code.clear();
-                let bias = self.space.encode_row(&vector, &mut code);
-                builder.insert(&code, bias);
-                if !meanwhile()? {
-                    return Ok(None);
-                }
+        let (mut vector, mut code) = (Vec::new(), Vec::new());
+        let mut builder = packed::Builder::new(options.clone());
+        if let Some(first) = self.inputs.first()
+            && let Some(sealed) = first.as_sealed()
+        {
+            let numbers = self.nodes_of(first, &keys);
+            let graph = sealed.graph();
+            let is_coded_alike = graph.space().is_same(self.space);
+            let adopt = packed::Adopt {
+                graph,
+                numbers: &numbers,
+                code: |row, out: &mut Vec<u8>| {
+                    // One that rides has no code in its graph.
+                    if is_coded_alike && !first.rides.is_rider(row) {
+                        out.extend_from_slice(graph.code(row).unwrap_or_default());
+                        return Ok(graph.bias(row));
+                    }
+                    // A row that has ended may have no vector, the one that rides on it has.
+                    if let Some(origin) = self.origin(first, row) {
+                        let (segment, row) = (&origin.segment, origin.row);
+                        segment.vector(row, &self.shared.log, &mut vector)?;
+                    }
+                    Ok(self.space.encode_row(&vector, out))
+                },
+            };
+            let mut looking = paced(ADOPT_ROWS, &mut meanwhile);
+            match adopt.build(options, &mut looking)? {
+                Some(adopted) => builder = adopted,
+                None => return Ok(None),
             }
         }
-        Ok(Some(builder.finish()))
+        let adopted = usize::try_from(builder.rows()).unwrap_or(usize::MAX);
+        for row in keys.iter().skip(adopted) {
+            let at = usize::try_from(*row).unwrap_or(usize::MAX);
+            let Some(origin) = self.origins.get(at) else {
+                break;
+            };
+            let (segment, row) = (&origin.segment, origin.row);
+            segment.vector(row, &self.shared.log, &mut vector)?;
+            code.clear();
+            let bias = self.space.encode_row(&vector, &mut code);
+            builder.insert(&code, bias);
+            if !meanwhile()? {
+                return Ok(None);
+            }
+        }
+        let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
+        Ok(Some(builder.finish().spread(&keys, rows)))
     }
 
-    /// Where an input's rows are in the new segment.
-    fn numbers(&self, input: &Segment) -> &[Option<u32>] {
-        self.moved.get(&input.id).map_or(&[], Vec::as_slice)
+    /// What the new segment holds for an input's row.
+    fn origin(&self, input: &Segment, row: u32) -> Option<&Origin> {
+        let numbers = self.moved.get(&input.id)?;
+        let new = (*numbers.get(usize::try_from(row).ok()?)?)?;
+        self.origins.get(usize::try_from(new).ok()?)
+    }
+
+    /// Which node of the new graph each of an input's rows is.
+    fn nodes_of(&self, input: &Segment, keys: &[u32]) -> Vec<Option<u32>> {
+        let rows = self.moved.get(&input.id).map_or(&[][..], Vec::as_slice);
+        let node = |new: u32| {
+            let node = keys.binary_search(&new).ok()?;
+            u32::try_from(node).ok()
+        };
+        rows.iter().map(|new| new.and_then(node)).collect()
+    }
+}
+
+/// What a new segment holds for a row of an old one.
+struct Taken {
+    segment: Arc<Segment>,
+    row: u32,
+    /// On which it rides on.
+    carrier: Option<Place>,
+}
+
+impl Taken {
+    fn place(&self) -> Place {
+        Place {
+            segment: self.segment.id,
+            row: self.row,
+        }
+    }
+}
+
+/// Takes a row that is alive, or the one that rides on it. Nothing if there is neither, and
+/// nothing for a row that rides on one of the old segments: that one brings it.
+fn take(shared: &Shared, inputs: &[Arc<Segment>], input: &Arc<Segment>, row: u32) -> Option<Taken> {
+    if input.end_of(row).is_some() {
+        let (segment, row) = live_rider(shared, input, row)?;
+        let carrier = None;
+        return Some(Taken {
+            segment,
+            row,
+            carrier,
+        });
+    }
+    let carrier = input.rides.carrier(row);
+    let is_brought = |place: Place| inputs.iter().any(|one| one.id == place.segment);
+    (!carrier.is_some_and(is_brought)).then(|| Taken {
+        segment: input.clone(),
+        row,
+        carrier,
+    })
+}
+
+/// The row that rides on one that has ended.
+fn live_rider(shared: &Shared, segment: &Segment, row: u32) -> Option<(Arc<Segment>, u32)> {
+    let newest = || segment.rides.riders(row).next();
+    let mut place = newest()?;
+    loop {
+        let rider = shared.segment(place.segment)?;
+        if rider.end_of(place.row).is_none() {
+            return Some((rider, place.row));
+        }
+        // One that takes its place was there before it ended.
+        let again = newest()?;
+        if again == place {
+            return None;
+        }
+        place = again;
     }
 }
 
@@ -339,15 +442,41 @@ pub struct Moving {
 }
 
 impl Moving {
-    /// Starts: rows that ended while the new segment was built end there too.
+    /// Starts: rows that ended while the new segment was built end there too, and one that rides
+    /// on them since does so there as well.
     pub fn start(shared: &Shared, compacted: Compacted, at: Sequence) -> Self {
         if let Some(output) = &compacted.output {
+            for (number, carrier) in &compacted.riding {
+                output.rides.ride(*number, *carrier);
+            }
             for (number, origin) in (0u32..).zip(&compacted.origins) {
-                let ended = shared
-                    .segment(origin.segment)
-                    .and_then(|segment| segment.row(origin.row).map(|row| row.is_dead()));
-                if ended != Some(false) {
-                    output.end(number, at);
+                let segment = shared.segment(origin.segment);
+                let lives = segment.as_ref().is_some_and(|segment| {
+                    let row = segment.row(origin.row);
+                    row.is_some_and(|row| !row.is_dead())
+                });
+                if lives {
+                    continue;
+                }
+                output.end(number, at);
+                let carrier = segment.and_then(|segment| segment.rides.carrier(origin.row));
+                let carrier = carrier.unwrap_or(*origin);
+                // One that rides on a segment that stays does not concern the new one.
+                let is_node = !output.rides.is_rider(number);
+                let old = shared.segment(carrier.segment).filter(|_| is_node);
+                let rider = old.and_then(|old| live_rider(shared, &old, carrier.row));
+                if let Some((segment, row)) = rider {
+                    let place = Place {
+                        segment: output.id,
+                        row: number,
+                    };
+                    segment.rides.ride(row, place);
+                    let rider = Place {
+                        segment: segment.id,
+                        row,
+                    };
+                    output.rides.carry(number, rider);
+                    output.rides.take_up();
                 }
             }
         }
@@ -358,18 +487,31 @@ impl Moving {
         }
     }
 
-    /// The same row in the other segment, if there is one.
+    /// Whether a place is in the new segment.
+    pub fn is_new(&self, place: Place) -> bool {
+        place.segment == self.compacted.id
+    }
+
+    /// The same point's row in the other segment, if there is one.
     pub fn twin(&self, place: Place) -> Option<Place> {
-        if place.segment == self.compacted.id {
-            let row = usize::try_from(place.row).ok()?;
-            return self.compacted.origins.get(row).copied();
+        let compacted = &self.compacted;
+        let row = usize::try_from(place.row).ok()?;
+        if self.is_new(place) {
+            return compacted.origins.get(row).copied();
         }
-        let numbers = self.compacted.moved.get(&place.segment)?;
-        let row = (*numbers.get(usize::try_from(place.row).ok()?)?)?;
+        let numbers = compacted.moved.get(&place.segment);
+        let number = numbers.and_then(|numbers| *numbers.get(row)?);
+        let number = number.or_else(|| compacted.adopted.get(&place).copied())?;
         Some(Place {
-            segment: self.compacted.id,
-            row,
+            segment: compacted.id,
+            row: number,
         })
+    }
+
+    /// Whether it ends rows of segments that stay, so that the change has to have a sequence of
+    /// its own.
+    pub fn ends_others(&self) -> bool {
+        !self.compacted.adopted.is_empty()
     }
 
     /// Moves a slice of the catalog over; true once all of it is.
@@ -401,15 +543,33 @@ impl Moving {
         Ok(end == output.len())
     }
 
-    /// Replaces the old segments in the view.
-    pub fn finish(self, shared: &Shared) {
+    /// Replaces the old segments in the view, which is complete from `complete_from` on: the
+    /// sequence that is shown, or one that is shown next.
+    pub fn finish(self, shared: &Shared, complete_from: Sequence) {
         let Compacted {
+            id,
             output,
             moved,
             entries,
+            adopted,
+            riding,
             ..
         } = self.compacted;
-        let complete_from = Sequence(shared.applied.load(Ordering::Acquire));
+        // In the old view the row is found where it was until then, in the new one from then on
+        // where it is.
+        for place in adopted.into_keys() {
+            if let Some(segment) = shared.segment(place.segment) {
+                segment.end(place.row, complete_from);
+            }
+        }
+        for (row, carrier) in riding {
+            let is_alive = output
+                .as_ref()
+                .is_some_and(|output| output.end_of(row).is_none());
+            if let Some(segment) = shared.segment(carrier.segment).filter(|_| is_alive) {
+                segment.rides.carry(carrier.row, Place { segment: id, row });
+            }
+        }
         shared.change_view(|view| {
             let kept = view
                 .segments

@@ -1,8 +1,9 @@
 //! The rows of a growing segment in a checkpoint: a file that is read back as a whole.
 //!
 //! Little-endian: magic, rows u32, then each row (length of the id u16, id, version u64, source
-//! u16, offset u64, place in the own log u64, digest hash 16 bytes, expiry i64, alive u8), then
-//! entries to the end.
+//! u16, offset u64, place in the own log u64, digest hash 16 bytes, expiry i64, flags u8: 1 alive, 2
+//! rides), then entries to the end. On which row one rides is in a file of that one's segment
+//! ([`super::riders_file`]).
 
 use std::{fs, path::Path};
 
@@ -21,6 +22,8 @@ use crate::{
 
 const MAGIC: &[u8; 8] = b"SHOALRW2";
 const NO_TIME: i64 = i64::MIN;
+const ALIVE: u8 = 1;
+const RIDES: u8 = 2;
 
 /// Writes the first `rows` rows and `entries` entries, as far as there are any.
 ///
@@ -28,15 +31,16 @@ const NO_TIME: i64 = i64::MIN;
 /// [`FileError::Io`].
 pub(super) fn write(
     path: &Path,
-    growing: Option<&Growing>,
+    segment: Option<&Segment>,
     (rows, entries): (u32, usize),
     sequence: Sequence,
 ) -> Result<FileMark, FileError> {
+    let growing = segment.and_then(Segment::as_growing);
     let mut sink = Sink::create(path.to_owned())?;
     sink.put(MAGIC)?;
     sink.put(&rows.to_le_bytes())?;
     let mut bytes = Vec::new();
-    for row in (0..rows).filter_map(|row| growing?.row(row)) {
+    for (number, row) in (0..rows).filter_map(|row| Some((row, growing?.row(row)?))) {
         bytes.clear();
         let id = row.id.as_bytes();
         let length = u16::try_from(id.len()).expect("a point id has at most 512 bytes");
@@ -48,7 +52,9 @@ pub(super) fn write(
         bytes.extend_from_slice(&row.wal.as_u64().to_le_bytes());
         bytes.extend_from_slice(&row.hash.to_bytes());
         bytes.extend_from_slice(&row.expires_at_ms.unwrap_or(NO_TIME).to_le_bytes());
-        bytes.push(u8::from(row.outlives(sequence)));
+        let rides = segment.is_some_and(|segment| segment.rides.is_rider(number));
+        let alive = row.outlives(sequence);
+        bytes.push(u8::from(alive) * ALIVE | u8::from(rides) * RIDES);
         sink.put(&bytes)?;
     }
     bytes.clear();
@@ -104,11 +110,14 @@ fn parse(
             hash: RowHash::from_bytes(word(rest)?),
             expires_at_ms: Some(i64::from_le_bytes(word(rest)?)).filter(|time| *time != NO_TIME),
         };
-        let [alive] = word(rest)?;
+        let [flags] = word(rest)?;
         let payload = payload(&new)?;
         let number = growing.push(new, &payload, Sequence::default());
-        if alive == 0 {
+        if flags & ALIVE == 0 {
             segment.end(number, Sequence::default());
+        }
+        if flags & RIDES != 0 {
+            segment.rides.rode(number);
         }
     }
     for entry in Entry::decode_all(rest)? {

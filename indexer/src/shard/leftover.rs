@@ -39,12 +39,14 @@ pub(super) fn remove_left_over(
             } => {
                 let folder = shared.spec.growing_folder(id);
                 let marks = graph_file.iter().chain([rows_file]);
+                let marks = marks.chain(&files.riders_file);
                 growing.extend(marks.map(|mark| folder.join(&mark.name)));
             }
             Kept::Sealed { mask_file, .. } => {
                 let folder = shared.spec.segment_folder(id);
-                let masks = mask_file.iter().map(|mark| mark.name.as_str());
-                let names = seal::FILES.into_iter().chain(masks);
+                let more = mask_file.iter().chain(&files.riders_file);
+                let more = more.map(|mark| mark.name.as_str());
+                let names = seal::FILES.into_iter().chain(more);
                 sealed.extend(names.map(|name| folder.join(name)));
             }
         }
@@ -64,12 +66,10 @@ pub(super) fn remove_files_of(shared: &Shared, job: &Job) {
         let growing = shared.spec.growing_folder(segment.id);
         paths.push(growing.join(graph_name(number)));
         paths.push(growing.join(rows_name(number)));
-        paths.push(
-            shared
-                .spec
-                .segment_folder(segment.id)
-                .join(mask_name(number)),
-        );
+        let sealed = shared.spec.segment_folder(segment.id);
+        paths.push(sealed.join(mask_name(number)));
+        paths.push(growing.join(riders_name(number)));
+        paths.push(sealed.join(riders_name(number)));
     }
     for path in paths {
         // Most of them were never made. One that stays goes with the next checkpoint that succeeds.
@@ -90,6 +90,11 @@ pub(super) fn rows_name(number: u64) -> String {
 /// The name of the file that says which rows have ended.
 pub(super) fn mask_name(number: u64) -> String {
     format!("mask-{number}.bin")
+}
+
+/// The name of the file that says which rows ride.
+pub(super) fn riders_name(number: u64) -> String {
+    format!("riders-{number}.bin")
 }
 
 /// Removes the files of the folders in `root` that are not named, and folders left empty.

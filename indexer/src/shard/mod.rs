@@ -19,6 +19,8 @@ pub mod offline;
 pub mod recover;
 pub mod rescue;
 mod restore;
+mod riders_file;
+mod riding;
 pub mod run;
 pub mod save;
 pub mod search;

@@ -13,7 +13,7 @@ use crate::{
     rule::{Latest, Says, SourceIndex, resolve},
     segment::{
         Place, Segment, SegmentId,
-        files::{self, FileError},
+        files::{self, FileError, FileMark},
         growing::{Chunk, Growing},
         indexed,
         sealed::Sealed,
@@ -23,6 +23,7 @@ use crate::{
         checkpoint::{self, CheckpointError, Kept, Manifest, SegmentFiles},
         growing_file,
         recover::OpenError,
+        riders_file,
         writer::WriteError,
     },
     wal::{self, Position, Wal},
@@ -65,7 +66,10 @@ pub(super) fn restore_segments(
             Kept::Growing { folded, .. } => {
                 let segment = restore_growing(spec, stored, log)?;
                 for number in *folded..stored.rows {
-                    let vector = read_vector(spec, &segment, number, log)?;
+                    let vector = match segment.rides.is_rider(number) {
+                        true => None,
+                        false => Some(read_vector(spec, &segment, number, log)?),
+                    };
                     match chunks.last().filter(|c| c.segment == id && !c.is_full()) {
                         Some(chunk) => chunk.push(vector),
                         None => {
@@ -91,7 +95,50 @@ pub(super) fn restore_segments(
         }
         segments.push(Arc::new(segment));
     }
+    for (stored, carrier) in manifest.segments.iter().zip(&segments) {
+        if let Some(mark) = &stored.riders_file {
+            restore_riders(spec, (stored, mark), carrier, &segments)?;
+        }
+    }
+    for segment in segments.iter().filter(|one| one.as_growing().is_some()) {
+        let mut rows = segment.rows().filter(|(_, row)| !row.is_dead());
+        let is_lost = |row| segment.rides.is_rider(row) && segment.rides.carrier(row).is_none();
+        if let Some((row, _)) = rows.find(|(row, _)| is_lost(*row)) {
+            let detail = format!("row {row} of segment {} rides on none", segment.id.0);
+            return Err(files::damaged(&spec.checkpoint_folder(), detail).into());
+        }
+    }
     Ok(Restored { segments, chunks })
+}
+
+/// Reads which rows ride on those of a segment.
+fn restore_riders(
+    spec: &Spec,
+    (stored, mark): (&SegmentFiles, &FileMark),
+    carrier: &Segment,
+    segments: &[Arc<Segment>],
+) -> Result<(), CheckpointError> {
+    let folder = match &stored.kept {
+        Kept::Sealed { .. } => spec.segment_folder(carrier.id),
+        Kept::Growing { .. } => spec.growing_folder(carrier.id),
+    };
+    for (row, place) in riders_file::read(&folder, mark)? {
+        let rider = segments.iter().find(|one| one.id == place.segment);
+        let lives = |segment: &Segment, row| segment.row(row).is_some_and(|row| !row.is_dead());
+        let Some(rider) = rider.filter(|rider| row < carrier.len() && lives(rider, place.row))
+        else {
+            let detail = format!(
+                "row {} of segment {} is to ride on row {row}, and does not live",
+                place.row, place.segment.0
+            );
+            return Err(files::damaged(&folder.join(&mark.name), detail).into());
+        };
+        let segment = carrier.id;
+        rider.rides.ride(place.row, Place { segment, row });
+        carrier.rides.carry(row, place);
+        carrier.rides.take_up();
+    }
+    Ok(())
 }
 
 fn restore_growing(
@@ -139,8 +186,10 @@ fn restore_growing(
         let payload = payload.map_err(|error| unreadable(error.to_string()))?;
         Ok(indexed::payload(&fields, row.id.as_str(), &payload).into_owned())
     })?;
-    if graph_rows != usize::try_from(*folded).unwrap_or(usize::MAX) {
-        let detail = format!("graph has {graph_rows} rows, the manifest says {folded}");
+    let nodes = (0..*folded).filter(|row| !segment.rides.is_rider(*row));
+    let nodes = nodes.count();
+    if graph_rows != nodes {
+        let detail = format!("graph has {graph_rows} rows, {nodes} of them are folded");
         return Err(files::damaged(&rows_path, detail).into());
     }
     Ok(segment)

@@ -29,6 +29,7 @@ use crate::{
         checkpoint::{self, CheckpointError, Kept, Manifest, SegmentFiles, SourceState},
         growing_file, lock, make_folder,
         recover::IDENTITY_FILE,
+        riders_file,
     },
     snapshot::{Content, SnapshotFile, SourceNext},
     wal::Position,
@@ -148,7 +149,7 @@ impl Shared {
         copy.take(IDENTITY_FILE)?;
         let mut kept = Vec::new();
         for segment in &segments {
-            kept.push(copy.segment(segment, &point)?);
+            kept.push(copy.segment(segment, &segments, &point)?);
         }
         kept.push(copy.growing(self, &point)?);
         let manifest = Manifest::of_save(&point, self.spec.shape(), kept);
@@ -252,7 +253,12 @@ impl<'a> Copy<'a> {
         });
     }
 
-    fn segment(&mut self, segment: &Segment, point: &Point) -> Result<SegmentFiles, SaveError> {
+    fn segment(
+        &mut self,
+        segment: &Segment,
+        all: &[Arc<Segment>],
+        point: &Point,
+    ) -> Result<SegmentFiles, SaveError> {
         let folder = format!("segments/{:06}", segment.id.0);
         let manifest = self.take(&format!("{folder}/{MANIFEST_FILE}"))?;
         if let Some(sealed) = segment.as_sealed() {
@@ -264,14 +270,23 @@ impl<'a> Copy<'a> {
         let rows = segment.len();
         let ended = |row: u32| segment.end_of(row).is_some_and(|at| at <= point.sequence);
         let dead = u32::try_from((0..rows).filter(|row| ended(*row)).count()).unwrap_or(u32::MAX);
-        let mut mask_file = None;
+        let (mut mask_file, mut riders_file) = (None, None);
+        // None carries that has not ended.
         if dead > 0 {
-            make_folder(&self.made.join(&folder))?;
-            let mark = checkpoint::write_mask(&self.made.join(&folder), point.number, rows, ended)?;
-            let path = format!("{folder}/{}", mark.name);
-            self.add(&path, &mark);
-            self.made_names.insert(path);
-            mask_file = Some(mark);
+            let made = self.made.join(&folder);
+            make_folder(&made)?;
+            let mask = checkpoint::write_mask(&made, point.number, rows, ended)?;
+            mask_file = Some(self.made(&folder, mask));
+            let find = |id| all.iter().map(|one| &**one).find(|one| one.id == id);
+            let riders = riders_file::write(
+                &made,
+                point.number,
+                (segment, rows),
+                point.sequence,
+                find,
+                None,
+            )?;
+            riders_file = riders.map(|mark| self.made(&folder, mark));
         }
         Ok(SegmentFiles {
             id: segment.id.0,
@@ -281,7 +296,16 @@ impl<'a> Copy<'a> {
                 manifest,
                 mask_file,
             },
+            riders_file,
         })
+    }
+
+    /// Adds a file that was made for the copy.
+    fn made(&mut self, folder: &str, mark: FileMark) -> FileMark {
+        let path = format!("{folder}/{}", mark.name);
+        self.add(&path, &mark);
+        self.made_names.insert(path);
+        mark
     }
 
     /// The empty segment that takes rows in the copy, with entries that no other segment has.
@@ -291,9 +315,9 @@ impl<'a> Copy<'a> {
         make_folder(&self.made.join(&folder))?;
         let path = format!("{folder}/rows-{}.bin", point.number);
         let segment = shared.segment(id);
-        let growing = segment.as_ref().and_then(|segment| segment.as_growing());
         let file = self.made.join(&path);
-        let rows_file = growing_file::write(&file, growing, (0, entries), point.sequence)?;
+        let rows_file =
+            growing_file::write(&file, segment.as_deref(), (0, entries), point.sequence)?;
         self.add(&path, &rows_file);
         self.made_names.insert(path);
         Ok(SegmentFiles {
@@ -307,6 +331,7 @@ impl<'a> Copy<'a> {
                 graph_file: None,
                 rows_file,
             },
+            riders_file: None,
         })
     }
 }

@@ -269,7 +269,7 @@ impl Shared {
             wal_bytes: self.wal_bytes(),
             index_bytes: view.graph_bytes(),
             memtable_rows: u64::from(view.memtable_rows()),
-            graph_rows: rows(crate::segment::Segment::folded),
+            graph_rows: rows(crate::segment::Segment::nodes),
             dead_rows: rows(crate::segment::Segment::dead),
             code: 0,
             ingest_stopped: self.stopped_by().map_or("", Reached::told).to_owned(),

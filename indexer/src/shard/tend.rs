@@ -68,7 +68,10 @@ impl Writer {
         }
         if let Some(mut moving) = self.moving.take() {
             if moving.advance(&self.shared)? {
-                moving.finish(&self.shared);
+                self.sequence.0 += u64::from(moving.ends_others());
+                moving.finish(&self.shared, self.sequence);
+                let shown = &self.shared.applied;
+                shown.store(self.sequence.0, Ordering::Release);
                 self.checkpoint_wanted = true;
                 self.shared.work().compacting = false;
             } else {
@@ -76,6 +79,7 @@ impl Writer {
                 return Ok(true);
             }
         }
+        self.let_links_go();
         Ok(false)
     }
 
@@ -159,6 +163,7 @@ impl Writer {
                     sealed.end(row, at);
                 }
             }
+            self.take_rides(sealed, growing);
         }
         let complete_from = Sequence(self.shared.applied.load(Ordering::Acquire));
         self.shared.change_view(|view| {

@@ -386,7 +386,11 @@ impl Writer {
                 };
                 new_hash = Some(own.row.hash);
                 self.sequence.0 += 1;
-                state.place = Some(self.insert(own)?);
+                let carriers = match old_place {
+                    Some(place) if self.holds(place, &own.vector) => self.carriers(place),
+                    _ => [None, None],
+                };
+                state.place = Some(self.insert(own, carriers)?);
                 if let Some(place) = old_place {
                     self.end(place);
                 } else {
@@ -442,15 +446,6 @@ impl Writer {
         segment.row(place.row).map(|row| (row.wal, row.hash))
     }
 
-    fn end(&self, place: Place) {
-        let twin = self.moving.as_ref().and_then(|moving| moving.twin(place));
-        for place in std::iter::once(place).chain(twin) {
-            if let Some(segment) = self.shared.segment(place.segment) {
-                segment.end(place.row, self.sequence);
-            }
-        }
-    }
-
     /// Keeps what a record without a row said, beside the rows of its time.
     fn keep_entry(&self, id: &PointId, latest: Latest) {
         let view = self.shared.view.load();
@@ -463,7 +458,8 @@ impl Writer {
         }
     }
 
-    fn insert(&mut self, own: Own) -> Result<Place, WriteError> {
+    /// Makes a row. With carriers it rides on the first of them and is found by all.
+    fn insert(&mut self, own: Own, carriers: [Option<Place>; 2]) -> Result<Place, WriteError> {
         let Own {
             row,
             vector,
@@ -479,6 +475,14 @@ impl Writer {
         }
         let payload = indexed::payload(&self.shared.fields, row.id.as_str(), &payload).into_owned();
         let number = growing_of(&segment).push(row, &payload, self.sequence);
+        let place = Place {
+            segment: segment.id,
+            row: number,
+        };
+        let vector = match self.ride(&segment, place, carriers) {
+            true => None,
+            false => Some(vector),
+        };
         let view = self.shared.view.load();
         let open = view
             .chunks
@@ -496,10 +500,7 @@ impl Writer {
                 complete_from: view.complete_from,
             });
         }
-        Ok(Place {
-            segment: segment.id,
-            row: number,
-        })
+        Ok(place)
     }
 
     /// Ends the growing segment, to be sealed, and begins a new one for frames at `from` and behind.

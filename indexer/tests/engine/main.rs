@@ -10,6 +10,7 @@
 mod asks;
 mod copies;
 mod resolve;
+mod rides;
 mod world;
 
 use std::{

@@ -1,12 +1,16 @@
 //! A stream of upserts, replacements and deletes over a limited set of ids, noted in the model.
 
+use std::collections::BTreeMap;
+
 use shoal_producer::Publisher;
-use shoal_schemas::{Payload, Point, PointId, Value};
+use shoal_schemas::{Payload, Point, PointId, Value, Vector};
 
 use super::{model::Model, seed::Random, topic, wait, world};
 
 /// Of ten records so many are deletes.
 const DELETES_OF_TEN: u64 = 1;
+/// Of ten points that replace one so many keep its vector.
+const KEPT_OF_TEN: u64 = 3;
 
 /// Publishes `records` random changes of `ids` ids, all acknowledged when it returns.
 pub(crate) fn churn(
@@ -17,12 +21,22 @@ pub(crate) fn churn(
     records: u64,
 ) {
     let mut sent = Vec::new();
+    let points = model.points().iter();
+    let mut vectors: BTreeMap<PointId, Vector> = points
+        .map(|(id, (_, point))| (id.clone(), point.vector.clone()))
+        .collect();
     for _ in 0..records {
         let id = PointId::new(&format!("id-{}", random.below(ids))).unwrap();
         if random.below(10) < DELETES_OF_TEN {
+            vectors.remove(&id);
             sent.push((wait(publisher.delete(&id)).unwrap(), None));
         } else {
-            let point = point(model, random);
+            let mut point = point(model, random);
+            let kept = vectors.get(&id).filter(|_| random.below(10) < KEPT_OF_TEN);
+            if let Some(vector) = kept {
+                point.vector = vector.clone();
+            }
+            vectors.insert(id.clone(), point.vector.clone());
             sent.push((wait(publisher.publish(&id, &point)).unwrap(), Some(point)));
         }
     }

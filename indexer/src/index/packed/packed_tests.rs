@@ -58,7 +58,7 @@ fn adjacency(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f
     for (number, row) in (0u32..).zip(rows) {
         graph.add(number, row).unwrap();
     }
-    graph.adjacency().unwrap()
+    graph.adjacency(u32::try_from(rows.len()).unwrap()).unwrap()
 }
 
 pub(super) fn space_of(
