@@ -190,7 +190,12 @@ impl Node {
             address: self.address.to_string(),
             ready,
         };
-        (Key::Shard(key.0.clone(), key.1), Entry::Shard(claim))
+        let (name, shard) = key.clone();
+        let key = match &self.config.replica_set {
+            None => Key::Shard(name, shard),
+            Some(set) => Key::Replica(name, shard, set.clone()),
+        };
+        (key, Entry::Shard(claim))
     }
 
     /// Says of shards that are let go that they are not to be asked here any more.
@@ -207,8 +212,8 @@ impl Node {
         let claims: Vec<_> = going
             .iter()
             .filter(|(held, key)| {
-                let owner = state.owner(&key.0, key.1);
-                let is_ours = owner.is_none_or(|(claim, _)| claim.node == self.config.node);
+                let latest = self.claim_in_set(&state, key);
+                let is_ours = latest.is_none_or(|claim| claim.node == self.config.node);
                 let is_new = !held.is_disclaimed.swap(true, Ordering::AcqRel);
                 held.opened().is_some() && is_ours && is_new
             })
@@ -233,8 +238,8 @@ impl Node {
             return false;
         };
         let state = self.deps.control.snapshot();
-        let owner = state.owner(&key.0, key.1);
-        let is_ours = owner.is_some_and(|(claim, _)| claim.node == self.config.node);
+        let latest = self.claim_in_set(&state, key);
+        let is_ours = latest.is_some_and(|claim| claim.node == self.config.node);
         state.next_offset > epoch && !is_ours
     }
 }
