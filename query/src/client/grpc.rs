@@ -127,14 +127,25 @@ fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
             address: address.to_owned(),
             detail: status.message().to_owned(),
         },
-        // CANCELLED is how tonic's own time limit shows, here or on the other side.
-        Code::DeadlineExceeded | Code::Cancelled => timed_out(address, timeout),
+        Code::DeadlineExceeded => timed_out(address, timeout),
+        // What the transport itself failed with has a source; a node that dies while it answers
+        // shows as all kinds of codes. tonic's own time limit shows as CANCELLED, here with one.
+        _ if is_broken(status) => CallError::Unreachable {
+            address: address.to_owned(),
+            detail: status.message().to_owned(),
+        },
+        Code::Cancelled => timed_out(address, timeout),
         code => CallError::Refused {
             address: address.to_owned(),
             code: i32::from(code),
             detail: status.message().to_owned(),
         },
     }
+}
+
+fn is_broken(status: &Status) -> bool {
+    let source = std::error::Error::source(status);
+    source.is_some_and(|source| !source.is::<tonic::TimeoutExpired>())
 }
 
 impl ShardClient for Channels {

@@ -272,6 +272,7 @@ pub fn read(at_least: &[Token], require_all: bool) -> Option<v1::ReadOptions> {
     Some(v1::ReadOptions {
         at_least: at_least.iter().map(Token::to_proto).collect(),
         require_all,
+        max_staleness_ms: None,
     })
 }
 

@@ -136,6 +136,7 @@ impl Node {
             read: Some(v1::ReadOptions {
                 at_least: at_least.into_iter().collect(),
                 require_all: true,
+                max_staleness_ms: None,
             }),
             ..v1::SearchRequest::default()
         };

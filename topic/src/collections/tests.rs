@@ -216,9 +216,7 @@ async fn dropping_forgets_definition_and_claims_and_keeps_the_topic_unless_told(
             .unwrap();
         let state = world.control.snapshot();
         assert!(
-            state.collections.is_empty()
-                && state.shards.is_empty()
-                && state.replicas.is_empty(),
+            state.collections.is_empty() && state.shards.is_empty() && state.replicas.is_empty(),
             "{state:?}"
         );
         assert_eq!(world.describe("embeddings.docs").is_none(), delete_topics);
