@@ -53,6 +53,12 @@ pub struct Config {
     /// More wait, each until its deadline. A change takes a few milliseconds, most of it waiting for
     /// Kafka and the shard; one of an id waits for the one before it.
     pub resolves: NonZeroUsize,
+    /// Searches that may wait for one of `engine.search_threads`, and as many other reads. Default
+    /// 1024.
+    ///
+    /// More are refused, and asked of another replica if there is one. A search waits at most until
+    /// its deadline; too many and all of them are late.
+    pub search_queue: u32,
     /// Copies of shards in an object store.
     pub snapshot: SnapshotConfig,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
@@ -258,6 +264,7 @@ impl Default for Config {
             memory_budget: None,
             min_free_disk: ByteSize::mib(256),
             resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            search_queue: 1024,
             snapshot: SnapshotConfig::default(),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),

@@ -11,9 +11,10 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, IndexParameters, Metric, Partition, Partitioner,
-    Quantization,
+    Collection, CollectionName, FieldKind, IndexParameters, Metric, Offset, Partition, Partitioner,
+    Quantization, ReplicaSet,
     collection::{FieldKindError, default_delete_retention_ms, default_max_record_bytes},
+    control::Claim,
     vector::Dim,
 };
 use shoal_topic::{collections, control::ControlState};

@@ -22,5 +22,6 @@ mod outage;
 mod patch;
 mod rebalance;
 mod refused_calls;
+mod replicas;
 mod snapshots;
 mod wordnet;

@@ -121,7 +121,8 @@ pub enum QueryError {
     HomeUnknown,
     /// More calls are under way than this node takes.
     #[error(
-        "{waiting} calls wait for their turn already; try again in {} ms, or ask another query node",
+        "as many calls are under way as this node takes, and {waiting} wait already; try again in \
+         {} ms, or ask another query node",
         .retry_after.as_millis()
     )]
     Busy {
