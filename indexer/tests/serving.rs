@@ -303,7 +303,10 @@ async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done
         topic: world.name.topic().into(),
         partition: Partition(0),
     };
-    for (key, value) in [("bad", "{".to_owned()), ("good", format!("{{\"vector\": {:?}}}", vector(7)))] {
+    for (key, value) in [
+        ("bad", "{".to_owned()),
+        ("good", format!("{{\"vector\": {:?}}}", vector(7))),
+    ] {
         let record = Record {
             key: Some(Bytes::from(key)),
             value: Some(value.into()),
@@ -348,7 +351,10 @@ async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done
         partition: Partition(0),
     };
     let admin = world.log.cluster().admin;
-    assert_eq!(admin.watermarks(&letters, DEADLINE).unwrap().high, Offset(0));
+    assert_eq!(
+        admin.watermarks(&letters, DEADLINE).unwrap().high,
+        Offset(0)
+    );
 
     let change = v1::ResolveRequest {
         collection: "docs".into(),

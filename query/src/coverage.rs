@@ -46,17 +46,6 @@ impl<B> Default for Gathered<B> {
     }
 }
 
-impl<B> Gathered<B> {
-    pub(crate) fn extend(&mut self, other: Self) {
-        if self.answers.is_empty() {
-            self.answers = other.answers;
-        } else {
-            self.answers.extend(other.answers);
-        }
-        self.misses.extend(other.misses);
-    }
-}
-
 /// A shard that is missing from an answer, as an error tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unanswered {

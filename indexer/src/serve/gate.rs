@@ -92,6 +92,6 @@ mod tests {
         let mut waits = pin!(gate.enter());
         assert!(waits.as_mut().poll(&mut context).is_pending());
         drop(running);
-        waits.await.unwrap();
+        drop(waits.await.unwrap());
     }
 }

@@ -4,6 +4,7 @@
 //! between calls; everything a call needs is the newest shard map and the clients.
 
 mod check;
+mod entry;
 mod nearest;
 mod question;
 mod reads;
@@ -22,7 +23,7 @@ pub use check::Limits;
 pub use wanted::QueryFault;
 
 use crate::{
-    admission::{self, Admission, Admitted, Turned},
+    admission::{self, Admission},
     call::{Call, TimeoutError},
     client::ShardClient,
     coverage::{CoverageError, Gathered, judge},
@@ -31,7 +32,7 @@ use crate::{
     metrics::{Ending, Meters, Verb},
     scatter::{Question, Scatter, Terms},
     shard_map::{Maps, Shards},
-    tokens::{TokenError, by_shard},
+    tokens::TokenError,
 };
 
 /// The id of the cluster whose tokens name their shard; empty until a broker has told it.
@@ -48,9 +49,6 @@ pub struct Coordinator {
     fleet: Fleet,
     hedging: Hedging,
 }
-
-/// Largest lag that a caller may say it accepts, milliseconds: a day.
-const MAX_STALENESS_MS: u64 = 86_400_000;
 
 /// Why a call got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -326,27 +324,6 @@ impl Coordinator {
         answer.instrument(span).await
     }
 
-    /// Works on a call once it is its turn.
-    async fn admitted<T>(
-        &self,
-        call: Call,
-        work: impl Future<Output = Result<T, QueryError>>,
-    ) -> Result<T, QueryError> {
-        let patience = call.deadline.remaining();
-        let entered = self.admission.enter(patience, || self.meters.queued());
-        let _admitted: Admitted<'_> = entered.await.map_err(|turned| match turned {
-            Turned::Away {
-                waiting,
-                retry_after,
-            } => QueryError::Busy {
-                waiting,
-                retry_after,
-            },
-            Turned::Late => QueryError::NoTime,
-        })?;
-        work.await
-    }
-
     async fn ask<Q: Question>(
         &self,
         shards: &Shards,
@@ -405,32 +382,6 @@ impl Coordinator {
             None if !map.is_complete() => Err(QueryError::NotCaughtUp),
             None => Err(check::unknown_collection(collection, &map)),
         }
-    }
-
-    async fn terms(
-        &self,
-        shards: &Shards,
-        read: Option<v1::ReadOptions>,
-        call: &Call,
-    ) -> Result<Terms, QueryError> {
-        let read = read.unwrap_or_default();
-        if let Some(found) = read.max_staleness_ms {
-            check::in_range("max_staleness_ms", found, 1, MAX_STALENESS_MS)?;
-        }
-        let mut terms = Terms {
-            max_staleness: read.max_staleness_ms.map(Duration::from_millis),
-            require_all: read.require_all,
-            ..Terms::default()
-        };
-        if read.at_least.is_empty() {
-            return Ok(terms);
-        }
-        // Known a moment after the start: worth a wait, but no longer than the caller has.
-        let patience = call.deadline.for_shards().remaining();
-        let home = tokio::time::timeout(patience, self.home.wait()).await;
-        let home = home.map_err(|_| QueryError::HomeUnknown)?;
-        terms.tokens = by_shard(&shards.collection, home, read.at_least)?;
-        Ok(terms)
     }
 
     fn note<T>(

@@ -219,7 +219,9 @@ async fn a_bound_on_staleness_is_kept_by_a_replica_or_the_answer_says_so() {
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert!(
-        refused.message().contains("s behind, the caller accepts 5.000 s"),
+        refused
+            .message()
+            .contains("s behind, the caller accepts 5.000 s"),
         "{refused}"
     );
     let zero = world.search().search(everything(&docs, Some(0))).await;
@@ -266,7 +268,10 @@ async fn calls_beyond_what_a_node_takes_are_refused_with_a_time_to_wait() {
         let (mut client, docs) = (world.search(), docs.clone());
         async move {
             let request = within(PATIENCE * 2, near_origin(&docs, 1));
-            client.search(request).await.map(tonic::Response::into_inner)
+            client
+                .search(request)
+                .await
+                .map(tonic::Response::into_inner)
         }
     };
     let (first, second) = (stuck(), stuck());
@@ -303,12 +308,19 @@ async fn calls_beyond_what_a_node_takes_are_refused_with_a_time_to_wait() {
         .await;
     let retry = refused.get_details_retry_info().unwrap();
     assert!(retry.retry_delay.unwrap() >= Duration::from_millis(10));
-    assert!(refused.message().contains("and 1 wait already"), "{refused}");
+    assert!(
+        refused.message().contains("and 1 wait already"),
+        "{refused}"
+    );
     let body = serde_json::json!({ "vector": [0.1, 0.0, 0.0], "k": 1 });
     let url = world.url("/v1/collections/docs/search");
     let answer = world.http.post(&url).json(&body).send().await.unwrap();
     assert_eq!(answer.status(), 429);
-    let after: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let after: u64 = answer.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(after >= 1);
     let told: serde_json::Value = answer.json().await.unwrap();
     assert_eq!(told["error"]["code"], "RESOURCE_EXHAUSTED");
