@@ -182,6 +182,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::{
+        cell::Cell,
         pin::pin,
         task::{Context, Waker},
         time::Duration,
@@ -208,8 +209,8 @@ mod tests {
             .enter(PATIENCE, || panic!("no wait"))
             .await
             .unwrap();
-        let mut was_queued = false;
-        let mut third = pin!(admission.enter(PATIENCE, || was_queued = true));
+        let was_queued = Cell::new(false);
+        let mut third = pin!(admission.enter(PATIENCE, || was_queued.set(true)));
         let mut context = Context::from_waker(Waker::noop());
         assert!(third.as_mut().poll(&mut context).is_pending());
         let refused = admission.enter(PATIENCE, || {}).await.unwrap_err();
@@ -219,7 +220,7 @@ mod tests {
         );
         drop(first);
         let third = third.await.unwrap();
-        assert!(was_queued);
+        assert!(was_queued.get());
         drop((second, third));
         assert!(
             admission

@@ -30,7 +30,7 @@ const HALF_LIFE: Duration = Duration::from_secs(5);
 const STRIKES: u32 = 3;
 /// How long a node is out at first and at most.
 const OUT_FOR: Duration = Duration::from_millis(500);
-const OUT_FOR_AT_MOST: Duration = Duration::from_secs(30);
+const OUT_FOR_AT_MOST: Duration = Duration::from_secs(10);
 /// What a node said about its lag says nothing any more after this long.
 const LAG_HOLDS: Duration = Duration::from_secs(3);
 

@@ -7,6 +7,7 @@
 //! else. What is still missing then is for [`crate::coverage`] to judge. Nothing is spawned: a
 //! caller that goes away, or a replica that was faster, takes the other questions with it.
 
+mod attempt;
 mod open;
 mod run;
 

@@ -12,13 +12,14 @@ use tracing::info;
 
 use super::{
     Question, Reply, Scatter,
+    attempt::{Attempt, Cause},
     open::{Next, Opens},
 };
 use crate::{
     client::{CallError, Outcome, ShardCall},
     coverage::{Gathered, Miss},
     fleet::{Node, UnderWay},
-    metrics::{Hedged, Retried, WentOut},
+    metrics::{Retried, WentOut},
     plan::{Choice, NodeAsk, Plan, plan},
     shard_map::Shards,
 };
@@ -26,62 +27,16 @@ use crate::{
 /// How long the control topic may take to tell where a shard went, once its node has said that
 /// it is gone.
 const MOVE_PATIENCE: Duration = Duration::from_millis(250);
-/// How much longer a call is left alone that may be waiting for a token's write.
-const TOKEN_PATIENCE: Duration = Duration::from_millis(100);
-
 /// One question under way.
 pub(super) struct Run<'a, Q: Question> {
-    with: Scatter<'a>,
+    pub(super) with: Scatter<'a>,
     question: &'a Q,
     /// The newest map's shards, once something went wrong with the first one's.
     fresh: Option<Arc<Shards>>,
     opens: Opens,
     gathered: Gathered<Q::Body>,
-    attempts: Vec<Attempt>,
+    pub(super) attempts: Vec<Attempt>,
     under_way: FuturesUnordered<BoxFuture<'a, Event<Q::Body>>>,
-}
-
-/// One call to one node.
-struct Attempt {
-    ask: Arc<NodeAsk>,
-    node: Arc<Node>,
-    since: Stopwatch,
-    cause: Cause,
-    /// When another replica is to be asked beside it.
-    alarm: Option<Alarm>,
-    /// Half of the time it has.
-    half_time: Duration,
-    /// Another replica was asked beside it.
-    is_doubled: bool,
-    /// It brought something, answer or error.
-    is_over: bool,
-    /// Shards whose first answer it brought.
-    answered: usize,
-}
-
-/// Why a call is made.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    First,
-    Hedge,
-    Retry,
-}
-
-/// When a call has been waited for long enough, from its start.
-#[derive(Clone, Copy)]
-enum Alarm {
-    /// For a hedge.
-    Hedge(Duration),
-    /// For anything: it is taken for lost.
-    HalfTime(Duration),
-}
-
-impl Alarm {
-    fn at(self) -> Duration {
-        match self {
-            Self::Hedge(at) | Self::HalfTime(at) => at,
-        }
-    }
 }
 
 /// What a question waits for.
@@ -154,14 +109,14 @@ impl<'a, Q: Question> Run<'a, Q> {
         self.fresh.as_deref().unwrap_or(self.with.shards)
     }
 
-    fn look_again(&mut self) {
+    pub(super) fn look_again(&mut self) {
         let map = self.with.maps.now();
         let found = map.find(self.with.shards.collection.name.as_str());
         // A collection that is gone has nobody new to ask.
         self.fresh = found.cloned().or_else(|| self.fresh.take());
     }
 
-    fn plan(&self, wanted: Vec<Partition>) -> Plan {
+    pub(super) fn plan(&self, wanted: Vec<Partition>) -> Plan {
         let Scatter { fleet, terms, .. } = self.with;
         let choice = Choice {
             may_ask: &|shard, replica| self.opens.may_ask(shard, replica),
@@ -172,12 +127,12 @@ impl<'a, Q: Question> Run<'a, Q> {
     }
 
     /// Whether a replica is left to ask for a shard.
-    fn has_other(&self, shard: Partition) -> bool {
+    pub(super) fn has_other(&self, shard: Partition) -> bool {
         let mut replicas = self.shards().replicas(shard).iter();
         replicas.any(|replica| replica.claim.ready && self.opens.may_ask(shard, replica))
     }
 
-    fn ask(&mut self, ask: NodeAsk, cause: Cause) {
+    pub(super) fn ask(&mut self, ask: NodeAsk, cause: Cause) {
         let Scatter {
             client,
             fleet,
@@ -238,82 +193,6 @@ impl<'a, Q: Question> Run<'a, Q> {
         self.under_way.push(told.boxed());
     }
 
-    /// When a call that is made now has been waited for long enough; never, if nobody else is left.
-    fn alarm(&self, ask: &NodeAsk, half_time: Duration) -> Option<Alarm> {
-        if !ask.shards.iter().any(|shard| self.has_other(*shard)) {
-            return None;
-        }
-        let name = self.with.shards.collection.name.as_str();
-        let delay = self.with.hedging.delay(name, Q::KIND);
-        let delay = delay.map(|delay| match self.waits_for_token(ask) {
-            true => delay + TOKEN_PATIENCE,
-            false => delay,
-        });
-        Some(match delay {
-            Some(delay) if delay < half_time => Alarm::Hedge(delay),
-            _ => Alarm::HalfTime(half_time),
-        })
-    }
-
-    fn waits_for_token(&self, ask: &NodeAsk) -> bool {
-        let tokens = &self.with.terms.tokens;
-        !tokens.is_empty() && ask.shards.iter().any(|shard| tokens.contains_key(shard))
-    }
-
-    /// How long until the next call has been waited for long enough.
-    fn next_alarm(&self) -> Option<Duration> {
-        let waiting = self.attempts.iter().filter(|attempt| !attempt.is_over);
-        let left = waiting.filter_map(|attempt| {
-            let alarm = attempt.alarm?;
-            Some(alarm.at().saturating_sub(attempt.since.elapsed()))
-        });
-        left.min()
-    }
-
-    /// Asks other replicas beside those calls that have been waited for long enough.
-    fn ring(&mut self) {
-        self.look_again();
-        for at in 0..self.attempts.len() {
-            let Some(attempt) = self.attempts.get_mut(at) else {
-                continue;
-            };
-            let is_due = |alarm: &Alarm| attempt.since.elapsed() >= alarm.at();
-            let Some(alarm) = attempt
-                .alarm
-                .filter(|alarm| !attempt.is_over && is_due(alarm))
-            else {
-                continue;
-            };
-            attempt.alarm = None;
-            let (ask, half_time) = (attempt.ask.clone(), attempt.half_time);
-            let waiting = ask.shards.iter().copied();
-            let waiting: Vec<_> = waiting.filter(|shard| self.has_other(*shard)).collect();
-            for other in self.plan(waiting).asks {
-                let cause = match alarm {
-                    Alarm::Hedge(_) if self.with.hedging.spend() => Cause::Hedge,
-                    Alarm::Hedge(_) => {
-                        self.double(at, |attempt| {
-                            attempt.alarm = Some(Alarm::HalfTime(half_time));
-                        });
-                        continue;
-                    }
-                    Alarm::HalfTime(_) => {
-                        self.with.meters.retried(Retried::Late);
-                        Cause::Retry
-                    }
-                };
-                self.double(at, |attempt| attempt.is_doubled = true);
-                self.ask(other, cause);
-            }
-        }
-    }
-
-    fn double(&mut self, at: usize, change: impl FnOnce(&mut Attempt)) {
-        if let Some(attempt) = self.attempts.get_mut(at) {
-            change(attempt);
-        }
-    }
-
     /// Takes what a node said.
     fn take(&mut self, at: usize, told: Result<Vec<Reply<Q::Body>>, CallError>) {
         let Some(attempt) = self.attempts.get_mut(at) else {
@@ -365,7 +244,7 @@ impl<'a, Q: Question> Run<'a, Q> {
         }
     }
 
-    fn measured(&self, took: Duration) {
+    pub(super) fn measured(&self, took: Duration) {
         let name = self.with.shards.collection.name.as_str();
         let is_there = |name: &str| self.with.maps.now().find(name).is_some();
         self.with.hedging.took(name, Q::KIND, took, is_there);
@@ -414,7 +293,7 @@ impl<'a, Q: Question> Run<'a, Q> {
             if self.opens.find(shard).is_some() {
                 self.opens.close(shard);
                 self.gathered.answers.push((reply.coverage, reply.body));
-                self.double(at, |attempt| attempt.answered += 1);
+                self.change(at, |attempt| attempt.answered += 1);
             }
         }
         if let (Some(lag), Some(attempt)) = (lag, self.attempts.get(at)) {
@@ -519,35 +398,5 @@ impl<'a, Q: Question> Run<'a, Q> {
             }
         }
         self.ask_elsewhere(elsewhere);
-    }
-
-    /// What hedges were good for, and which nodes were overtaken.
-    fn note_hedges(&self) {
-        let was_answered = |attempt: &Attempt| attempt.answered > 0;
-        for attempt in &self.attempts {
-            if attempt.cause == Cause::Hedge {
-                let outcome = match was_answered(attempt) {
-                    true => Hedged::Won,
-                    false => Hedged::Lost,
-                };
-                self.with.meters.hedged(outcome);
-            }
-            let is_overtaken = attempt.is_doubled && !attempt.is_over;
-            if is_overtaken && !self.waits_for_token(&attempt.ask) {
-                let after = attempt.since.elapsed();
-                self.measured(after);
-                let is_out = attempt
-                    .node
-                    .health(|health, now| health.was_overtaken(now, after));
-                if is_out {
-                    let (node, address) = (&attempt.ask.node, &attempt.ask.address);
-                    info!(
-                        node,
-                        address, "indexer is slower than its replicas, it is left alone"
-                    );
-                    self.with.meters.went_out(WentOut::Slow);
-                }
-            }
-        }
     }
 }
