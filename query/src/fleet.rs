@@ -25,7 +25,7 @@ const NEWEST: f64 = 0.125;
 const LEAST_LATENCY: f64 = 100e-6;
 /// A node that is not asked is expected to have come halfway back to nothing after this long, so
 /// that one that was slow is tried again.
-const HALF_LIFE: Duration = Duration::from_secs(5);
+const HALF_LIFE: Duration = Duration::from_secs(1);
 /// How often another replica has to be faster, without an answer in between, for a node to be out.
 const STRIKES: u32 = 3;
 /// How long a node is out at first and at most.

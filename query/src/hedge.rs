@@ -84,6 +84,9 @@ const KEPT: usize = 128;
 const ENOUGH: usize = 20;
 /// The percentile is taken anew after so many calls.
 const EVERY: usize = 16;
+/// Of a hundred calls so many may be made again because a node was busy: where all nodes are, more
+/// would keep them so.
+const BUSY_PERCENT: u32 = 10;
 /// Hedges that may come at once.
 const BURST: f64 = 50.0;
 
@@ -170,6 +173,8 @@ pub(crate) struct Hedging {
     /// By collection.
     recent: RwLock<HashMap<String, Arc<Kinds>>>,
     budget: Mutex<Budget>,
+    /// For asking elsewhere what a busy node did not take.
+    busy_budget: Mutex<Budget>,
 }
 
 impl Hedging {
@@ -182,6 +187,7 @@ impl Hedging {
             config,
             recent: RwLock::default(),
             budget: Mutex::new(budget),
+            busy_budget: Mutex::new(Budget::of_percent(BUSY_PERCENT)),
         }
     }
 
@@ -216,11 +222,18 @@ impl Hedging {
     /// A call is made that is no hedge.
     pub(crate) fn earn(&self) {
         lock(&self.budget).earn();
+        lock(&self.busy_budget).earn();
     }
 
     /// Whether one more hedge is affordable; it counts as made then.
     pub(crate) fn spend(&self) -> bool {
         lock(&self.budget).spend()
+    }
+
+    /// Whether a shard may be asked for elsewhere because its node has too much to do; it counts as
+    /// asked for then.
+    pub(crate) fn spend_on_busy(&self) -> bool {
+        lock(&self.busy_budget).spend()
     }
 
     fn find(&self, collection: &str) -> Option<Arc<Kinds>> {

@@ -316,8 +316,8 @@ impl<'a, Q: Question> Run<'a, Q> {
         for miss in misses {
             let (shard, outcome) = (miss.shard, miss.outcome);
             // A node that is busy gets busier if all its calls are made again.
-            let has_other =
-                self.has_other(shard) && (outcome != Outcome::Busy || self.with.hedging.spend());
+            let has_other = self.has_other(shard)
+                && (outcome != Outcome::Busy || self.with.hedging.spend_on_busy());
             let Some(open) = self.opens.find_mut(shard) else {
                 continue;
             };

@@ -99,7 +99,8 @@ async fn a_replica_that_hangs_is_hedged_found_out_left_alone_and_taken_up_again(
     whole(&world, &docs).await;
     owner.behave(Behaviour::Hangs);
     let before = owner.seen().len();
-    let (_, took) = timed(async {
+    let ((), took) = timed(async {
+        until_asked(&world, &docs, &owner).await;
         for _ in 0..300 {
             let coverage = whole(&world, &docs).await;
             assert!(coverage.shards.iter().all(|shard| shard.node == other.name));
@@ -177,7 +178,7 @@ async fn a_replica_that_is_dead_fails_no_search() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_that_is_refused_or_fails_by_itself_is_asked_nobody_else() {
-    let (world, docs, twins) = twins(1, Config::default()).await;
+    let (world, docs, twins) = twins(1, without_hedges()).await;
     for (shard, told) in [
         (Code::InvalidArgument, Code::InvalidArgument),
         (Code::Unimplemented, Code::Unimplemented),
