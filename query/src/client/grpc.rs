@@ -143,9 +143,11 @@ fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
     }
 }
 
+/// Whether the transport failed, and not because time was over.
 fn is_broken(status: &Status) -> bool {
-    let source = std::error::Error::source(status);
-    source.is_some_and(|source| !source.is::<tonic::TimeoutExpired>())
+    let first = std::error::Error::source(status);
+    let mut sources = std::iter::successors(first, |error| error.source());
+    first.is_some() && !sources.any(|error| error.is::<tonic::TimeoutExpired>())
 }
 
 impl ShardClient for Channels {
