@@ -16,6 +16,7 @@ use std::{
 };
 
 use shoal_runtime::clock::Stopwatch;
+use tokio::sync::Notify;
 
 use crate::plan::{Rank, Standing};
 
@@ -195,6 +196,7 @@ pub(crate) struct Fleet {
     clock: Stopwatch,
     nodes: RwLock<HashMap<String, Arc<Node>>>,
     dice: Dice,
+    news: Notify,
 }
 
 impl Fleet {
@@ -203,6 +205,7 @@ impl Fleet {
             clock: Stopwatch::start(),
             nodes: RwLock::default(),
             dice: Dice::default(),
+            news: Notify::new(),
         }
     }
 
@@ -237,6 +240,16 @@ impl Fleet {
             Some(node) => node.health(|health, now| health.standing(now, bound)),
             None => Health::default().standing(Duration::ZERO, bound),
         }
+    }
+
+    /// Tells all calls under way that a node is out.
+    pub(crate) fn tell_out(&self) {
+        self.news.notify_waiters();
+    }
+
+    /// Waits until a node is out that was not before. News before this was asked for is not heard.
+    pub(crate) async fn is_told(&self) {
+        self.news.notified().await;
     }
 
     /// A number below `below`, by chance.

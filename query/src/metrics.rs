@@ -24,7 +24,7 @@ pub const QUERY_SHARDS_UNANSWERED_TOTAL: &str = "query_shards_unanswered_total";
 /// first, `lost`).
 pub const QUERY_HEDGES_TOTAL: &str = "query_hedges_total";
 /// Shards asked for at another replica. Labels: `reason` (`unreachable`, `moved`, `busy`, `behind`,
-/// `damaged`, `late`: half of the call's time was over).
+/// `damaged`, `late`: the node was out meanwhile, or half of the time was over).
 pub const QUERY_RETRIES_TOTAL: &str = "query_retries_total";
 /// Times an indexer was left alone for a while. Labels: `reason` (`unreachable`, `slow`).
 pub const QUERY_INDEXERS_OUT_TOTAL: &str = "query_indexers_out_total";

@@ -47,13 +47,13 @@ pub(super) enum Alarm {
     /// For a hedge.
     Hedge(Duration),
     /// For anything: it is taken for lost.
-    HalfTime(Duration),
+    Lost(Duration),
 }
 
 impl Alarm {
     fn at(self) -> Duration {
         match self {
-            Self::Hedge(at) | Self::HalfTime(at) => at,
+            Self::Hedge(at) | Self::Lost(at) => at,
         }
     }
 }
@@ -72,7 +72,7 @@ impl<Q: Question> Run<'_, Q> {
         });
         Some(match delay {
             Some(delay) if delay < half_time => Alarm::Hedge(delay),
-            _ => Alarm::HalfTime(half_time),
+            _ => Alarm::Lost(half_time),
         })
     }
 
@@ -118,11 +118,11 @@ impl<Q: Question> Run<'_, Q> {
                     }
                     Alarm::Hedge(_) => {
                         self.change(at, |attempt| {
-                            attempt.alarm = Some(Alarm::HalfTime(half_time));
+                            attempt.alarm = Some(Alarm::Lost(half_time));
                         });
                         continue;
                     }
-                    Alarm::HalfTime(_) => {
+                    Alarm::Lost(_) => {
                         self.with.meters.retried(Retried::Late);
                         Cause::Retry
                     }
@@ -131,6 +131,17 @@ impl<Q: Question> Run<'_, Q> {
                 self.ask(other, cause);
             }
         }
+    }
+
+    /// Takes calls for lost whose nodes are out by now: others have waited for them long enough.
+    pub(super) fn leave_out(&mut self) {
+        for attempt in &mut self.attempts {
+            let standing = (attempt.node).health(|health, now| health.standing(now, None));
+            if attempt.alarm.is_some() && standing.rank == Rank::Out {
+                attempt.alarm = Some(Alarm::Lost(Duration::ZERO));
+            }
+        }
+        self.ring();
     }
 
     pub(super) fn change(&mut self, at: usize, with: impl FnOnce(&mut Attempt)) {
@@ -164,6 +175,7 @@ impl<Q: Question> Run<'_, Q> {
                         address, "indexer is slower than its replicas, it is left alone"
                     );
                     self.with.meters.went_out(WentOut::Slow);
+                    self.with.fleet.tell_out();
                 }
             }
         }

@@ -82,12 +82,17 @@ impl<'a, Q: Question> Run<'a, Q> {
     /// Waits until every shard has its answer or will have none. What is still under way then is
     /// dropped with this.
     pub(super) async fn finish(mut self) -> Gathered<Q::Body> {
+        let fleet = self.with.fleet;
         while !self.opens.is_empty() {
             let event = match self.next_alarm() {
                 None => self.under_way.next().await,
                 Some(left) => tokio::select! {
                     biased;
                     event = self.under_way.next() => event,
+                    () = fleet.is_told() => {
+                        self.leave_out();
+                        continue;
+                    }
                     () = tokio::time::sleep(left) => {
                         self.ring();
                         continue;
@@ -241,6 +246,7 @@ impl<'a, Q: Question> Run<'a, Q> {
                 "indexer cannot be reached"
             );
             self.with.meters.went_out(WentOut::Unreachable);
+            self.with.fleet.tell_out();
         }
     }
 
