@@ -139,6 +139,32 @@ async fn a_replica_that_hangs_costs_half_of_the_time_where_hedging_is_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_to_a_replica_that_is_found_out_meanwhile_go_to_the_other_one_at_once() {
+    let (world, docs, [owner, other]) = twins(1, without_hedges()).await;
+    other.behave(Behaviour::Hangs);
+    // By themselves they would wait for half of this.
+    let deadline = PATIENCE * 4;
+    let mut calls = tokio::task::JoinSet::new();
+    let asked = || owner.seen().len() + other.seen().len();
+    while other.seen().is_empty() {
+        let before = asked();
+        let (mut client, request) = (world.search(), everything(&docs, None));
+        calls.spawn(async move { client.search(within(deadline, request)).await });
+        wait(
+            || (asked() > before).then_some(()),
+            "the call to reach a replica",
+        );
+    }
+    other.behave(Behaviour::Fails(Code::Unavailable));
+    until_asked(&world, &docs, &other).await;
+    let all = tokio::time::timeout(PATIENCE, calls.join_all());
+    for answer in all.await.unwrap() {
+        let coverage = answer.unwrap().into_inner().coverage.unwrap();
+        assert_eq!(coverage.shards[0].node, owner.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_replica_cannot_do_now_is_asked_of_the_other_one() {
     for behaviour in [
         Behaviour::Fails(Code::Unavailable),
