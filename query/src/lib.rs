@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Stateless: a node can be added or killed at any time. It holds no points and no index, and
-//! takes no writes except definitions of collections. What it learns about indexers ([`fleet`],
+//! takes no writes except definitions of collections. What it learns about indexers (`fleet.rs`,
 //! [`hedge`]) only says whom it asks first. Deciding ([`plan`], [`merge`], [`groups`],
 //! [`tokens`], [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
 //! `serve/` only, axum in `http/` only.
