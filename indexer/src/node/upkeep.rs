@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -152,7 +152,7 @@ impl Node {
                 let ready = held.serving().is_ok();
                 let is_good = |made: &Claimed| {
                     made.ready == ready
-                        && Arc::ptr_eq(&made.held, &held)
+                        && made.held.ptr_eq(&Arc::downgrade(&held))
                         && !self.is_overtaken(&key, made.epoch)
                 };
                 if claimed.get(&key).is_some_and(is_good) {
@@ -172,6 +172,7 @@ impl Node {
                             held.is_disclaimed.store(false, Ordering::Release);
                             self.disclaim(&[(held.clone(), key.clone())]);
                         }
+                        let held = Arc::downgrade(&held);
                         claimed.insert(key, Claimed { held, ready, epoch });
                     }
                     Err(error) => {
@@ -246,7 +247,9 @@ impl Node {
 
 /// A claim as it was made.
 struct Claimed {
-    held: Arc<Held>,
+    /// Only to tell it from its successor: one that was let go has to free its folder, or a shard
+    /// that comes back at once could never open it.
+    held: Weak<Held>,
     ready: bool,
     epoch: Offset,
 }
