@@ -169,3 +169,23 @@ fn an_indexer_that_is_killed_and_started_again_serves_its_shards_again() {
     whole(&world, &[&only], &model);
     all_is_served(&query, &model);
 }
+
+#[test]
+fn an_indexer_that_lost_its_seat_while_it_stood_still_serves_its_shards_again() {
+    let world = World::new("seat");
+    let collection = world.collection("seat", DIM, PARTITIONS);
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    workload::churn(&publisher, &mut model, &mut Random::of(37), 300, 300);
+    let first = settings(&world, "first").start();
+    share(&[&first], &collection, 4);
+    first.child.pause();
+    // That another one gets the shards is how it shows that the seat is gone.
+    let second = settings(&world, "second").start();
+    share(&[&second], &collection, 4);
+    second.child.terminate();
+    first.child.resume();
+    // It is told of the loss and given the same shards in one breath.
+    share(&[&first], &collection, 4);
+    whole(&world, &[&first], &model);
+}
