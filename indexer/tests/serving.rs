@@ -363,3 +363,23 @@ async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done
     let refused = shard.resolve(change).await.unwrap().into_inner();
     assert_eq!(refused.code, i32::from(Code::FailedPrecondition));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_let_go_and_taken_again_at_once_is_not_in_its_own_way() {
+    let world = World::start(3).await;
+    let state = world.control.snapshot();
+    let (_, first) = state.owner(&world.name, Partition(0)).unwrap();
+    // Defined anew, it is another collection: the shard is let go and taken in one step.
+    let again = state.collections.get(&world.name).unwrap().clone();
+    let key = Key::Collection(world.name.clone());
+    let again = Entry::Collection(Box::new(again));
+    let defined = world.control.put(&key, &again).await.unwrap();
+    assert!(defined > *first);
+    let (control, name) = (world.control.clone(), world.name.clone());
+    let found = move || {
+        let state = control.snapshot();
+        let (claim, epoch) = state.owner(&name, Partition(0))?;
+        (claim.ready && *epoch > defined).then_some(())
+    };
+    blocking(move || eventually(DEADLINE, "a claim of the new shard", found)).await;
+}

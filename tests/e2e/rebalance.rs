@@ -185,7 +185,7 @@ fn an_indexer_that_lost_its_seat_while_it_stood_still_serves_its_shards_again() 
     share(&[&second], &collection, 4);
     second.child.terminate();
     first.child.resume();
-    // It is told of the loss and given the same shards in one breath.
+    // It hears of the loss, lets go, and is given the same shards.
     share(&[&first], &collection, 4);
     whole(&world, &[&first], &model);
 }
