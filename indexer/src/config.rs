@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
-use shoal_schemas::RegionName;
+use shoal_schemas::{RegionName, ReplicaSet};
 
 use crate::snapshot::url;
 
@@ -28,6 +28,13 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Which shards this node serves.
     pub ownership: Ownership,
+    /// The replica set this node belongs to. Default: none, it is one of the home set, whose
+    /// indexers own the shards.
+    ///
+    /// The indexers of a set share all shards among themselves, in a consumer group of their own,
+    /// and serve them to queries too. Each set costs the memory, disk and work of all shards once
+    /// more. What is done once a shard stays with its owner: patches, dead letters, snapshots.
+    pub replica_set: Option<ReplicaSet>,
     /// Tuning of every shard.
     pub engine: EngineConfig,
     /// Memory the node may take, as the kernel counts what only the process can give back (`RssAnon`). Default: no
@@ -49,6 +56,12 @@ pub struct Config {
     /// More wait, each until its deadline. A change takes a few milliseconds, most of it waiting for
     /// Kafka and the shard; one of an id waits for the one before it.
     pub resolves: NonZeroUsize,
+    /// Searches that may wait for one of `engine.search_threads`, and as many other reads. Default
+    /// 1024.
+    ///
+    /// More are refused, and asked of another replica if there is one. A search waits at most until
+    /// its deadline; too many and all of them are late.
+    pub search_queue: u32,
     /// Copies of shards in an object store.
     pub snapshot: SnapshotConfig,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
@@ -249,14 +262,28 @@ impl Default for Config {
             http_listen: ([127, 0, 0, 1], 7721).into(),
             advertise: None,
             ownership: OwnershipSettings::default().into(),
+            replica_set: None,
             engine: EngineConfig::default(),
             memory_budget: None,
             min_free_disk: ByteSize::mib(256),
             resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
+            search_queue: 1024,
             snapshot: SnapshotConfig::default(),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Config {
+    /// The consumer group that shares the shards out, if `group` is the home set's.
+    ///
+    /// Names of sets hold no dot, so two sets never share a group.
+    pub fn group_of_set(&self, group: &str) -> String {
+        match &self.replica_set {
+            None => group.to_owned(),
+            Some(set) => format!("{group}.{set}"),
         }
     }
 }

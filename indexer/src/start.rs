@@ -103,7 +103,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     let search_threads = config.engine.search_threads.get();
     let (resolver, resolving) =
         Resolver::new(deps.cluster.clone(), deps.clock.clone(), config.resolves);
-    let mut service = Service::new(node.clone(), search_threads, resolver);
+    let mut service = Service::new(node.clone(), search_threads, config.search_queue, resolver);
     if let Some(store) = store {
         let source = Arc::new(node.clone());
         let (clock, keep) = (deps.clock.clone(), config.snapshot.keep);

@@ -22,7 +22,7 @@ use shoal_runtime::{
     telemetry,
 };
 use shoal_schemas::{
-    Collection, CollectionName, Metric, Partition, Record,
+    Collection, CollectionName, Metric, Offset, Partition, Record, ReplicaSet,
     avro::NoRegistry,
     control::{Claim, Entry, Key},
     v1,
@@ -67,6 +67,17 @@ impl World {
 
     /// The same, which asks the broker for its ends so often.
     async fn probing_every(points: u32, probe_interval: Duration) -> Self {
+        let world = Self::start_in(None, points, probe_interval).await;
+        world.claim(true).await;
+        world
+    }
+
+    /// An indexer of a replica set, or one that owns the shard.
+    async fn start_in(
+        replica_set: Option<ReplicaSet>,
+        points: u32,
+        probe_interval: Duration,
+    ) -> Self {
         let log = MemoryLog::new("test-cluster", System::shared());
         let cluster = log.cluster();
         ControlLog::ensure(&cluster, None).unwrap();
@@ -129,6 +140,7 @@ impl World {
             http_listen: free,
             ownership: Ownership::Static { shards: Vec::new() },
             probe_interval,
+            replica_set,
             engine: EngineConfig {
                 search_threads: 1.try_into().unwrap(),
                 ..EngineConfig::default()
@@ -136,16 +148,14 @@ impl World {
             ..Config::default()
         };
         let addresses = shoal_indexer::start(&config, &deps).await.unwrap();
-        let world = Self {
+        Self {
             log,
             control,
             tasks,
             name,
             addresses,
             _folder: folder,
-        };
-        world.claim(true).await;
-        world
+        }
     }
 
     fn shard(&self) -> Shard {
@@ -291,4 +301,102 @@ async fn a_shard_that_is_let_go_is_claimed_as_not_ready() {
     });
     assert_eq!(claim.await.node, "node-1");
     tasks.cancel().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done_once() {
+    let set: ReplicaSet = "b".parse().unwrap();
+    let world = World::start_in(Some(set.clone()), 5, Config::default().probe_interval).await;
+    // The owner is another node.
+    let owner = Claim {
+        node: "owner".into(),
+        address: "127.0.0.1:1".into(),
+        ready: true,
+    };
+    let key = Key::Shard(world.name.clone(), Partition(0));
+    let owned = world.control.put(&key, &Entry::Shard(owner)).await.unwrap();
+    // A record that is refused, in front of one that is not.
+    let to = TopicPartition {
+        topic: world.name.topic().into(),
+        partition: Partition(0),
+    };
+    for (key, value) in [
+        ("bad", "{".to_owned()),
+        ("good", format!("{{\"vector\": {:?}}}", vector(7))),
+    ] {
+        let record = Record {
+            key: Some(Bytes::from(key)),
+            value: Some(value.into()),
+            headers: Vec::new(),
+            timestamp_ms: 1_700_000_000_000,
+        };
+        let writer = &world.log.cluster().writer;
+        writer.send(&to, &record).unwrap().await.unwrap();
+    }
+    let (control, name) = (world.control.clone(), world.name.clone());
+    let claimed = move || {
+        let state = control.snapshot();
+        let (claim, _) = state.claim(&name, Partition(0), Some(&set))?;
+        let still = state.owner(&name, Partition(0))?.1;
+        assert_eq!(still, owned, "it claims nothing that is the owner's");
+        claim.ready.then(|| claim.node.clone())
+    };
+    let claimed = blocking(move || eventually(DEADLINE, "a claim of the set", claimed)).await;
+    assert_eq!(claimed, "node-1");
+
+    let mut shard = world.shard();
+    // Behind the refused record, however it was refused.
+    let ask = v1::ShardStatusRequest {
+        collection: "docs".into(),
+        shards: vec![v1::ShardAsk {
+            shard: 0,
+            at_least: vec![v1::Token {
+                cluster_id: "test-cluster".into(),
+                topic: world.name.topic(),
+                offset: 6,
+                key: "good".into(),
+                ..v1::Token::default()
+            }],
+        }],
+    };
+    let answer = shard.shard_status(ask).await.unwrap().into_inner();
+    let status = answer.shards.into_iter().next().unwrap();
+    assert_eq!(status.code, 0, "{status:?}");
+    assert_eq!((status.live_points, status.contested), (6, 1));
+    let letters = TopicPartition {
+        topic: world.name.dlq_topic().into(),
+        partition: Partition(0),
+    };
+    let admin = world.log.cluster().admin;
+    assert_eq!(
+        admin.watermarks(&letters, DEADLINE).unwrap().high,
+        Offset(0)
+    );
+
+    let change = v1::ResolveRequest {
+        collection: "docs".into(),
+        ..v1::ResolveRequest::default()
+    };
+    let refused = shard.resolve(change).await.unwrap().into_inner();
+    assert_eq!(refused.code, i32::from(Code::FailedPrecondition));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_let_go_and_taken_again_at_once_is_not_in_its_own_way() {
+    let world = World::start(3).await;
+    let state = world.control.snapshot();
+    let (_, first) = state.owner(&world.name, Partition(0)).unwrap();
+    // Defined anew, it is another collection: the shard is let go and taken in one step.
+    let again = state.collections.get(&world.name).unwrap().clone();
+    let key = Key::Collection(world.name.clone());
+    let again = Entry::Collection(Box::new(again));
+    let defined = world.control.put(&key, &again).await.unwrap();
+    assert!(defined > *first);
+    let (control, name) = (world.control.clone(), world.name.clone());
+    let found = move || {
+        let state = control.snapshot();
+        let (claim, epoch) = state.owner(&name, Partition(0))?;
+        (claim.ready && *epoch > defined).then_some(())
+    };
+    blocking(move || eventually(DEADLINE, "a claim of the new shard", found)).await;
 }

@@ -9,7 +9,7 @@ use shoal_query::{
     call::Call,
     client::memory::{Node, Nodes},
     coordinator::{HomeCluster, Limits},
-    shard_map::{Maps, ShardMap},
+    shard_map::{Maps, Replica, ShardMap},
 };
 use shoal_schemas::{Collection, Metric, Offset, Partition, Point, control::Claim, v1};
 
@@ -35,7 +35,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             address: name.into(),
             ready: true,
         };
-        claims.push((docs.name.clone(), Partition(number), claim, Offset(0)));
+        let owner = Replica::owner(claim, Offset(0));
+        claims.push((docs.name.clone(), Partition(number), owner));
         nodes = nodes.with(name, Arc::clone(&node));
     }
     let (_keep, maps) = Maps::channel(ShardMap::new([docs], claims, true));

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 
+use crate::{admission, hedge};
+
 /// Settings of the query role, section `[query]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +36,10 @@ pub struct Config {
     ///
     /// 10,000 hits with 1,024-component vectors are about 40 MiB.
     pub max_message_bytes: u32,
+    /// How many calls are worked on at a time, and how many wait.
+    pub admission: admission::Config,
+    /// When a second replica is asked while the first one may still answer.
+    pub hedge: hedge::Config,
 }
 
 impl Default for Config {
@@ -47,6 +53,8 @@ impl Default for Config {
             max_get_ids: 10_000,
             shard_connect_timeout: Duration::from_secs(1),
             max_message_bytes: 64 << 20,
+            admission: admission::Config::default(),
+            hedge: hedge::Config::default(),
         }
     }
 }
@@ -83,6 +91,8 @@ impl Validate for Config {
                 ));
             }
         }
+        self.admission.validate(faults);
+        self.hedge.validate(faults);
         if self.grpc_listen == self.http_listen && self.grpc_listen.port() != 0 {
             faults.push(format!(
                 "query.grpc_listen and query.http_listen are both {}, they need two ports",

@@ -8,7 +8,7 @@ use std::fmt;
 use shoal_runtime::ErrorKind;
 use shoal_schemas::{Partition, v1};
 
-use crate::{client::Outcome, plan::Orphan, tokens::TokensByShard};
+use crate::{client::Outcome, plan::Orphan, scatter::Terms};
 
 /// A shard without an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,17 +43,6 @@ impl<B> Default for Gathered<B> {
             answers: Vec::new(),
             misses: Vec::new(),
         }
-    }
-}
-
-impl<B> Gathered<B> {
-    pub(crate) fn extend(&mut self, other: Self) {
-        if self.answers.is_empty() {
-            self.answers = other.answers;
-        } else {
-            self.answers.extend(other.answers);
-        }
-        self.misses.extend(other.misses);
     }
 }
 
@@ -119,9 +108,13 @@ fn listed(shards: &[Unanswered]) -> String {
 /// Says whether that is an answer, and on which shards it rests.
 pub(crate) fn judge<B>(
     gathered: Gathered<B>,
-    tokens: &TokensByShard,
-    require_all: bool,
+    terms: &Terms,
 ) -> Result<(Vec<B>, v1::Coverage), CoverageError> {
+    let Terms {
+        tokens,
+        require_all,
+        ..
+    } = terms;
     let Gathered {
         mut answers,
         mut misses,
@@ -154,7 +147,7 @@ pub(crate) fn judge<B>(
         ));
     }
     let is_nothing = answers.is_empty() && asked > 0;
-    if !promised.is_empty() || is_nothing || require_all && !misses.is_empty() {
+    if !promised.is_empty() || is_nothing || *require_all && !misses.is_empty() {
         return Err(CoverageError::Missing {
             asked,
             shards: misses.iter().map(told).collect(),
@@ -215,7 +208,7 @@ mod tests {
     use shoal_schemas::{Partition, v1};
 
     use super::{CoverageError, Gathered, Miss, judge};
-    use crate::{client::Outcome, tokens::TokensByShard};
+    use crate::{client::Outcome, scatter::Terms};
 
     fn gathered(answered: &[u32], missed: &[(u32, Outcome)]) -> Gathered<u32> {
         let coverage = |shard: u32| v1::ShardCoverage {
@@ -237,14 +230,24 @@ mod tests {
         }
     }
 
-    fn token_of(shard: u32) -> TokensByShard {
-        [(Partition(shard), vec![v1::Token::default()])].into()
+    fn token_of(shard: u32) -> Terms {
+        Terms {
+            tokens: [(Partition(shard), vec![v1::Token::default()])].into(),
+            ..Terms::default()
+        }
+    }
+
+    fn all() -> Terms {
+        Terms {
+            require_all: true,
+            ..Terms::default()
+        }
     }
 
     #[test]
     fn a_partial_answer_names_what_it_lacks() {
         let gathered = gathered(&[2, 0], &[(1, Outcome::TimedOut)]);
-        let (bodies, coverage) = judge(gathered, &TokensByShard::new(), false).unwrap();
+        let (bodies, coverage) = judge(gathered, &Terms::default()).unwrap();
         assert_eq!(bodies, [0, 2]);
         assert_eq!((coverage.shards_asked, coverage.shards_answered), (3, 2));
         let shards: Vec<_> = coverage
@@ -260,22 +263,17 @@ mod tests {
 
     #[test]
     fn a_caller_who_wants_all_gets_all_or_an_error_that_names_the_missing() {
-        let refused = judge(
-            gathered(&[0], &[(3, Outcome::Failed)]),
-            &TokensByShard::new(),
-            true,
-        );
+        let refused = judge(gathered(&[0], &[(3, Outcome::Failed)]), &all());
         let text = refused.unwrap_err().to_string();
         assert_eq!(text, "1 of 2 shards did not answer: shard 3: planted");
-        assert!(judge(gathered(&[0, 1], &[]), &TokensByShard::new(), true).is_ok());
+        assert!(judge(gathered(&[0, 1], &[]), &all()).is_ok());
     }
 
     #[test]
     fn no_answer_at_all_is_an_error_even_if_partial_ones_are_welcome() {
         let refused = judge(
             gathered(&[], &[(0, Outcome::Unreachable)]),
-            &TokensByShard::new(),
-            false,
+            &Terms::default(),
         );
         assert!(matches!(
             refused.unwrap_err(),
@@ -285,35 +283,16 @@ mod tests {
 
     #[test]
     fn a_shard_that_owes_a_token_cannot_be_missing() {
-        let late = judge(
-            gathered(&[0], &[(1, Outcome::TimedOut)]),
-            &token_of(1),
-            false,
-        );
+        let late = judge(gathered(&[0], &[(1, Outcome::TimedOut)]), &token_of(1));
         assert!(matches!(late.unwrap_err(), CoverageError::TokenTooLate(_)));
-        let gone = judge(
-            gathered(&[0], &[(1, Outcome::Unreachable)]),
-            &token_of(1),
-            false,
-        );
+        let gone = judge(gathered(&[0], &[(1, Outcome::Unreachable)]), &token_of(1));
         assert!(matches!(gone.unwrap_err(), CoverageError::Missing { .. }));
-        assert!(
-            judge(
-                gathered(&[0], &[(1, Outcome::TimedOut)]),
-                &token_of(0),
-                false
-            )
-            .is_ok()
-        );
+        assert!(judge(gathered(&[0], &[(1, Outcome::TimedOut)]), &token_of(0),).is_ok());
     }
 
     #[test]
     fn a_request_that_a_shard_refuses_fails_as_the_callers_fault() {
-        let refused = judge(
-            gathered(&[0], &[(1, Outcome::Refused)]),
-            &TokensByShard::new(),
-            false,
-        );
+        let refused = judge(gathered(&[0], &[(1, Outcome::Refused)]), &Terms::default());
         assert!(matches!(refused.unwrap_err(), CoverageError::Refused(_)));
     }
 }

@@ -3,14 +3,16 @@
 //! Reading looks at the same shard map as a search. Making and dropping go through the log and
 //! return once this node has read the change back.
 
-use shoal_schemas::{Collection, CollectionName, collection::DefinitionError, name::NameError, v1};
+use shoal_schemas::{
+    Collection, CollectionName, Partition, collection::DefinitionError, name::NameError, v1,
+};
 use shoal_topic::{
     Cluster,
     collections::{self, CreateError, Created, DropError},
     control::ControlHandle,
 };
 
-use crate::shard_map::{Maps, Shards};
+use crate::shard_map::{Maps, Replica, Shards};
 
 /// The collection verbs. Cloning shares everything.
 #[derive(Clone)]
@@ -118,17 +120,22 @@ impl Definitions {
 }
 
 fn owners(shards: &Shards) -> Vec<v1::ShardOwner> {
-    let owner = |(shard, owner): (_, &Option<crate::shard_map::Owner>)| match owner {
-        None => v1::ShardOwner {
-            shard,
-            ..v1::ShardOwner::default()
-        },
-        Some(owner) => v1::ShardOwner {
-            shard,
-            node: owner.claim.node.clone(),
-            address: owner.claim.address.clone(),
-            epoch: owner.epoch.0,
-        },
+    let told = |replica: &Replica| v1::ShardReplica {
+        set: (replica.set.as_ref()).map_or(String::new(), ToString::to_string),
+        node: replica.claim.node.clone(),
+        address: replica.claim.address.clone(),
+        epoch: replica.epoch.0,
+        ready: replica.claim.ready,
     };
-    (0..).zip(&shards.owners).map(owner).collect()
+    let owner = |shard: Partition| {
+        let owner = shards.owner(shard);
+        v1::ShardOwner {
+            shard: shard.0,
+            node: owner.map_or(String::new(), |owner| owner.claim.node.clone()),
+            address: owner.map_or(String::new(), |owner| owner.claim.address.clone()),
+            epoch: owner.map_or(0, |owner| owner.epoch.0),
+            replicas: shards.replicas(shard).iter().map(told).collect(),
+        }
+    };
+    shards.numbers().map(owner).collect()
 }

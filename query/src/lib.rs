@@ -1,23 +1,27 @@
 //! The query node: finds the shards of a collection, asks their indexers, merges what they say.
 //!
 //! ```text
-//! Search (gRPC) or JSON (HTTP) -> check -> plan -> scatter -> merge -> answer with coverage
-//!                                            ^ shard map, kept up to date from shoal.control
+//! Search (gRPC) or JSON (HTTP) -> admit -> check -> plan -> scatter -> merge -> answer with coverage
+//!                                                     ^ shard map, kept up to date from shoal.control
 //! ```
 //!
 //! Stateless: a node can be added or killed at any time. It holds no points and no index, and
-//! takes no writes except definitions of collections. Deciding ([`plan`], [`merge`], [`groups`],
+//! takes no writes except definitions of collections. What it learns about indexers (`fleet.rs`,
+//! [`hedge`]) only says whom it asks first. Deciding ([`plan`], [`merge`], [`groups`],
 //! [`tokens`], [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
 //! `serve/` only, axum in `http/` only.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod call;
 pub mod client;
 pub mod config;
 pub mod coordinator;
 pub mod coverage;
 pub mod definitions;
+mod fleet;
 pub mod groups;
+pub mod hedge;
 mod http;
 pub mod merge;
 pub mod metrics;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
 
+use crate::client::Outcome;
+
 /// Seconds a search took. Labels: `stage` (`total`, `shards`: the part spent waiting for shards).
 pub const VECTOR_SEARCH_LATENCY_SECONDS: &str = "vector_search_latency_seconds";
 /// Seconds this node and the network added to a search over its slowest shard's own time.
@@ -11,12 +13,23 @@ pub const VECTOR_SEARCH_LATENCY_SECONDS: &str = "vector_search_latency_seconds";
 /// Only of complete answers without tokens: waiting for a write is nobody's overhead.
 pub const QUERY_COORDINATOR_SECONDS: &str = "query_coordinator_seconds";
 /// Calls answered. Labels: `verb` (`search`, `search_batch`, `get`, `count`, `scroll`), `outcome`
-/// (`ok`, `partial`, `caller`, `deadline`, `unavailable`).
+/// (`ok`, `partial`, `caller`, `busy`, `deadline`, `unavailable`).
 pub const QUERY_REQUESTS_TOTAL: &str = "query_requests_total";
 /// Query vectors answered, those of batches one by one; its rate is queries a second.
 pub const QUERY_VECTORS_TOTAL: &str = "query_vectors_total";
 /// Shards missing from answers that were given all the same.
 pub const QUERY_SHARDS_UNANSWERED_TOTAL: &str = "query_shards_unanswered_total";
+
+/// Second calls made while the first one might still answer. Labels: `outcome` (`won`: it answered
+/// first, `lost`).
+pub const QUERY_HEDGES_TOTAL: &str = "query_hedges_total";
+/// Shards asked for at another replica. Labels: `reason` (`unreachable`, `moved`, `busy`, `behind`,
+/// `damaged`, `late`: the node was out meanwhile, or half of the time was over).
+pub const QUERY_RETRIES_TOTAL: &str = "query_retries_total";
+/// Times an indexer was left alone for a while. Labels: `reason` (`unreachable`, `slow`).
+pub const QUERY_INDEXERS_OUT_TOTAL: &str = "query_indexers_out_total";
+/// Calls that waited for others to end before they began.
+pub const QUERY_CALLS_QUEUED_TOTAL: &str = "query_calls_queued_total";
 
 /// What is asked. A label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +67,17 @@ pub(crate) enum Ending {
     Ok,
     Partial,
     Caller,
+    Busy,
     Deadline,
     Unavailable,
 }
 
 impl Ending {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Ok,
         Self::Partial,
         Self::Caller,
+        Self::Busy,
         Self::Deadline,
         Self::Unavailable,
     ];
@@ -72,10 +87,58 @@ impl Ending {
             Self::Ok => "ok",
             Self::Partial => "partial",
             Self::Caller => "caller",
+            Self::Busy => "busy",
             Self::Deadline => "deadline",
             Self::Unavailable => "unavailable",
         }
     }
+}
+
+/// What a hedge was good for. A label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hedged {
+    Won,
+    Lost,
+}
+
+/// Why another replica was asked. A label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retried {
+    Unreachable,
+    Moved,
+    Busy,
+    Behind,
+    Damaged,
+    Late,
+}
+
+impl Retried {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Unreachable, "unreachable"),
+        (Self::Moved, "moved"),
+        (Self::Busy, "busy"),
+        (Self::Behind, "behind"),
+        (Self::Damaged, "damaged"),
+        (Self::Late, "late"),
+    ];
+
+    /// After that outcome, which is one to retry.
+    pub(crate) fn after(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Moved => Self::Moved,
+            Outcome::Busy => Self::Busy,
+            Outcome::Behind => Self::Behind,
+            Outcome::Damaged => Self::Damaged,
+            _ => Self::Unreachable,
+        }
+    }
+}
+
+/// Why an indexer is left alone. A label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WentOut {
+    Unreachable,
+    Slow,
 }
 
 /// The metrics' handles, looked up once.
@@ -86,6 +149,12 @@ pub(crate) struct Meters {
     vectors: Counter,
     unanswered: Counter,
     requests: Vec<(Verb, Ending, Counter)>,
+    hedges_won: Counter,
+    hedges_lost: Counter,
+    retries: Vec<(Retried, Counter)>,
+    out_unreachable: Counter,
+    out_slow: Counter,
+    queued: Counter,
 }
 
 impl Meters {
@@ -104,7 +173,40 @@ impl Meters {
             vectors: counter!(QUERY_VECTORS_TOTAL),
             unanswered: counter!(QUERY_SHARDS_UNANSWERED_TOTAL),
             requests: by_verb.collect(),
+            hedges_won: counter!(QUERY_HEDGES_TOTAL, "outcome" => "won"),
+            hedges_lost: counter!(QUERY_HEDGES_TOTAL, "outcome" => "lost"),
+            retries: (Retried::ALL.into_iter())
+                .map(|(why, label)| (why, counter!(QUERY_RETRIES_TOTAL, "reason" => label)))
+                .collect(),
+            out_unreachable: counter!(QUERY_INDEXERS_OUT_TOTAL, "reason" => "unreachable"),
+            out_slow: counter!(QUERY_INDEXERS_OUT_TOTAL, "reason" => "slow"),
+            queued: counter!(QUERY_CALLS_QUEUED_TOTAL),
         }
+    }
+
+    pub(crate) fn hedged(&self, outcome: Hedged) {
+        match outcome {
+            Hedged::Won => self.hedges_won.increment(1),
+            Hedged::Lost => self.hedges_lost.increment(1),
+        }
+    }
+
+    pub(crate) fn retried(&self, why: Retried) {
+        let found = self.retries.iter().find(|(one, _)| *one == why);
+        if let Some((_, counter)) = found {
+            counter.increment(1);
+        }
+    }
+
+    pub(crate) fn went_out(&self, why: WentOut) {
+        match why {
+            WentOut::Unreachable => self.out_unreachable.increment(1),
+            WentOut::Slow => self.out_slow.increment(1),
+        }
+    }
+
+    pub(crate) fn queued(&self) {
+        self.queued.increment(1);
     }
 
     pub(crate) fn request(&self, verb: Verb, ending: Ending) {
@@ -151,5 +253,18 @@ fn describe() {
     describe_counter!(
         QUERY_SHARDS_UNANSWERED_TOTAL,
         "shards missing from answers that were given all the same"
+    );
+    describe_counter!(
+        QUERY_HEDGES_TOTAL,
+        "second calls made while the first one might still answer"
+    );
+    describe_counter!(QUERY_RETRIES_TOTAL, "shards asked for at another replica");
+    describe_counter!(
+        QUERY_INDEXERS_OUT_TOTAL,
+        "times an indexer was left alone for a while"
+    );
+    describe_counter!(
+        QUERY_CALLS_QUEUED_TOTAL,
+        "calls that waited for others to end before they began"
     );
 }

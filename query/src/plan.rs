@@ -1,10 +1,20 @@
 //! Which node is asked for which shards: pure. One call a node, however many shards it has.
+//!
+//! Where a shard has several replicas, the nodes are picked one after the other: of those that
+//! serve most of what is still wanted one by chance, and any other by chance beside it; the other
+//! one is taken only if it is clearly less loaded for each shard it would answer. So few calls are
+//! made while load is even, load is spread where it is not, and many query nodes that see the same
+//! do not all run to the same place.
 
 use std::collections::BTreeMap;
 
 use shoal_schemas::Partition;
 
-use crate::shard_map::{Owner, Shards};
+use crate::shard_map::{Replica, Shards};
+
+/// A node has to have less than this part of another's load to be taken in its place: what is
+/// less than that is noise.
+const CLEARLY_LESS: f64 = 0.75;
 
 /// What one node is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,42 +43,154 @@ pub struct Orphan {
 pub struct Plan {
     /// One ask a node.
     pub asks: Vec<NodeAsk>,
-    /// Shards without an owner that serves.
+    /// Shards that nobody can be asked for.
     pub orphans: Vec<Orphan>,
 }
 
-/// Groups the wanted shards by the node that serves them.
-pub fn plan(shards: &Shards, wanted: impl IntoIterator<Item = Partition>) -> Plan {
+/// Whether a node should be asked, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// It failed a while ago and is to be tried once now.
+    Due,
+    /// Nothing speaks against it.
+    Fit,
+    /// It is known to be further behind than the caller accepts.
+    Behind,
+    /// It failed a moment ago: only where there is no other.
+    Out,
+}
+
+/// What is known of a node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Whether it should be asked.
+    pub rank: Rank,
+    /// How long one more call would take: larger is worse.
+    pub load: f64,
+}
+
+/// What a plan goes by.
+pub struct Choice<'a> {
+    /// Whether a replica may be asked for a shard at all.
+    pub may_ask: &'a dyn Fn(Partition, &Replica) -> bool,
+    /// What is known of the node at an address.
+    pub standing: &'a dyn Fn(&str) -> Standing,
+    /// A number below the one given, by chance.
+    pub chance: &'a dyn Fn(usize) -> usize,
+}
+
+/// A node that could be asked.
+struct Candidate<'a> {
+    node: &'a str,
+    address: &'a str,
+    standing: Standing,
+    /// How many shards it could answer of those still wanted.
+    covers: u32,
+}
+
+impl Candidate<'_> {
+    fn load_a_shard(&self) -> f64 {
+        self.standing.load / f64::from(self.covers.max(1))
+    }
+}
+
+/// Groups the wanted shards by the nodes that are to be asked for them.
+pub fn plan(
+    shards: &Shards,
+    wanted: impl IntoIterator<Item = Partition>,
+    choice: &Choice<'_>,
+) -> Plan {
     let mut plan = Plan::default();
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut places: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    // Each shard that can be asked for, with the candidates for it.
+    let mut open: Vec<(Partition, Vec<usize>)> = Vec::new();
     for shard in wanted {
-        let owner = match shards.owner(shard) {
-            Some(owner) if owner.claim.ready => owner,
-            not_serving => {
-                plan.orphans.push(orphan(shards, shard, not_serving));
-                continue;
-            }
-        };
-        let (node, address) = (owner.claim.node.as_str(), owner.claim.address.as_str());
-        let place = *places.entry((node, address)).or_insert_with(|| {
-            plan.asks.push(NodeAsk {
-                node: node.to_owned(),
-                address: address.to_owned(),
-                shards: Vec::new(),
+        let replicas = shards.replicas(shard);
+        let may_ask = |replica: &&Replica| replica.claim.ready && (choice.may_ask)(shard, replica);
+        let mut found: Vec<usize> = Vec::new();
+        for replica in replicas.iter().filter(may_ask) {
+            let (node, address) = (replica.claim.node.as_str(), replica.claim.address.as_str());
+            let at = *places.entry((node, address)).or_insert_with(|| {
+                candidates.push(Candidate {
+                    node,
+                    address,
+                    standing: (choice.standing)(address),
+                    covers: 0,
+                });
+                candidates.len() - 1
             });
-            plan.asks.len() - 1
-        });
-        if let Some(ask) = plan.asks.get_mut(place) {
-            ask.shards.push(shard);
+            found.push(at);
         }
+        let rank = |at: &usize| candidates.get(*at).map(|one| one.standing.rank);
+        let best = found.iter().filter_map(rank).min();
+        found.retain(|at| rank(at) == best);
+        match found.is_empty() {
+            true => plan.orphans.push(orphan(shards, shard)),
+            false => open.push((shard, found)),
+        }
+    }
+    while let Some(taken) = pick(&mut candidates, &open, choice.chance) {
+        let Some(candidate) = candidates.get(taken) else {
+            break;
+        };
+        let mut ask = NodeAsk {
+            node: candidate.node.to_owned(),
+            address: candidate.address.to_owned(),
+            shards: Vec::new(),
+        };
+        open.retain(|(shard, by)| {
+            let is_taken = by.contains(&taken);
+            if is_taken {
+                ask.shards.push(*shard);
+            }
+            !is_taken
+        });
+        plan.asks.push(ask);
     }
     plan
 }
 
-fn orphan(shards: &Shards, shard: Partition, owner: Option<&Owner>) -> Orphan {
+/// The next node to ask; `None` once every shard has one.
+fn pick(
+    candidates: &mut [Candidate<'_>],
+    open: &[(Partition, Vec<usize>)],
+    chance: &dyn Fn(usize) -> usize,
+) -> Option<usize> {
+    for candidate in candidates.iter_mut() {
+        candidate.covers = 0;
+    }
+    for at in open.iter().flat_map(|(_, by)| by) {
+        if let Some(candidate) = candidates.get_mut(*at) {
+            candidate.covers += 1;
+        }
+    }
+    let most = candidates.iter().map(|one| one.covers).max()?;
+    if most == 0 {
+        return None;
+    }
+    let by_chance = |of: Vec<usize>| match of.len() {
+        0 | 1 => of.first().copied(),
+        several => of.get(chance(several)).copied(),
+    };
+    let where_it = |holds: &dyn Fn(usize, &Candidate<'_>) -> bool| {
+        let found = candidates.iter().enumerate();
+        let found = found.filter(|(at, one)| holds(*at, one));
+        by_chance(found.map(|(at, _)| at).collect())
+    };
+    let first = where_it(&|_, one| one.covers == most)?;
+    let second = where_it(&|at, one| at != first && one.covers > 0);
+    let load = |at: usize| candidates.get(at).map(Candidate::load_a_shard);
+    match second {
+        Some(second) if load(second)? < load(first)? * CLEARLY_LESS => Some(second),
+        _ => Some(first),
+    }
+}
+
+fn orphan(shards: &Shards, shard: Partition) -> Orphan {
     let collection = &shards.collection.name;
-    match owner {
-        Some(Owner { claim, .. }) => Orphan {
+    match shards.replicas(shard).first() {
+        Some(Replica { claim, .. }) => Orphan {
             shard,
             node: claim.node.clone(),
             why: format!(
@@ -85,82 +207,5 @@ fn orphan(shards: &Shards, shard: Partition, owner: Option<&Owner>) -> Orphan {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use proptest::{collection::vec, prelude::*};
-    use shoal_schemas::{Collection, Metric, Offset, Partition, control::Claim};
-
-    use super::plan;
-    use crate::shard_map::{Owner, Shards};
-
-    fn shards(owners: &[Option<(u8, bool)>]) -> Shards {
-        let count = u32::try_from(owners.len()).unwrap();
-        let owner = |(node, ready): (u8, bool)| Owner {
-            claim: Claim {
-                node: format!("n{node}"),
-                address: format!("n{node}:1"),
-                ready,
-            },
-            epoch: Offset(0),
-        };
-        Shards {
-            collection: Collection::new(
-                "docs".parse().unwrap(),
-                3.try_into().unwrap(),
-                Metric::L2,
-                count,
-            ),
-            owners: owners.iter().map(|held| held.map(owner)).collect(),
-        }
-    }
-
-    #[test]
-    fn a_node_is_asked_once_for_all_its_shards() {
-        let shards = shards(&[Some((1, true)), Some((2, true)), Some((1, true))]);
-        let plan = plan(&shards, shards.numbers());
-        let asked: Vec<_> = plan
-            .asks
-            .iter()
-            .map(|ask| (ask.node.as_str(), ask.shards.clone()))
-            .collect();
-        assert_eq!(
-            asked,
-            [
-                ("n1", vec![Partition(0), Partition(2)]),
-                ("n2", vec![Partition(1)])
-            ]
-        );
-    }
-
-    #[test]
-    fn a_shard_without_a_serving_owner_says_why() {
-        let shards = shards(&[None, Some((1, false))]);
-        let plan = plan(&shards, shards.numbers());
-        assert!(plan.asks.is_empty());
-        let [free, restoring] = plan.orphans.as_slice() else {
-            panic!("{plan:?}");
-        };
-        assert!(free.why.contains("no indexer has claimed") && free.node.is_empty());
-        assert!(restoring.why.contains("does not serve it now") && restoring.node == "n1");
-    }
-
-    proptest! {
-        #[test]
-        fn every_wanted_shard_is_asked_once_or_named(
-            owners in vec(proptest::option::of((0u8..3, any::<bool>())), 1..30)
-        ) {
-            let shards = shards(&owners);
-            let plan = plan(&shards, shards.numbers());
-            let mut seen: Vec<Partition> = plan.asks.iter().flat_map(|ask| ask.shards.clone())
-                .chain(plan.orphans.iter().map(|orphan| orphan.shard))
-                .collect();
-            seen.sort();
-            prop_assert_eq!(seen, shards.numbers().collect::<Vec<_>>());
-            let mut nodes: Vec<_> = plan.asks.iter().map(|ask| &ask.node).collect();
-            nodes.sort();
-            nodes.dedup();
-            prop_assert_eq!(nodes.len(), plan.asks.len());
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -2,7 +2,8 @@
 //!
 //! [`ShardMap::of`] is a pure function of the control state. [`Maps`] holds the newest map for
 //! everybody to look at; a search takes one map and keeps it, so it never sees half a change.
-//! A claim that is not `ready` owns its shard but is not asked.
+//! A shard has an owner, and one more replica for each replica set that claimed it. A claim that is
+//! not `ready` holds its place but is not asked.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,34 +13,80 @@ use std::{
 };
 
 use shoal_runtime::tasks::Tasks;
-use shoal_schemas::{Collection, CollectionName, Offset, Partition, control::Claim};
+use shoal_schemas::{Collection, CollectionName, Offset, Partition, ReplicaSet, control::Claim};
 use shoal_topic::control::{ControlHandle, ControlState};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
-/// Who serves a shard, by the latest claim in the log.
+/// One node that serves a shard, by the latest claim of its replica set in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct Replica {
+    /// Its set; `None` for the owner.
+    pub set: Option<ReplicaSet>,
     /// The claim.
     pub claim: Claim,
     /// Its offset in the control topic.
     pub epoch: Offset,
 }
 
-/// A collection and the owners of its shards.
+impl Replica {
+    /// The shard's owner.
+    pub fn owner(claim: Claim, epoch: Offset) -> Self {
+        Self {
+            set: None,
+            claim,
+            epoch,
+        }
+    }
+}
+
+/// A collection and who serves its shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shards {
     /// The definition.
     pub collection: Collection,
-    /// One a shard, by its number; `None` if nobody claimed it.
-    pub owners: Vec<Option<Owner>>,
+    /// The replicas of each shard, by its number: the owner first, then by set.
+    replicas: Vec<Vec<Replica>>,
 }
 
 impl Shards {
-    /// The owner of one shard; `None` also for a number there is no shard of.
-    pub fn owner(&self, shard: Partition) -> Option<&Owner> {
-        let at = usize::try_from(shard.0).ok()?;
-        self.owners.get(at)?.as_ref()
+    /// A collection whose shards nobody claimed.
+    pub fn unclaimed(collection: Collection) -> Self {
+        let shards = usize::try_from(collection.partitions).unwrap_or(0);
+        Self {
+            collection,
+            replicas: vec![Vec::new(); shards],
+        }
+    }
+
+    /// Adds who serves a shard, in place of an earlier claim of its set; a number there is no shard
+    /// of is left out.
+    pub fn claim(&mut self, shard: Partition, replica: Replica) {
+        let at = usize::try_from(shard.0).unwrap_or(usize::MAX);
+        let Some(replicas) = self.replicas.get_mut(at) else {
+            return;
+        };
+        match replicas.binary_search_by(|held| held.set.cmp(&replica.set)) {
+            Ok(at) => {
+                if let Some(held) = replicas.get_mut(at) {
+                    *held = replica;
+                }
+            }
+            Err(at) => replicas.insert(at, replica),
+        }
+    }
+
+    /// Everybody who claimed one shard, the owner first; empty also for a number there is no shard
+    /// of.
+    pub fn replicas(&self, shard: Partition) -> &[Replica] {
+        let at = usize::try_from(shard.0).unwrap_or(usize::MAX);
+        self.replicas.get(at).map_or(&[], Vec::as_slice)
+    }
+
+    /// The owner of one shard.
+    pub fn owner(&self, shard: Partition) -> Option<&Replica> {
+        let first = self.replicas(shard).first();
+        first.filter(|replica| replica.set.is_none())
     }
 
     /// All shards' numbers.
@@ -58,11 +105,18 @@ pub struct ShardMap {
 impl ShardMap {
     /// The map that a state of the control topic says.
     pub fn of(state: &ControlState) -> Self {
-        let claims = (state.shards.iter())
-            .map(|((name, shard), (claim, epoch))| (name.clone(), *shard, claim.clone(), *epoch));
+        let owners = state.shards.iter().map(|((name, shard), (claim, epoch))| {
+            let owner = Replica::owner(claim.clone(), *epoch);
+            (name.clone(), *shard, owner)
+        });
+        let others = state.replicas.iter().map(|((name, shard, set), found)| {
+            let (claim, epoch) = found.clone();
+            let set = Some(set.clone());
+            (name.clone(), *shard, Replica { set, claim, epoch })
+        });
         Self::new(
             state.collections.values().cloned(),
-            claims,
+            owners.chain(others),
             state.caught_up_at.is_some(),
         )
     }
@@ -72,21 +126,17 @@ impl ShardMap {
     /// `is_complete` says whether the control topic has been read to its end.
     pub fn new(
         collections: impl IntoIterator<Item = Collection>,
-        claims: impl IntoIterator<Item = (CollectionName, Partition, Claim, Offset)>,
+        claims: impl IntoIterator<Item = (CollectionName, Partition, Replica)>,
         is_complete: bool,
     ) -> Self {
         let mut map: BTreeMap<String, Shards> = BTreeMap::new();
         for collection in collections {
-            let shards = usize::try_from(collection.partitions).unwrap_or(0);
-            let owners = vec![None; shards];
             let name = collection.name.as_str().to_owned();
-            map.insert(name, Shards { collection, owners });
+            map.insert(name, Shards::unclaimed(collection));
         }
-        for (name, shard, claim, epoch) in claims {
-            let shards = map.get_mut(name.as_str());
-            let at = usize::try_from(shard.0).unwrap_or(usize::MAX);
-            if let Some(owner) = shards.and_then(|shards| shards.owners.get_mut(at)) {
-                *owner = Some(Owner { claim, epoch });
+        for (name, shard, replica) in claims {
+            if let Some(shards) = map.get_mut(name.as_str()) {
+                shards.claim(shard, replica);
             }
         }
         let shared = map
@@ -131,10 +181,10 @@ impl ShardMap {
 
     /// The addresses that any claim names.
     pub fn addresses(&self) -> BTreeSet<String> {
-        let owners = self.collections.values().flat_map(|shards| &shards.owners);
-        owners
-            .flatten()
-            .map(|owner| owner.claim.address.clone())
+        let shards = self.collections.values();
+        let replicas = shards.flat_map(|shards| shards.replicas.iter().flatten());
+        replicas
+            .map(|replica| replica.claim.address.clone())
             .collect()
     }
 }
@@ -226,7 +276,7 @@ mod tests {
 
     use shoal_schemas::{Collection, Metric, Offset, Partition, control::Claim};
 
-    use super::{Maps, ShardMap};
+    use super::{Maps, Replica, ShardMap};
 
     fn claim(node: &str, ready: bool) -> Claim {
         Claim {
@@ -240,12 +290,8 @@ mod tests {
         let name: shoal_schemas::CollectionName = "docs".parse().unwrap();
         let docs = Collection::new(name.clone(), 3.try_into().unwrap(), Metric::L2, 2);
         let claims = claims.iter().map(|(shard, node, epoch)| {
-            (
-                name.clone(),
-                Partition(*shard),
-                claim(node, true),
-                Offset(*epoch),
-            )
+            let owner = Replica::owner(claim(node, true), Offset(*epoch));
+            (name.clone(), Partition(*shard), owner)
         });
         ShardMap::new([docs], claims, true)
     }
@@ -254,7 +300,6 @@ mod tests {
     fn shards_know_their_owner_or_that_they_have_none() {
         let map = map(&[(1, "a", 7), (9, "b", 8)]);
         let docs = map.find("docs").unwrap();
-        assert_eq!(docs.owners.len(), 2);
         assert_eq!(docs.owner(Partition(0)), None);
         let owner = docs.owner(Partition(1)).unwrap();
         assert_eq!((owner.claim.node.as_str(), owner.epoch), ("a", Offset(7)));
@@ -264,6 +309,27 @@ mod tests {
             "a claim of no shard is left out"
         );
         assert!(map.find("nothing").is_none());
+    }
+
+    #[test]
+    fn replicas_of_a_shard_come_owner_first_and_a_set_has_one() {
+        let mut docs = (*map(&[]).find("docs").unwrap().clone()).clone();
+        let of_set = |set: &str, node: &str| Replica {
+            set: Some(set.parse().unwrap()),
+            ..Replica::owner(claim(node, true), Offset(0))
+        };
+        let shard = Partition(1);
+        docs.claim(shard, of_set("c", "c1"));
+        docs.claim(shard, of_set("b", "b1"));
+        assert_eq!(docs.owner(shard), None, "a replica set owns nothing");
+        docs.claim(shard, Replica::owner(claim("a", true), Offset(0)));
+        docs.claim(shard, of_set("b", "b2"));
+        docs.claim(Partition(2), of_set("b", "b3"));
+        let nodes = docs.replicas(shard).iter();
+        let nodes: Vec<_> = nodes.map(|one| one.claim.node.as_str()).collect();
+        assert_eq!(nodes, ["a", "b2", "c1"]);
+        assert_eq!(docs.owner(shard), docs.replicas(shard).first());
+        assert!(docs.replicas(Partition(2)).is_empty());
     }
 
     #[test]

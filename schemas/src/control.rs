@@ -1,19 +1,27 @@
 //! What stands in the control topic: definitions and ownership, as JSON by key.
 //!
-//! A key is `collection/<name>` or `shard/<collection>/<shard>`; a tombstone takes the entry
-//! away. The latest claim of a shard in the log owns it, and its offset is the epoch.
+//! A key is `collection/<name>`, `shard/<collection>/<shard>` or
+//! `shard/<collection>/<shard>/<replica set>`; a tombstone takes the entry away. The latest claim
+//! of a shard in the log owns it, and its offset is the epoch. The latest claim under a replica
+//! set's key serves the shard too, but does not own it; readers that know no sets skip it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{collection::Collection, log::Partition, name::CollectionName};
+use crate::{
+    collection::Collection,
+    log::Partition,
+    name::{CollectionName, ReplicaSet},
+};
 
 /// What a key of the control topic is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// The definition of a collection.
     Collection(CollectionName),
-    /// The claim of one shard.
+    /// The claim of one shard by its owner.
     Shard(CollectionName, Partition),
+    /// The claim of one shard by an indexer of a replica set.
+    Replica(CollectionName, Partition, ReplicaSet),
 }
 
 impl Key {
@@ -22,17 +30,24 @@ impl Key {
         match self {
             Self::Collection(name) => format!("collection/{name}"),
             Self::Shard(name, shard) => format!("shard/{name}/{shard}"),
+            Self::Replica(name, shard, set) => format!("shard/{name}/{shard}/{set}"),
         }
     }
 
     /// Reads a key; `None` for one of a newer version, which is skipped.
     pub fn decode(key: &str) -> Option<Self> {
         let mut parts = key.split('/');
-        let decoded = match (parts.next()?, parts.next()?, parts.next()) {
-            ("collection", name, None) => Self::Collection(name.parse().ok()?),
-            ("shard", name, Some(shard)) => {
+        let texts = (parts.next()?, parts.next()?, parts.next(), parts.next());
+        let decoded = match texts {
+            ("collection", name, None, None) => Self::Collection(name.parse().ok()?),
+            ("shard", name, Some(shard), None) => {
                 Self::Shard(name.parse().ok()?, Partition(shard.parse().ok()?))
             }
+            ("shard", name, Some(shard), Some(set)) => Self::Replica(
+                name.parse().ok()?,
+                Partition(shard.parse().ok()?),
+                set.parse().ok()?,
+            ),
             _ => return None,
         };
         parts.next().is_none().then_some(decoded)
@@ -77,7 +92,7 @@ impl Entry {
     pub fn decode(key: &Key, value: &[u8]) -> Result<Self, EntryError> {
         let decoded = match key {
             Key::Collection(_) => serde_json::from_slice(value).map(Self::Collection),
-            Key::Shard(..) => serde_json::from_slice(value).map(Self::Shard),
+            Key::Shard(..) | Key::Replica(..) => serde_json::from_slice(value).map(Self::Shard),
         };
         decoded.map_err(|source| EntryError {
             key: key.encode(),
@@ -116,7 +131,14 @@ mod tests {
                 Key::Collection(name.clone()),
                 Entry::Collection(Box::new(definition)),
             ),
-            (Key::Shard(name, Partition(3)), Entry::Shard(claim)),
+            (
+                Key::Shard(name.clone(), Partition(3)),
+                Entry::Shard(claim.clone()),
+            ),
+            (
+                Key::Replica(name, Partition(3), "b".parse().unwrap()),
+                Entry::Shard(claim),
+            ),
         ] {
             assert_eq!(Key::decode(&key.encode()), Some(key.clone()));
             assert_eq!(Entry::decode(&key, &entry.encode()).unwrap(), entry);
@@ -124,7 +146,9 @@ mod tests {
         for unknown in [
             "alias/x",
             "shard/docs/-1",
-            "shard/docs/1/2",
+            "shard/docs/1/A",
+            "shard/docs/1/b/c",
+            "collection/docs/1",
             "collection/A",
             "",
         ] {

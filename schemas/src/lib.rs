@@ -33,7 +33,7 @@ pub use digest::{Digest, RowHash};
 pub use event::{Event, Record};
 pub use filter::Filter;
 pub use log::{ClusterId, Offset, Partition, Source};
-pub use name::{CollectionName, RegionName};
+pub use name::{CollectionName, RegionName, ReplicaSet};
 pub use patch::{Condition, Patch};
 pub use payload::{Payload, Value};
 pub use point::{Point, PointId};

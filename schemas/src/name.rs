@@ -1,4 +1,4 @@
-//! Names of collections and regions, and the topics they stand for.
+//! Names of collections, regions and replica sets, and the topics they stand for.
 //!
 //! MirrorMaker splits topic names at dots and skips some suffixes, so a name that would confuse
 //! it is refused here, once, and cannot exist further in.
@@ -127,6 +127,10 @@ checked_name! {
 checked_name! {
     /// Name of a region: one Kafka cluster and the Shoal nodes beside it.
     RegionName
+}
+checked_name! {
+    /// Name of a replica set: indexers that serve every shard once more.
+    ReplicaSet
 }
 
 impl CollectionName {

@@ -11,9 +11,10 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, IndexParameters, Metric, Partition, Partitioner,
-    Quantization,
+    Collection, CollectionName, FieldKind, IndexParameters, Metric, Offset, Partition, Partitioner,
+    Quantization, ReplicaSet,
     collection::{FieldKindError, default_delete_retention_ms, default_max_record_bytes},
+    control::Claim,
     vector::Dim,
 };
 use shoal_topic::{collections, control::ControlState};
@@ -288,8 +289,12 @@ impl List {
         let mut table = Table::new(headings);
         for collection in state.collections.values() {
             let served = (0..collection.partitions).filter(|shard| {
-                let owner = state.owner(&collection.name, Partition(*shard));
+                let shard = Partition(*shard);
+                let owner = state.owner(&collection.name, shard);
                 owner.is_some_and(|(claim, _)| claim.ready)
+                    || (state.replicas.iter()).any(|((name, at, _), (claim, _))| {
+                        *name == collection.name && *at == shard && claim.ready
+                    })
             });
             table.row([
                 collection.name.to_string(),
@@ -320,16 +325,27 @@ impl Describe {
                            "epoch": epoch, "ready": ready})
                 })
                 .collect();
-            let all = json!({"collection": collection, "shards": shards});
+            let replicas: Vec<serde_json::Value> = replicas(&state, &collection)
+                .map(|(shard, set, [node, address, epoch, ready])| {
+                    json!({"shard": shard.0, "set": set, "node": node, "address": address,
+                           "epoch": epoch, "ready": ready})
+                })
+                .collect();
+            let all = json!({"collection": collection, "shards": shards, "replicas": replicas});
             serde_json::to_writer_pretty(&mut out, &all)?;
             writeln!(out)?;
             return Ok(());
         }
         write!(out, "{}", toml::to_string_pretty(&collection)?)?;
         writeln!(out)?;
-        let mut table = Table::new(["SHARD", "NODE", "ADDRESS", "EPOCH", "READY"]);
+        let mut table = Table::new(["SHARD", "SET", "NODE", "ADDRESS", "EPOCH", "READY"]);
         for (shard, [node, address, epoch, ready]) in owners(&state, &collection) {
-            table.row([shard.to_string(), node, address, epoch, ready]);
+            let set = "home".to_owned();
+            table.row([shard.to_string(), set, node, address, epoch, ready]);
+        }
+        for (shard, set, [node, address, epoch, ready]) in replicas(&state, &collection) {
+            let set = set.to_string();
+            table.row([shard.to_string(), set, node, address, epoch, ready]);
         }
         table.write(&mut out)?;
         Ok(())
@@ -343,16 +359,29 @@ fn owners<'a>(
 ) -> impl Iterator<Item = (Partition, [String; 4])> + 'a {
     (0..collection.partitions).map(Partition).map(|shard| {
         let owner = match state.owner(&collection.name, shard) {
-            Some((claim, epoch)) => [
-                claim.node.clone(),
-                claim.address.clone(),
-                epoch.to_string(),
-                claim.ready.to_string(),
-            ],
+            Some((claim, epoch)) => told(claim, *epoch),
             None => ["nobody", "", "", "false"].map(str::to_owned),
         };
         (shard, owner)
     })
+}
+
+/// The same of everybody else who serves a shard, with the replica set.
+fn replicas<'a>(
+    state: &'a ControlState,
+    collection: &'a Collection,
+) -> impl Iterator<Item = (Partition, &'a ReplicaSet, [String; 4])> + 'a {
+    let of_it = (state.replicas.iter()).filter(|((name, ..), _)| *name == collection.name);
+    of_it.map(|((_, shard, set), (claim, epoch))| (*shard, set, told(claim, *epoch)))
+}
+
+fn told(claim: &Claim, epoch: Offset) -> [String; 4] {
+    [
+        claim.node.clone(),
+        claim.address.clone(),
+        epoch.to_string(),
+        claim.ready.to_string(),
+    ]
 }
 
 impl Drop {

@@ -55,6 +55,7 @@ pub(super) fn told(status: &Status) -> anyhow::Error {
 pub(super) fn read_options(
     at_least: &[String],
     require_all: bool,
+    max_staleness_ms: Option<u64>,
 ) -> anyhow::Result<Option<v1::ReadOptions>> {
     let tokens = at_least.iter().map(|text| {
         let token: Token = text
@@ -63,10 +64,11 @@ pub(super) fn read_options(
         Ok(token.to_proto())
     });
     let tokens: Vec<v1::Token> = tokens.collect::<anyhow::Result<_>>()?;
-    let wanted = require_all || !tokens.is_empty();
+    let wanted = require_all || max_staleness_ms.is_some() || !tokens.is_empty();
     Ok(wanted.then_some(v1::ReadOptions {
         at_least: tokens,
         require_all,
+        max_staleness_ms,
     }))
 }
 

@@ -63,6 +63,9 @@ pub(super) struct Insist {
     /// Fail instead of answering without some shards
     #[arg(long)]
     require_all: bool,
+    /// Answer only from replicas that are at most so far behind, milliseconds
+    #[arg(long, value_name = "MS")]
+    max_staleness_ms: Option<u64>,
     /// Longest time for the answer, milliseconds
     #[arg(long, default_value_t = 10_000, value_name = "MS")]
     timeout_ms: u64,
@@ -70,7 +73,7 @@ pub(super) struct Insist {
 
 impl Insist {
     pub(super) fn options(&self) -> anyhow::Result<Option<v1::ReadOptions>> {
-        read_options(&self.at_least, self.require_all)
+        read_options(&self.at_least, self.require_all, self.max_staleness_ms)
     }
 
     pub(super) fn timeout(&self) -> Duration {

@@ -67,6 +67,9 @@ pub(super) struct Search {
     /// Fail instead of answering without some shards
     #[arg(long)]
     require_all: bool,
+    /// Answer only from replicas that are at most so far behind, milliseconds
+    #[arg(long, value_name = "MS")]
+    max_staleness_ms: Option<u64>,
     /// A token whose write has to be seen; may be given several times
     #[arg(long, value_name = "TOKEN")]
     at_least: Vec<String>,
@@ -96,7 +99,7 @@ impl Search {
                     collection: self.collection.clone(),
                     ids: vec![id.clone()],
                     with_vector: true,
-                    read: read_options(&self.at_least, false)?,
+                    read: read_options(&self.at_least, false, self.max_staleness_ms)?,
                     tenant: self.narrow.tenant(),
                 };
                 let found = client.get(request(wanted, timeout)).await;
@@ -120,7 +123,7 @@ impl Search {
             ef: self.ef.unwrap_or(0),
             with_vector: self.with_vector,
             with_payload: true,
-            read: read_options(&self.at_least, self.require_all)?,
+            read: read_options(&self.at_least, self.require_all, self.max_staleness_ms)?,
             exact: self.exact,
             filter: self.narrow.filter(),
             max_distance: self.max_distance,

@@ -162,6 +162,7 @@ fn insisting(seen: &[Token]) -> v1::ReadOptions {
     v1::ReadOptions {
         at_least: seen.iter().map(Token::to_proto).collect(),
         require_all: true,
+        max_staleness_ms: None,
     }
 }
 

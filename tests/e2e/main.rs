@@ -24,6 +24,7 @@ mod outage;
 mod patch;
 mod rebalance;
 mod refused_calls;
+mod replicas;
 mod restored;
 mod snapshots;
 mod tenants;

@@ -234,3 +234,23 @@ fn an_indexer_that_comes_back_beside_another_one_keeps_what_the_group_then_gives
         role.had_no_errors(&[]);
     }
 }
+
+#[test]
+fn an_indexer_that_lost_its_seat_while_it_stood_still_serves_its_shards_again() {
+    let world = World::new("seat");
+    let collection = world.collection("seat", DIM, PARTITIONS);
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    workload::churn(&publisher, &mut model, &mut Random::of(37), 300, 300);
+    let first = settings(&world, "first").start();
+    share(&[&first], &collection, 4);
+    first.child.pause();
+    // That another one gets the shards is how it shows that the seat is gone.
+    let second = settings(&world, "second").start();
+    share(&[&second], &collection, 4);
+    second.child.terminate();
+    first.child.resume();
+    // It hears of the loss, lets go, and is given the same shards.
+    share(&[&first], &collection, 4);
+    whole(&world, &[&first], &model);
+}

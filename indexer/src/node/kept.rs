@@ -72,7 +72,7 @@ impl Node {
             return false;
         };
         let state = self.deps.control.snapshot();
-        state.owner(&key.0, key.1).is_some_and(|(claim, _)| {
+        self.claim_in_set(&state, &key).is_some_and(|claim| {
             claim.ready && claim.node == self.config.node && claim.address == *self.address
         })
     }

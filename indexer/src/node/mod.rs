@@ -21,8 +21,8 @@ use std::{
 };
 
 use metrics::Counter;
-use shoal_schemas::{CollectionName, Offset, Partition};
-use shoal_topic::{Deps, ReadError};
+use shoal_schemas::{CollectionName, Offset, Partition, control::Claim};
+use shoal_topic::{Deps, ReadError, control::ControlState};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -176,11 +176,28 @@ impl Node {
         self.lock().get(key).cloned()
     }
 
-    /// Whether the latest claim of a shard, as far as this node has read, is its own.
-    pub fn claims(&self, key: &ShardKey) -> bool {
+    /// Whether this node owns a shard, as far as it has read: the latest claim of the home set is
+    /// its own. A node of another set owns none.
+    pub fn owns(&self, key: &ShardKey) -> bool {
         let state = self.deps.control.snapshot();
-        let owner = state.owner(&key.0, key.1);
-        owner.is_some_and(|(claim, _)| claim.node == self.config.node)
+        self.owned_at(&state, key).is_some()
+    }
+
+    /// The epoch at which this node owns a shard.
+    fn owned_at(&self, state: &ControlState, key: &ShardKey) -> Option<Offset> {
+        let is_replica = self.config.replica_set.is_some();
+        let (claim, epoch) = state.owner(&key.0, key.1).filter(|_| !is_replica)?;
+        (claim.node == self.config.node).then_some(*epoch)
+    }
+
+    /// The latest claim of a shard within this node's set.
+    pub(super) fn claim_in_set<'a>(
+        &self,
+        state: &'a ControlState,
+        key: &ShardKey,
+    ) -> Option<&'a Claim> {
+        let found = state.claim(&key.0, key.1, self.config.replica_set.as_ref());
+        found.map(|(claim, _)| claim)
     }
 
     /// All shards of a collection that this node has.

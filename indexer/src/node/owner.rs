@@ -49,7 +49,9 @@ impl Node {
             return Ok(());
         };
         let outcome = match &self.config.ownership {
-            Ownership::Group { group } => self.own_by_group(group, &cluster, &cancel),
+            Ownership::Group { group } => {
+                self.own_by_group(&self.config.group_of_set(group), &cluster, &cancel)
+            }
             Ownership::Static { shards } => self.own_static(shards, &cluster, &cancel),
         };
         self.let_go(&self.all());
@@ -259,6 +261,7 @@ impl Node {
             self.config.engine.clone(),
         );
         spec.pressure = self.pressure.clone();
+        spec.is_replica = self.config.replica_set.is_some();
         spec.incarnation = state.defined_at.get(&key.0).copied().unwrap_or_default();
         let label = spec.label();
         let held = Held {

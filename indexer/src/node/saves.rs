@@ -15,6 +15,10 @@ use crate::{
 
 impl Source for Node {
     fn shards(&self) -> Vec<ShardKey> {
+        if self.config.replica_set.is_some() {
+            // The owners take them; one copy of a shard is enough.
+            return Vec::new();
+        }
         let shards = self.lock();
         let serving = shards.iter().filter(|(_, held)| held.serving().is_ok());
         serving.map(|(key, _)| key.clone()).collect()
@@ -27,11 +31,7 @@ impl Source for Node {
         })?;
         let state = self.deps.control.snapshot();
         // A node that was overtaken has no say about the shard's copies any more.
-        let epoch = state
-            .owner(&shard.0, shard.1)
-            .filter(|(claim, _)| claim.node == self.config.node)
-            .map(|(_, epoch)| *epoch)
-            .ok_or(HoldError::NotOwned)?;
+        let epoch = self.owned_at(&state, shard).ok_or(HoldError::NotOwned)?;
         let saved = shared.save().map_err(|error| HoldError::Failed {
             kind: match &error {
                 SaveError::Busy | SaveError::Late => ErrorKind::Retry,

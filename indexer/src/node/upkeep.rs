@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -158,7 +158,7 @@ impl Node {
                 let ready = held.serving().is_ok();
                 let is_good = |made: &Claimed| {
                     made.ready == ready
-                        && Arc::ptr_eq(&made.held, &held)
+                        && made.held.ptr_eq(&Arc::downgrade(&held))
                         && !self.is_overtaken(&key, made.epoch)
                 };
                 if claimed.get(&key).is_some_and(is_good) {
@@ -178,6 +178,7 @@ impl Node {
                             held.is_disclaimed.store(false, Ordering::Release);
                             self.disclaim(&[(held.clone(), key.clone())]);
                         }
+                        let held = Arc::downgrade(&held);
                         claimed.insert(key, Claimed { held, ready, epoch });
                     }
                     Err(error) => {
@@ -196,7 +197,12 @@ impl Node {
             address: self.address.to_string(),
             ready,
         };
-        (Key::Shard(key.0.clone(), key.1), Entry::Shard(claim))
+        let (name, shard) = key.clone();
+        let key = match &self.config.replica_set {
+            None => Key::Shard(name, shard),
+            Some(set) => Key::Replica(name, shard, set.clone()),
+        };
+        (key, Entry::Shard(claim))
     }
 
     /// Says of shards that are let go that they are not to be asked here any more.
@@ -213,8 +219,8 @@ impl Node {
         let claims: Vec<_> = going
             .iter()
             .filter(|(held, key)| {
-                let owner = state.owner(&key.0, key.1);
-                let is_ours = owner.is_none_or(|(claim, _)| claim.node == self.config.node);
+                let latest = self.claim_in_set(&state, key);
+                let is_ours = latest.is_none_or(|claim| claim.node == self.config.node);
                 let is_new = !held.is_disclaimed.swap(true, Ordering::AcqRel);
                 held.opened().is_some() && is_ours && is_new
             })
@@ -239,15 +245,17 @@ impl Node {
             return false;
         };
         let state = self.deps.control.snapshot();
-        let owner = state.owner(&key.0, key.1);
-        let is_ours = owner.is_some_and(|(claim, _)| claim.node == self.config.node);
+        let latest = self.claim_in_set(&state, key);
+        let is_ours = latest.is_some_and(|claim| claim.node == self.config.node);
         state.next_offset > epoch && !is_ours
     }
 }
 
 /// A claim as it was made.
 struct Claimed {
-    held: Arc<Held>,
+    /// Only to tell it from its successor: one that was let go has to free its folder, or a shard
+    /// that comes back at once could never open it.
+    held: Weak<Held>,
     ready: bool,
     epoch: Offset,
 }

@@ -5,6 +5,7 @@
 //! Work whose caller is gone or waits no longer is given up.
 
 mod ask;
+mod gate;
 mod pace;
 mod patience;
 mod resolve;
@@ -16,11 +17,10 @@ use std::{future::Future, net::SocketAddr, sync::Arc};
 use metrics::{Histogram, histogram};
 use shoal_runtime::{clock::Stopwatch, serving, tasks::blocking};
 use shoal_schemas::{CollectionName, Partition, Token, v1};
-use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument, debug, debug_span, field::display, info_span};
 
-use self::patience::Deadline;
+use self::{gate::Gate, patience::Deadline};
 use crate::{
     metrics as names,
     node::{Held, Node, NotServing, not_serving_text},
@@ -38,10 +38,9 @@ pub use self::{pace::Pace, status::Refusal};
 #[derive(Clone)]
 pub struct Service {
     node: Node,
-    /// One permit a search that may run at a time.
-    searches: Arc<Semaphore>,
+    searches: Gate,
     /// The same for everything else, so that long searches hold up no question for a state.
-    reads: Arc<Semaphore>,
+    reads: Gate,
     meters: Meters,
     resolver: Resolver,
     /// Takes snapshots, where there is a store for them.
@@ -69,14 +68,14 @@ struct Ready {
 }
 
 impl Service {
-    /// A service that searches with so many threads at a time.
-    pub fn new(node: Node, search_threads: usize, resolver: Resolver) -> Self {
+    /// A service that searches with so many threads at a time, while so many more searches wait.
+    pub fn new(node: Node, search_threads: usize, queue: u32, resolver: Resolver) -> Self {
         let meter = |verb: &'static str| histogram!(names::SHARD_REQUEST_SECONDS, "verb" => verb);
         Self {
             node,
             resolver,
-            searches: Arc::new(Semaphore::new(search_threads)),
-            reads: Arc::new(Semaphore::new(search_threads)),
+            searches: Gate::new(search_threads, queue),
+            reads: Gate::new(search_threads, queue),
             meters: Meters {
                 search: meter("search"),
                 get: meter("get"),
@@ -137,15 +136,14 @@ impl Service {
         Ok(Ready { held, shared })
     }
 
-    /// Runs blocking work on one shard, within the number of works that may run.
+    /// Runs blocking work on one shard, within the number of works that may run and wait.
     async fn on_shard<T: Send + 'static>(
         &self,
-        permits: &Arc<Semaphore>,
+        gate: &Gate,
         shared: Arc<Shared>,
         work: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<(T, v1::ShardCoverage), Refusal> {
-        let permit = permits.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Refusal::stopping())?;
+        let permit = gate.enter().await?;
         let node = self.node.name().to_owned();
         blocking(move || {
             let done = measured(&shared, &node, work);
@@ -185,8 +183,7 @@ impl Service {
         if !(alone && is_short) || serving::others_wait() {
             return self.on_shard(&self.searches, shared, work).await;
         }
-        let permit = self.searches.acquire().await;
-        let _permit = permit.map_err(|_| Refusal::stopping())?;
+        let _permit = self.searches.enter().await?;
         measured(&shared, self.node.name(), work)
     }
 

@@ -89,7 +89,7 @@ impl Service {
         let held = self.node.shard(&key);
         let held = held.ok_or_else(|| refuse(NotServing::NotOwned))?;
         let shared = held.serving().map_err(refuse)?.clone();
-        if !self.node.claims(&key) {
+        if !self.node.owns(&key) {
             return Err(refuse(NotServing::NotOwned));
         }
         Ok(Target {

@@ -31,8 +31,7 @@ impl Service {
             .ready_shard(&collection, &ask, deadline)
             .await
             .map_err(Refusal::into_status)?;
-        let permit = self.reads.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Status::unavailable("indexer is stopping"))?;
+        let permit = self.reads.enter().await.map_err(Refusal::into_status)?;
         let outcome = blocking(move || {
             let outcome = work(&shared);
             drop(permit);

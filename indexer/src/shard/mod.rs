@@ -97,6 +97,8 @@ pub struct Spec {
     pub engine: EngineConfig,
     /// Whether the node has reached a limit.
     pub pressure: Arc<Pressure>,
+    /// Whether another node owns the shard: dead letters are that one's to write.
+    pub is_replica: bool,
 }
 
 impl Spec {
@@ -126,6 +128,7 @@ impl Spec {
             folder,
             engine,
             pressure: Arc::default(),
+            is_replica: false,
         }
     }
 

@@ -418,12 +418,14 @@ impl Turns {
         self.writer.publish();
         self.is_torn = false;
         if !turn.refused.is_empty() {
-            let done = dlq::put(
-                &self.cluster,
-                &*self.shared.clock,
-                &turn.refused,
-                &self.cancel,
-            );
+            // The owner reads the same records and refuses the same ones.
+            let done = self.shared.spec.is_replica
+                || dlq::put(
+                    &self.cluster,
+                    &*self.shared.clock,
+                    &turn.refused,
+                    &self.cancel,
+                );
             // Not noted as taken: the next start reads these records again, to no harm.
             if !done || !self.progress(next)? || !self.flush()? {
                 return Ok(());

@@ -127,14 +127,27 @@ fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
             address: address.to_owned(),
             detail: status.message().to_owned(),
         },
-        // CANCELLED is how tonic's own time limit shows, here or on the other side.
-        Code::DeadlineExceeded | Code::Cancelled => timed_out(address, timeout),
+        Code::DeadlineExceeded => timed_out(address, timeout),
+        // What the transport itself failed with has a source; a node that dies while it answers
+        // shows as all kinds of codes. tonic's own time limit shows as CANCELLED, here with one.
+        _ if is_broken(status) => CallError::Unreachable {
+            address: address.to_owned(),
+            detail: status.message().to_owned(),
+        },
+        Code::Cancelled => timed_out(address, timeout),
         code => CallError::Refused {
             address: address.to_owned(),
             code: i32::from(code),
             detail: status.message().to_owned(),
         },
     }
+}
+
+/// Whether the transport failed, and not because time was over.
+fn is_broken(status: &Status) -> bool {
+    let first = std::error::Error::source(status);
+    let mut sources = std::iter::successors(first, |error| error.source());
+    first.is_some() && !sources.any(|error| error.is::<tonic::TimeoutExpired>())
 }
 
 impl ShardClient for Channels {

@@ -157,7 +157,13 @@ pub(crate) enum Outcome {
     Refused,
     /// The node does not know how to do what is asked.
     Unsupported,
-    /// Anything else.
+    /// The node has more to do than it takes.
+    Busy,
+    /// The shard is further behind than the caller accepts.
+    Behind,
+    /// This copy of the shard is damaged.
+    Damaged,
+    /// Anything else: most likely it fails everywhere.
     Failed,
 }
 
@@ -170,9 +176,21 @@ impl Outcome {
             1 | 4 => Self::TimedOut,
             3 | 11 => Self::Refused,
             5 | 9 => Self::Moved,
+            8 => Self::Busy,
             12 => Self::Unsupported,
             14 => Self::Unreachable,
+            15 => Self::Damaged,
             _ => Self::Failed,
+        }
+    }
+
+    /// Whether another replica may do better.
+    pub(crate) fn is_retryable(self) -> bool {
+        match self {
+            Self::Moved | Self::Unreachable | Self::Busy | Self::Behind | Self::Damaged => true,
+            // Time is over for everybody.
+            Self::TimedOut => false,
+            Self::Answered | Self::Refused | Self::Unsupported | Self::Failed => false,
         }
     }
 }

@@ -82,7 +82,12 @@ fn counted(items: usize) -> u64 {
     u64::try_from(items).unwrap_or(u64::MAX)
 }
 
-fn in_range(field: &'static str, found: u64, min: u64, max: u64) -> Result<(), QueryError> {
+pub(super) fn in_range(
+    field: &'static str,
+    found: u64,
+    min: u64,
+    max: u64,
+) -> Result<(), QueryError> {
     if (min..=max).contains(&found) {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 //! between calls; everything a call needs is the newest shard map and the clients.
 
 mod check;
+mod entry;
 mod nearest;
 mod question;
 mod reads;
@@ -22,13 +23,16 @@ pub use check::Limits;
 pub use wanted::QueryFault;
 
 use crate::{
+    admission::{self, Admission},
     call::{Call, TimeoutError},
     client::ShardClient,
     coverage::{CoverageError, Gathered, judge},
+    fleet::Fleet,
+    hedge::{self, Hedging},
     metrics::{Ending, Meters, Verb},
-    scatter::{Question, Scatter},
+    scatter::{Question, Scatter, Terms},
     shard_map::{Maps, Shards},
-    tokens::{TokenError, TokensByShard, by_shard},
+    tokens::TokenError,
 };
 
 /// The id of the cluster whose tokens name their shard; empty until a broker has told it.
@@ -41,6 +45,9 @@ pub struct Coordinator {
     client: Arc<dyn ShardClient>,
     home: HomeCluster,
     meters: Meters,
+    admission: Admission,
+    fleet: Fleet,
+    hedging: Hedging,
 }
 
 /// Why a call got no answer.
@@ -110,6 +117,18 @@ pub enum QueryError {
         "the cluster's id is not known yet, so no token can be honoured; try again in a moment"
     )]
     HomeUnknown,
+    /// More calls are under way than this node takes.
+    #[error(
+        "as many calls are under way as this node takes, and {waiting} wait already; try again in \
+         {} ms, or ask another query node",
+        .retry_after.as_millis()
+    )]
+    Busy {
+        /// Calls that wait.
+        waiting: u32,
+        /// When there may be room.
+        retry_after: Duration,
+    },
     /// The deadline was over before anything was asked.
     #[error("the deadline was over before a shard was asked; allow more time")]
     NoTime,
@@ -122,7 +141,9 @@ impl QueryError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotCaughtUp | Self::HomeUnknown | Self::NoTime => ErrorKind::Retry,
+            Self::NotCaughtUp | Self::HomeUnknown | Self::NoTime | Self::Busy { .. } => {
+                ErrorKind::Retry
+            }
             Self::Coverage(error) => error.kind(),
             _ => ErrorKind::Caller,
         }
@@ -131,6 +152,7 @@ impl QueryError {
     fn ending(&self) -> Ending {
         match self {
             Self::NoTime | Self::Coverage(CoverageError::TokenTooLate(_)) => Ending::Deadline,
+            Self::Busy { .. } => Ending::Busy,
             other if other.kind() == ErrorKind::Caller => Ending::Caller,
             _ => Ending::Unavailable,
         }
@@ -158,6 +180,27 @@ impl Coordinator {
             client,
             home,
             meters: Meters::new(),
+            admission: Admission::new(admission::Config::default()),
+            fleet: Fleet::new(),
+            hedging: Hedging::new(hedge::Config::default()),
+        }
+    }
+
+    /// The same coordinator, which lets calls in like that.
+    #[must_use]
+    pub fn admitting(self, config: admission::Config) -> Self {
+        Self {
+            admission: Admission::new(config),
+            ..self
+        }
+    }
+
+    /// The same coordinator, which hedges like that.
+    #[must_use]
+    pub fn hedging(self, config: hedge::Config) -> Self {
+        Self {
+            hedging: Hedging::new(config),
+            ..self
         }
     }
 
@@ -190,7 +233,7 @@ impl Coordinator {
         };
         let search = self.nearest(request.collection, vec![query], request.read, call);
         let answer = async {
-            let answer = search.await;
+            let answer = self.admitted(call, search).await;
             self.note(Verb::Search, &answer, |answer| &answer.1);
             answer
         };
@@ -216,7 +259,7 @@ impl Coordinator {
         let span = call.span(Verb::SearchBatch.label(), &request.collection);
         let search = self.nearest(request.collection, request.queries, request.read, call);
         let answer = async {
-            let answer = search.await;
+            let answer = self.admitted(call, search).await;
             self.note(Verb::SearchBatch, &answer, |answer| &answer.1);
             answer
         };
@@ -238,7 +281,7 @@ impl Coordinator {
     ) -> Result<v1::GetResponse, QueryError> {
         let span = call.span(Verb::Get.label(), &request.collection);
         let answer = async {
-            let answer = self.fetch(request, call).await;
+            let answer = self.admitted(call, self.fetch(request, call)).await;
             self.note(Verb::Get, &answer, covered_by_get);
             answer
         };
@@ -256,7 +299,7 @@ impl Coordinator {
     ) -> Result<v1::ScrollResponse, QueryError> {
         let span = call.span(Verb::Scroll.label(), &request.collection);
         let answer = async {
-            let answer = self.page(request, call).await;
+            let answer = self.admitted(call, self.page(request, call)).await;
             self.note(Verb::Scroll, &answer, covered_by_scroll);
             answer
         };
@@ -274,7 +317,7 @@ impl Coordinator {
     ) -> Result<v1::CountResponse, QueryError> {
         let span = call.span(Verb::Count.label(), &request.collection);
         let answer = async {
-            let answer = self.tally(request, call).await;
+            let answer = self.admitted(call, self.tally(request, call)).await;
             self.note(Verb::Count, &answer, covered_by_count);
             answer
         };
@@ -286,12 +329,11 @@ impl Coordinator {
         shards: &Shards,
         question: &Q,
         wanted: impl IntoIterator<Item = Partition>,
-        tokens: &TokensByShard,
-        require_all: bool,
+        terms: &Terms,
         call: Call,
     ) -> Result<Told<Q::Body>, QueryError> {
-        let (gathered, waited) = self.gather(shards, question, wanted, tokens, call).await?;
-        let (bodies, coverage) = judge(gathered, tokens, require_all)?;
+        let (gathered, waited) = self.gather(shards, question, wanted, terms, call).await?;
+        let (bodies, coverage) = judge(gathered, terms)?;
         Ok(Told {
             bodies,
             coverage,
@@ -304,7 +346,7 @@ impl Coordinator {
         shards: &Shards,
         question: &Q,
         wanted: impl IntoIterator<Item = Partition>,
-        tokens: &TokensByShard,
+        terms: &Terms,
         call: Call,
     ) -> Result<(Gathered<Q::Body>, Duration), QueryError> {
         let call = Call {
@@ -316,9 +358,12 @@ impl Coordinator {
         }
         let scatter = Scatter {
             client: &*self.client,
+            fleet: &self.fleet,
+            hedging: &self.hedging,
+            meters: &self.meters,
             maps: &self.maps,
             shards,
-            tokens,
+            terms,
             call,
         };
         let since = Stopwatch::start();
@@ -337,24 +382,6 @@ impl Coordinator {
             None if !map.is_complete() => Err(QueryError::NotCaughtUp),
             None => Err(check::unknown_collection(collection, &map)),
         }
-    }
-
-    async fn tokens(
-        &self,
-        shards: &Shards,
-        read: Option<v1::ReadOptions>,
-        call: &Call,
-    ) -> Result<(TokensByShard, bool), QueryError> {
-        let read = read.unwrap_or_default();
-        if read.at_least.is_empty() {
-            return Ok((TokensByShard::new(), read.require_all));
-        }
-        // Known a moment after the start: worth a wait, but no longer than the caller has.
-        let patience = call.deadline.for_shards().remaining();
-        let home = tokio::time::timeout(patience, self.home.wait()).await;
-        let home = home.map_err(|_| QueryError::HomeUnknown)?;
-        let tokens = by_shard(&shards.collection, home, read.at_least)?;
-        Ok((tokens, read.require_all))
     }
 
     fn note<T>(

@@ -9,15 +9,15 @@ use crate::{
     call::Call,
     coordinator::{Coordinator, QueryError, Told, question::SearchOf, wanted::Wanted},
     coverage::{self, Unanswered},
+    scatter::Terms,
     shard_map::Shards,
     tokens::TokensByShard,
 };
 
-/// What a search of one collection insists on.
-struct Terms<'a> {
+/// What a search goes on with where its first answers were not enough.
+struct Further<'a> {
     shards: &'a Shards,
-    tokens: &'a TokensByShard,
-    require_all: bool,
+    terms: &'a Terms,
     call: Call,
 }
 
@@ -33,27 +33,28 @@ impl Coordinator {
         let since = Stopwatch::start();
         let shards = self.shards(&collection)?;
         let wanted = self.limits.check_queries(&shards.collection, queries)?;
-        let (tokens, require_all) = self.tokens(&shards, read, &call).await?;
+        let terms = self.terms(&shards, read, &call).await?;
         let question = SearchOf {
             collection,
             queries: wanted.iter().map(|wanted| wanted.ask.clone()).collect(),
         };
-        let asked_shards = shards_of(&wanted, &shards, &tokens);
-        let asked = self.ask(&shards, &question, asked_shards, &tokens, require_all, call);
+        let asked_shards = shards_of(&wanted, &shards, &terms.tokens);
+        let asked = self.ask(&shards, &question, asked_shards, &terms, call);
         let Told {
             bodies,
             mut coverage,
             mut waited,
         } = asked.await?;
-        let terms = Terms {
+        let further = Further {
             shards: &shards,
-            tokens: &tokens,
-            require_all,
+            terms: &terms,
             call,
         };
         let results = if wanted.iter().any(|wanted| wanted.ask.group_by.is_some()) {
             let before = Stopwatch::start();
-            let results = self.grouped(&wanted, bodies, &mut coverage, &terms).await?;
+            let results = self
+                .grouped(&wanted, bodies, &mut coverage, &further)
+                .await?;
             waited += before.elapsed();
             results
         } else {
@@ -61,7 +62,7 @@ impl Coordinator {
         };
         let total = since.elapsed();
         self.meters.searched(wanted.len(), total, waited);
-        if tokens.is_empty() && coverage.shards_answered == coverage.shards_asked {
+        if terms.tokens.is_empty() && coverage.shards_answered == coverage.shards_asked {
             let slowest_us = coverage.shards.iter().map(|shard| shard.shard_us).max();
             let slowest = Duration::from_micros(slowest_us.unwrap_or(0));
             self.meters.coordinated(total.saturating_sub(slowest));
@@ -75,7 +76,7 @@ impl Coordinator {
         wanted: &[Wanted],
         bodies: Vec<Vec<v1::HitList>>,
         coverage: &mut v1::Coverage,
-        terms: &Terms<'_>,
+        by: &Further<'_>,
     ) -> Result<Vec<v1::HitList>, QueryError> {
         let merged = merge_each(wanted, bodies.clone());
         // One further query a value, remembered with the query that it belongs to.
@@ -93,17 +94,17 @@ impl Coordinator {
             wanted.of_group(value)
         });
         let question = SearchOf {
-            collection: terms.shards.collection.name.to_string(),
+            collection: by.shards.collection.name.to_string(),
             queries: queries.collect(),
         };
         let answered = coverage.shards.iter().filter(|shard| shard.answered);
         let answered: Vec<Partition> = answered.map(|shard| Partition(shard.shard)).collect();
-        let second = self.gather(terms.shards, &question, answered, terms.tokens, terms.call);
+        let second = self.gather(by.shards, &question, answered, by.terms, by.call);
         let (second, _) = second.await?;
         for miss in &second.misses {
             coverage::withdraw(coverage, miss);
         }
-        if terms.require_all && !second.misses.is_empty() {
+        if by.terms.require_all && !second.misses.is_empty() {
             let shards = second.misses.iter().map(|miss| Unanswered {
                 shard: miss.shard,
                 why: miss.why.clone(),

@@ -7,6 +7,7 @@ use shoal_schemas::{Partition, PointId, v1};
 
 use crate::{
     client::{CallError, ShardCall, ShardClient},
+    hedge::Kind,
     scatter::{Question, Reply},
 };
 
@@ -21,6 +22,8 @@ pub(crate) struct SearchOf {
 
 impl Question for SearchOf {
     type Body = Vec<v1::HitList>;
+
+    const KIND: Kind = Kind::Search;
 
     fn ask<'a>(
         &'a self,
@@ -112,6 +115,8 @@ impl PointsOf {
 impl Question for PointsOf {
     type Body = Vec<v1::StoredPoint>;
 
+    const KIND: Kind = Kind::Get;
+
     fn ask<'a>(
         &'a self,
         client: &'a dyn ShardClient,
@@ -158,6 +163,8 @@ pub(crate) struct Counted {
 impl Question for CountOf {
     type Body = Counted;
 
+    const KIND: Kind = Kind::Status;
+
     fn ask<'a>(
         &'a self,
         client: &'a dyn ShardClient,
@@ -195,6 +202,8 @@ pub(crate) struct MatchesOf {
 impl Question for MatchesOf {
     type Body = u64;
 
+    const KIND: Kind = Kind::Count;
+
     fn ask<'a>(
         &'a self,
         client: &'a dyn ShardClient,
@@ -226,6 +235,8 @@ pub(crate) struct PageOf(pub(crate) v1::ShardScrollRequest);
 
 impl Question for PageOf {
     type Body = Vec<v1::StoredPoint>;
+
+    const KIND: Kind = Kind::Scroll;
 
     fn ask<'a>(
         &'a self,

@@ -24,7 +24,7 @@ impl Coordinator {
         if let Some(tenant) = Tenant::asked(&request.tenant, &shards.collection)? {
             check_ids_of(&tenant, &ids)?;
         }
-        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        let terms = self.terms(&shards, request.read, &call).await?;
         let mut question = PointsOf::new(request.collection, request.with_vector);
         for id in ids {
             let shard = route::partition_of(&shards.collection, &id);
@@ -32,9 +32,9 @@ impl Coordinator {
         }
         // A shard without ids is asked too if a token names it: the token still has to hold.
         let wanted: Vec<_> = (shards.numbers())
-            .filter(|shard| question.names(*shard) || tokens.contains_key(shard))
+            .filter(|shard| question.names(*shard) || terms.tokens.contains_key(shard))
             .collect();
-        let asked = self.ask(&shards, &question, wanted, &tokens, require_all, call);
+        let asked = self.ask(&shards, &question, wanted, &terms, call);
         let Told {
             bodies, coverage, ..
         } = asked.await?;
@@ -52,13 +52,13 @@ impl Coordinator {
         let shards = self.shards(&request.collection)?;
         let filter = check_filter(request.filter, &shards)?;
         let tenant = Tenant::asked(&request.tenant, &shards.collection)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        let terms = self.terms(&shards, request.read, &call).await?;
         if filter.is_none() && tenant.is_none() {
             let question = CountOf {
                 collection: request.collection,
             };
             let all = shards.numbers();
-            let asked = self.ask(&shards, &question, all, &tokens, require_all, call);
+            let asked = self.ask(&shards, &question, all, &terms, call);
             let Told {
                 bodies, coverage, ..
             } = asked.await?;
@@ -73,8 +73,8 @@ impl Coordinator {
             filter,
             tenant: request.tenant,
         };
-        let homes = homes(tenant.as_ref(), &shards, &tokens);
-        let asked = self.ask(&shards, &question, homes, &tokens, require_all, call);
+        let homes = homes(tenant.as_ref(), &shards, &terms.tokens);
+        let asked = self.ask(&shards, &question, homes, &terms, call);
         let Told {
             bodies, coverage, ..
         } = asked.await?;
@@ -98,7 +98,7 @@ impl Coordinator {
         }
         let tenant = Tenant::asked(&request.tenant, &shards.collection)?;
         let filter = check_filter(request.filter, &shards)?;
-        let (tokens, require_all) = self.tokens(&shards, request.read, &call).await?;
+        let terms = self.terms(&shards, request.read, &call).await?;
         let question = PageOf(v1::ShardScrollRequest {
             collection: request.collection,
             shards: Vec::new(),
@@ -110,8 +110,8 @@ impl Coordinator {
             include_payload: request.include_payload,
             exclude_payload: request.exclude_payload,
         });
-        let homes = homes(tenant.as_ref(), &shards, &tokens);
-        let asked = self.ask(&shards, &question, homes, &tokens, require_all, call);
+        let homes = homes(tenant.as_ref(), &shards, &terms.tokens);
+        let asked = self.ask(&shards, &question, homes, &terms, call);
         let Told {
             bodies, coverage, ..
         } = asked.await?;

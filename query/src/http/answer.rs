@@ -334,6 +334,18 @@ pub(crate) struct Owner<'a> {
     node: &'a str,
     address: &'a str,
     epoch: u64,
+    replicas: Vec<Replica<'a>>,
+}
+
+/// One node that serves a shard; no set for the owner.
+#[derive(Serialize)]
+struct Replica<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    set: &'a str,
+    node: &'a str,
+    address: &'a str,
+    epoch: u64,
+    ready: bool,
 }
 
 impl<'a> From<&'a v1::ShardOwner> for Owner<'a> {
@@ -343,6 +355,19 @@ impl<'a> From<&'a v1::ShardOwner> for Owner<'a> {
             node: &owner.node,
             address: &owner.address,
             epoch: owner.epoch,
+            replicas: owner.replicas.iter().map(Replica::from).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a v1::ShardReplica> for Replica<'a> {
+    fn from(replica: &'a v1::ShardReplica) -> Self {
+        Self {
+            set: &replica.set,
+            node: &replica.node,
+            address: &replica.address,
+            epoch: replica.epoch,
+            ready: replica.ready,
         }
     }
 }

@@ -18,7 +18,10 @@ use axum::{
         DefaultBodyLimit, Query,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -123,7 +126,14 @@ impl IntoResponse for Failure {
                 message: self.refusal.message(),
             },
         };
-        (self.status, json(&body)).into_response()
+        let mut response = (self.status, json(&body)).into_response();
+        if let Some(after) = self.refusal.retry_after() {
+            // Whole seconds, and never none.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            let value = HeaderValue::from(seconds.max(1));
+            response.headers_mut().insert(RETRY_AFTER, value);
+        }
+        response
     }
 }
 
@@ -167,6 +177,7 @@ fn call(api: &Api, headers: &HeaderMap, timeout_ms: Option<&str>) -> Result<Call
 fn read_options<'a>(
     tokens: impl IntoIterator<Item = &'a str>,
     require_all: bool,
+    max_staleness_ms: Option<u64>,
 ) -> Result<Option<v1::ReadOptions>, Refusal> {
     let read = |(at, text): (usize, &str)| {
         let token = Token::from_str(text).map_err(|error| {
@@ -182,10 +193,10 @@ fn read_options<'a>(
         .enumerate()
         .map(read)
         .collect::<Result<_, Refusal>>()?;
-    Ok(
-        (require_all || !at_least.is_empty()).then_some(v1::ReadOptions {
-            at_least,
-            require_all,
-        }),
-    )
+    let is_any = require_all || max_staleness_ms.is_some() || !at_least.is_empty();
+    Ok(is_any.then_some(v1::ReadOptions {
+        at_least,
+        require_all,
+        max_staleness_ms,
+    }))
 }

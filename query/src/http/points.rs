@@ -35,7 +35,7 @@ pub(crate) async fn get_one(
         ids: vec![id.clone()],
         with_vector: wanted.with_vector,
         // Without its shard there is no telling whether the point exists.
-        read: read_options(tokens, true)?,
+        read: read_options(tokens, true, wanted.max_staleness_ms)?,
         tenant: wanted.tenant,
     };
     let found = api.coordinator.get(request, call).await?;
@@ -67,6 +67,7 @@ pub(crate) async fn get_many(
         read: read_options(
             wanted.at_least.iter().map(String::as_str),
             wanted.require_all,
+            wanted.max_staleness_ms,
         )?,
         ids: wanted.ids,
         with_vector: wanted.with_vector,
@@ -94,6 +95,7 @@ pub(crate) async fn count(
     let options = read_options(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
+        wanted.max_staleness_ms,
     )?;
     let request = wanted.into_proto(collection, options)?;
     let found = api.coordinator.count(request, call).await?;
@@ -116,6 +118,7 @@ pub(crate) async fn scroll(
     let options = read_options(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
+        wanted.max_staleness_ms,
     )?;
     let with_vector = wanted.with_vector;
     let request = wanted.into_proto(collection, options)?;

@@ -48,6 +48,7 @@ pub(crate) struct Search {
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+    pub(crate) max_staleness_ms: Option<u64>,
 }
 
 impl Search {
@@ -83,6 +84,7 @@ pub(crate) struct Batch {
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+    pub(crate) max_staleness_ms: Option<u64>,
 }
 
 /// One query of a batch.
@@ -185,6 +187,7 @@ pub(crate) struct Get {
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+    pub(crate) max_staleness_ms: Option<u64>,
 }
 
 /// Body of a count; may be empty.
@@ -198,6 +201,7 @@ pub(crate) struct Count {
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+    pub(crate) max_staleness_ms: Option<u64>,
 }
 
 impl Count {
@@ -236,6 +240,7 @@ pub(crate) struct Scroll {
     pub(crate) at_least: Vec<String>,
     #[serde(default)]
     pub(crate) require_all: bool,
+    pub(crate) max_staleness_ms: Option<u64>,
 }
 
 /// Points of a page whose size nobody says.
@@ -281,6 +286,7 @@ pub(crate) struct GetOne {
     /// Tokens, parted by commas.
     #[serde(default)]
     pub(crate) at_least: String,
+    pub(crate) max_staleness_ms: Option<u64>,
     pub(crate) timeout_ms: Option<String>,
 }
 

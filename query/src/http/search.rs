@@ -30,6 +30,7 @@ pub(crate) async fn search(
     let options = read_options(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
+        wanted.max_staleness_ms,
     )?;
     let query = wanted.into_query()?;
     let parts = Parts::of(&query);
@@ -71,6 +72,7 @@ pub(crate) async fn search_batch(
     let options = read_options(
         wanted.at_least.iter().map(String::as_str),
         wanted.require_all,
+        wanted.max_staleness_ms,
     )?;
     let queries: Vec<v1::Query> = wanted
         .queries

@@ -32,6 +32,9 @@ const HOME_RETRY: Duration = Duration::from_secs(1);
 /// How often an idle caller is asked for a sign of life.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Requests of one connection at a time.
+const MAX_STREAMS: u32 = 1000;
+
 /// HTTP/2 flow control of one request and of a connection, bytes: a batch of a thousand vectors
 /// comes in without waiting for a window update.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -108,7 +111,10 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         max_batch_queries: config.max_batch_queries,
         max_get_ids: config.max_get_ids,
     };
-    let coordinator = Arc::new(Coordinator::new(limits, maps.clone(), channels, home));
+    let coordinator = Coordinator::new(limits, maps.clone(), channels, home)
+        .admitting(config.admission.clone())
+        .hedging(config.hedge.clone());
+    let coordinator = Arc::new(coordinator);
     let definitions = Definitions::new(deps.cluster.clone(), deps.control.clone(), maps.clone());
 
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -137,6 +143,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     });
     let search = SearchService::new(coordinator.clone(), config.default_deadline);
     let router = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

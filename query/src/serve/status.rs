@@ -1,8 +1,11 @@
 //! Which code every failure gets: the only place that chooses, for gRPC and HTTP alike.
 
+use std::time::Duration;
+
 use shoal_runtime::{ErrorKind, chain};
 use shoal_topic::collections::{CreateError, DropError};
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{coordinator::QueryError, coverage::CoverageError, definitions::DefinitionsError};
 
@@ -11,6 +14,8 @@ use crate::{coordinator::QueryError, coverage::CoverageError, definitions::Defin
 pub(crate) struct Refusal {
     code: Code,
     message: String,
+    /// When the same call may succeed, where that is known.
+    retry_after: Option<Duration>,
 }
 
 impl Refusal {
@@ -19,6 +24,7 @@ impl Refusal {
         Self {
             code: Code::InvalidArgument,
             message: message.into(),
+            retry_after: None,
         }
     }
 
@@ -27,12 +33,18 @@ impl Refusal {
         Self {
             code: Code::NotFound,
             message: message.into(),
+            retry_after: None,
         }
     }
 
     /// What failed, and what to do.
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// When the same call may succeed, where that is known.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The code's canonical name.
@@ -44,6 +56,7 @@ impl Refusal {
             Code::FailedPrecondition => "FAILED_PRECONDITION",
             Code::Aborted => "ABORTED",
             Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",
             Code::Unimplemented => "UNIMPLEMENTED",
             _ => "INTERNAL",
@@ -56,6 +69,7 @@ impl Refusal {
             Code::InvalidArgument | Code::FailedPrecondition => 400,
             Code::NotFound => 404,
             Code::AlreadyExists | Code::Aborted => 409,
+            Code::ResourceExhausted => 429,
             Code::DeadlineExceeded => 504,
             Code::Unavailable => 503,
             Code::Unimplemented => 501,
@@ -66,7 +80,14 @@ impl Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.code, refusal.message)
+        match refusal.retry_after {
+            None => Self::new(refusal.code, refusal.message),
+            Some(after) => Self::with_error_details(
+                refusal.code,
+                refusal.message,
+                ErrorDetails::with_retry_info(Some(after)),
+            ),
+        }
     }
 }
 
@@ -83,15 +104,21 @@ impl From<QueryError> for Refusal {
             | QueryError::Id { .. }
             | QueryError::Token(_)
             | QueryError::Timeout(_) => Code::InvalidArgument,
+            QueryError::Busy { .. } => Code::ResourceExhausted,
             QueryError::NoTime => Code::DeadlineExceeded,
             QueryError::Coverage(CoverageError::Refused(_)) => Code::InvalidArgument,
             QueryError::Coverage(CoverageError::Unsupported(_)) => Code::Unimplemented,
             QueryError::Coverage(CoverageError::TokenTooLate(_)) => Code::DeadlineExceeded,
             QueryError::Coverage(CoverageError::Missing { .. }) => Code::Unavailable,
         };
+        let retry_after = match &error {
+            QueryError::Busy { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        };
         Self {
             code,
             message: chain(&error).to_string(),
+            retry_after,
         }
     }
 }
@@ -115,6 +142,7 @@ impl From<DefinitionsError> for Refusal {
         Self {
             code,
             message: chain(&error).to_string(),
+            retry_after: None,
         }
     }
 }

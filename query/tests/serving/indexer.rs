@@ -26,6 +26,8 @@ pub enum Behaviour {
     Fails(Code),
     /// It answers every shard with this code.
     FailsShards(i32),
+    /// It answers, and says that its shards are so many seconds behind.
+    Behind(u32),
 }
 
 /// What one call brought.
@@ -111,10 +113,20 @@ impl Indexer {
             doing.await;
         }
         match behaviour {
-            Behaviour::Answers => Ok(None),
+            Behaviour::Answers | Behaviour::Behind(_) => Ok(None),
             Behaviour::Hangs => std::future::pending().await,
             Behaviour::Fails(code) => Err(Status::new(code, "planted")),
             Behaviour::FailsShards(code) => Ok(Some(code)),
+        }
+    }
+}
+
+impl Indexer {
+    fn fall_behind(&self, coverage: &mut Option<v1::ShardCoverage>) {
+        if let Behaviour::Behind(seconds) = self.state.lock().unwrap().behaviour
+            && let Some(coverage) = coverage
+        {
+            coverage.lag_seconds = f64::from(seconds);
         }
     }
 }
@@ -138,6 +150,7 @@ impl v1::shard_server::Shard for Indexer {
             .await?;
         let mut answer = self.node.search(request.get_ref());
         for shard in &mut answer.shards {
+            self.fall_behind(&mut shard.coverage);
             if let Some(code) = failing {
                 fail(&mut shard.coverage, &mut shard.code, code);
                 shard.results.clear();

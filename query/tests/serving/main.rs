@@ -14,6 +14,7 @@ mod indexer;
 mod narrowed;
 mod ownership;
 mod refusals;
+mod replicas;
 mod seam;
 mod tokens;
 mod world;

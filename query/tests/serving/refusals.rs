@@ -34,6 +34,7 @@ async fn each_bad_search_has_its_code_and_says_what_is_wrong() {
     let strange = v1::ReadOptions {
         at_least: vec![token],
         require_all: false,
+        max_staleness_ms: None,
     };
     let cases = [
         (

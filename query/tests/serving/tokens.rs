@@ -7,7 +7,7 @@ use shoal_query::{
     call::Call,
     client::memory::{Node, Nodes},
     coordinator::{HomeCluster, Limits},
-    shard_map::{Maps, ShardMap},
+    shard_map::{Maps, Replica, ShardMap},
 };
 use shoal_schemas::{Offset, Partition, Token, Version, control::Claim, route, v1};
 use tonic::Code;
@@ -177,7 +177,11 @@ async fn a_token_is_not_passed_over_while_the_cluster_is_unknown() {
         address: "a:1".into(),
         ready: true,
     };
-    let claims = [(docs.name.clone(), Partition(0), claim, Offset(0))];
+    let claims = [(
+        docs.name.clone(),
+        Partition(0),
+        Replica::owner(claim, Offset(0)),
+    )];
     let (_keep, maps) = Maps::channel(ShardMap::new([docs.clone()], claims, true));
     let home = HomeCluster::default();
     let client = Arc::new(Nodes::default().with("a:1", node.clone()));

@@ -154,6 +154,40 @@ impl World {
         .await;
     }
 
+    /// A new indexer with all shards, and their claims: the owner's or those of a replica set.
+    pub async fn replica(&self, collection: &Collection, set: Option<&str>) -> Indexer {
+        let name = set.map_or("owner".to_owned(), |set| format!("node-of-{set}"));
+        let indexer = self.indexer(&name).await;
+        for shard in 0..collection.partitions {
+            indexer.node.host(collection, Partition(shard));
+            self.claim_in(collection, shard, set, &indexer).await;
+        }
+        indexer
+    }
+
+    /// Writes a claim of a replica set and waits until the query node knows it.
+    pub async fn claim_in(
+        &self,
+        collection: &Collection,
+        shard: u32,
+        set: Option<&str>,
+        by: &Indexer,
+    ) {
+        let name = collection.name.clone();
+        let key = match set {
+            None => Key::Shard(name, Partition(shard)),
+            Some(set) => Key::Replica(name, Partition(shard), set.parse().unwrap()),
+        };
+        let epoch = (self.control.put(&key, &claim_by(by, true)).await).unwrap();
+        self.until("the claim to be known", async || {
+            let owners = self.owners(collection.name.as_str()).await?;
+            let owner = owners.iter().find(|owner| owner.shard == shard)?;
+            let mut replicas = owner.replicas.iter();
+            replicas.any(|one| one.epoch == epoch.0).then_some(())
+        })
+        .await;
+    }
+
     /// A collection whose shards are spread over new indexers, one each.
     pub async fn spread(&self, collection: &Collection) -> Vec<Indexer> {
         self.define(collection).await;
@@ -199,12 +233,15 @@ pub async fn put_claim(
     ready: bool,
 ) -> Offset {
     let key = Key::Shard(collection.name.clone(), Partition(shard));
-    let claim = Claim {
-        node: by.name.clone(),
-        address: by.address.to_string(),
+    control.put(&key, &claim_by(by, ready)).await.unwrap()
+}
+
+fn claim_by(indexer: &Indexer, ready: bool) -> Entry {
+    Entry::Shard(Claim {
+        node: indexer.name.clone(),
+        address: indexer.address.to_string(),
         ready,
-    };
-    control.put(&key, &Entry::Shard(claim)).await.unwrap()
+    })
 }
 
 /// A collection of 3-d points.
@@ -272,6 +309,7 @@ pub fn read(at_least: &[Token], require_all: bool) -> Option<v1::ReadOptions> {
     Some(v1::ReadOptions {
         at_least: at_least.iter().map(Token::to_proto).collect(),
         require_all,
+        max_staleness_ms: None,
     })
 }
 

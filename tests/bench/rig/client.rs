@@ -136,6 +136,7 @@ impl Node {
             read: Some(v1::ReadOptions {
                 at_least: at_least.into_iter().collect(),
                 require_all: true,
+                max_staleness_ms: None,
             }),
             ..v1::SearchRequest::default()
         };
@@ -157,5 +158,50 @@ impl Node {
         tokio::time::timeout(PATIENCE, answered)
             .await
             .with_context(|| format!("the query node answered nothing within {PATIENCE:?}"))?
+    }
+}
+
+/// Who serves a collection's shards, as a query node knows it.
+pub(crate) struct Replicas {
+    stub: v1::collections_client::CollectionsClient<Channel>,
+    collection: String,
+}
+
+impl Replicas {
+    pub(crate) async fn connect(grpc: SocketAddr, collection: &Collection) -> anyhow::Result<Self> {
+        Ok(Self {
+            stub: v1::collections_client::CollectionsClient::new(channel(grpc).await?),
+            collection: collection.name.to_string(),
+        })
+    }
+
+    /// Waits until every shard is served at these addresses.
+    pub(crate) async fn wait(&mut self, addresses: &[String]) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(ASK_EVERY);
+        let known = async {
+            loop {
+                ticks.tick().await;
+                let request = v1::GetCollectionRequest {
+                    name: self.collection.clone(),
+                };
+                // The node may not have read the definition yet.
+                let Ok(found) = self.stub.get_collection(request).await else {
+                    continue;
+                };
+                let is_served = |shard: &v1::ShardOwner| {
+                    addresses.iter().all(|address| {
+                        let mut replicas = shard.replicas.iter();
+                        replicas.any(|one| one.ready && one.address == *address)
+                    })
+                };
+                let shards = found.into_inner().shards;
+                if !shards.is_empty() && shards.iter().all(is_served) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, known)
+            .await
+            .with_context(|| format!("not served at {addresses:?} within {PATIENCE:?}"))
     }
 }

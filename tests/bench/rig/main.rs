@@ -23,6 +23,7 @@ mod engine;
 mod figures;
 mod filter;
 mod freshness;
+mod hedge;
 mod ingest;
 mod jitter;
 mod library;
@@ -68,6 +69,7 @@ fn main() -> anyhow::Result<()> {
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,
             "mixed" => mixed::measure(&arguments).await,
+            "hedge" => hedge::measure(&arguments).await,
             "scale" => block_in_place(|| scale::measure(&arguments)),
             "scale-once" => block_in_place(|| scale::once(&arguments)),
             "memory" => memory::measure(&arguments).await,

@@ -49,6 +49,24 @@ impl Role {
         Self::indexer_with(arguments, place, data, &more)
     }
 
+    /// One of several with every shard: the owner, or one of a replica set; it seals like
+    /// [`Role::sealing_indexer`].
+    pub(crate) fn replica(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+        rows: usize,
+        set: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let limit = settings(rows).idle_seal_rows.to_string();
+        let mut more = vec![
+            ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str()),
+            ("SHOAL_INDEXER__NODE", set.unwrap_or("owner")),
+        ];
+        more.extend(set.map(|set| ("SHOAL_INDEXER__REPLICA_SET", set)));
+        Self::indexer_with(arguments, place, data, &more)
+    }
+
     fn indexer_with(
         arguments: &Arguments,
         place: &Place,
@@ -142,6 +160,16 @@ impl Role {
         self.process.kill()?;
         self.process.wait()?;
         Ok(())
+    }
+
+    /// Stops it in the middle of whatever it does; its connections stay.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.process), Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.process), Signal::CONT)?)
     }
 
     /// What it has logged so far, and those before it in this place.

@@ -229,6 +229,7 @@ pub(crate) fn at_least(tokens: &[v1::Token]) -> Option<v1::ReadOptions> {
     Some(v1::ReadOptions {
         at_least: tokens.to_vec(),
         require_all: true,
+        max_staleness_ms: None,
     })
 }
 

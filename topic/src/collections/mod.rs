@@ -225,6 +225,11 @@ pub async fn drop(
         let claim = Key::Shard(of.clone(), *shard);
         last = control.remove(&claim).await.map_err(refused)?;
     }
+    let replicas = state.replicas.keys().filter(|(of, ..)| of == name);
+    for (of, shard, set) in replicas {
+        let claim = Key::Replica(of.clone(), *shard, set.clone());
+        last = control.remove(&claim).await.map_err(refused)?;
+    }
     control.wait_for(last, READ_BACK).await.map_err(refused)?;
     if delete_topics {
         for topic in [name.topic(), name.dlq_topic()] {

@@ -206,14 +206,17 @@ async fn dropping_forgets_definition_and_claims_and_keeps_the_topic_unless_told(
             ready: true,
         });
         let key = Key::Shard(docs.name.clone(), Partition(1));
+        world.control.put(&key, &claim).await.unwrap();
+        let key = Key::Replica(docs.name.clone(), Partition(1), "b".parse().unwrap());
         let put = world.control.put(&key, &claim).await.unwrap();
         world.control.wait_for(put, super::READ_BACK).await.unwrap();
+        assert_eq!(world.control.snapshot().replicas.len(), 1);
         drop(&cluster, &world.control, &docs.name, delete_topics)
             .await
             .unwrap();
         let state = world.control.snapshot();
         assert!(
-            state.collections.is_empty() && state.shards.is_empty(),
+            state.collections.is_empty() && state.shards.is_empty() && state.replicas.is_empty(),
             "{state:?}"
         );
         assert_eq!(world.describe("embeddings.docs").is_none(), delete_topics);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shoal_runtime::{clock::System, eventually, tasks::Tasks};
 use shoal_schemas::{
-    Collection, CollectionName, Metric, Offset, Partition, Record,
+    Collection, CollectionName, Metric, Offset, Partition, Record, ReplicaSet,
     control::{Claim, Entry, Key},
     name::CONTROL_TOPIC,
 };
@@ -81,6 +81,27 @@ fn the_latest_claim_owns_and_its_offset_is_the_epoch() {
     let state = control.wait_for_blocking(second, DEADLINE).unwrap();
     let (claim, epoch) = state.owner(&docs(), Partition(3)).unwrap();
     assert_eq!((claim.node.as_str(), *epoch), ("b", second));
+}
+
+#[test]
+fn a_replica_sets_claim_stands_beside_the_owners_and_takes_nothing_from_it() {
+    let followed = followed();
+    let control = &followed.control;
+    let set: ReplicaSet = "b".parse().unwrap();
+    let owner = Key::Shard(docs(), Partition(3));
+    let replica = Key::Replica(docs(), Partition(3), set.clone());
+    let first = control.put_blocking(&owner, &claim("a")).unwrap();
+    let second = control.put_blocking(&replica, &claim("b")).unwrap();
+    let state = control.wait_for_blocking(second, DEADLINE).unwrap();
+    let node = |of: Option<&ReplicaSet>| {
+        let (claim, epoch) = state.claim(&docs(), Partition(3), of).unwrap();
+        (claim.node.clone(), *epoch)
+    };
+    assert_eq!(node(None), ("a".into(), first));
+    assert_eq!(node(Some(&set)), ("b".into(), second));
+    let removed = control.remove_blocking(&replica).unwrap();
+    let state = control.wait_for_blocking(removed, DEADLINE).unwrap();
+    assert!(state.replicas.is_empty() && state.shards.len() == 1);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use shoal_schemas::{
-    Collection, CollectionName, Offset, Partition, Record,
+    Collection, CollectionName, Offset, Partition, Record, ReplicaSet,
     control::{Claim, Entry, Key},
 };
 use tracing::warn;
@@ -19,6 +19,8 @@ pub struct ControlState {
     pub defined_at: BTreeMap<CollectionName, Offset>,
     /// The latest claim of each shard, with its offset, which is its epoch.
     pub shards: BTreeMap<(CollectionName, Partition), (Claim, Offset)>,
+    /// The latest claim of each shard by each replica set, with its offset.
+    pub replicas: BTreeMap<(CollectionName, Partition, ReplicaSet), (Claim, Offset)>,
     /// The first offset not read.
     pub next_offset: Offset,
     /// When it was last known that nothing newer exists, by the clock's monotonic time.
@@ -33,6 +35,19 @@ impl ControlState {
     /// Whose shard it is, with the epoch.
     pub fn owner(&self, collection: &CollectionName, shard: Partition) -> Option<&(Claim, Offset)> {
         self.shards.get(&(collection.clone(), shard))
+    }
+
+    /// Who of a replica set serves a shard, with the claim's offset; the owner for no set.
+    pub fn claim(
+        &self,
+        collection: &CollectionName,
+        shard: Partition,
+        set: Option<&ReplicaSet>,
+    ) -> Option<&(Claim, Offset)> {
+        match set {
+            None => self.owner(collection, shard),
+            Some(set) => (self.replicas).get(&(collection.clone(), shard, set.clone())),
+        }
     }
 
     /// Applies one record. One that does not read is skipped and named.
@@ -56,6 +71,9 @@ impl ControlState {
                 Key::Shard(name, shard) => {
                     self.shards.remove(&(name, shard));
                 }
+                Key::Replica(name, shard, set) => {
+                    self.replicas.remove(&(name, shard, set));
+                }
             }
             return;
         };
@@ -66,6 +84,9 @@ impl ControlState {
             }
             (Ok(Entry::Shard(claim)), Key::Shard(name, shard)) => {
                 self.shards.insert((name, shard), (claim, offset));
+            }
+            (Ok(Entry::Shard(claim)), Key::Replica(name, shard, set)) => {
+                self.replicas.insert((name, shard, set), (claim, offset));
             }
             (Ok(_), _) => skipped(&text, offset, &"its value is of another key"),
             (Err(error), _) => skipped(&text, offset, &shoal_runtime::chain(&error)),
