@@ -117,7 +117,8 @@ impl Definitions {
     }
 }
 
-fn owners(shards: &Shards) -> Vec<v1::ShardOwner> {
+/// Who serves each shard, by its number.
+pub(crate) fn owners(shards: &Shards) -> Vec<v1::ShardOwner> {
     let owner = |(shard, owner): (_, &Option<crate::shard_map::Owner>)| match owner {
         None => v1::ShardOwner {
             shard,

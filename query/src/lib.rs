@@ -8,7 +8,7 @@
 //! Stateless: a node can be added or killed at any time. It holds no points and no index, and
 //! takes no writes except definitions of collections. Deciding ([`plan`], [`merge`], [`groups`],
 //! [`tokens`], [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
-//! `serve/` only, axum in `http/` only.
+//! `serve/` only, axum in `http/` only, reqwest in `embedding.rs` only.
 #![forbid(unsafe_code)]
 
 pub mod call;
@@ -17,6 +17,7 @@ pub mod config;
 pub mod coordinator;
 pub mod coverage;
 pub mod definitions;
+pub mod embedding;
 pub mod groups;
 mod http;
 pub mod merge;
