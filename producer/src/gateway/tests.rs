@@ -82,6 +82,25 @@ impl World {
         }
     }
 
+    /// A further collection, whose ids have tenants.
+    pub(super) async fn with_tenants(&self, name: &str) {
+        let shop = Collection {
+            name: name.parse().unwrap(),
+            route_by_key_prefix: true,
+            ..collection(2)
+        };
+        let made = collections::create(&self.log.cluster(), &self.control, shop);
+        made.await.unwrap();
+    }
+
+    pub(super) fn stop(&self) {
+        self.deps.tasks.cancel().cancel();
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.at.http)
+    }
+
     pub(super) async fn grpc(&self) -> PublishClient<Channel> {
         PublishClient::connect(format!("http://{}", self.at.grpc))
             .await
@@ -109,7 +128,11 @@ impl World {
     }
 
     pub(super) fn found(&self) -> Vec<shoal_schemas::Record> {
-        let found = records(&self.log, "embeddings.docs", 2);
+        self.found_in("docs")
+    }
+
+    pub(super) fn found_in(&self, collection: &str) -> Vec<shoal_schemas::Record> {
+        let found = records(&self.log, &format!("embeddings.{collection}"), 2);
         found.into_iter().map(|(_, _, record)| record).collect()
     }
 }

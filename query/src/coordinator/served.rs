@@ -67,7 +67,7 @@ fn with_status(
         next_offset: coverage.next_offset,
         live_points: status.live_points,
         contested: status.contested,
-        digest: status.digest,
+        digest: status.digest.into(),
         wal_bytes: status.wal_bytes,
         index_bytes: status.index_bytes,
         memtable_rows: status.memtable_rows,

@@ -246,3 +246,22 @@ fn read_options<'a>(
         }),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeSet;
+
+    use shoal_runtime::openapi::Document;
+
+    use super::{node::OPENAPI, routes};
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let ops = ["/healthz", "/readyz", "/metrics"].map(str::to_owned);
+        let routes = routes().into_iter().map(|(path, _)| path.replace("{*", "{"));
+        let routes: BTreeSet<String> = routes.chain(ops).collect();
+        assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
+    }
+}
