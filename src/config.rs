@@ -203,7 +203,10 @@ impl Settings {
                 *value = "***".into();
             }
         }
-        if let Some(key) = all.pointer_mut("/query/embedding/api_key").filter(|key| key.is_string()) {
+        if let Some(key) = all
+            .pointer_mut("/query/embedding/api_key")
+            .filter(|key| key.is_string())
+        {
             *key = "***".into();
         }
         without_nulls(&mut all);

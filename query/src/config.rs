@@ -81,19 +81,19 @@ impl EmbeddingConfig {
             (Some(url), _) if !is_web_address(url) => faults.push(format!(
                 "query.embedding.url is `{url}`, wanted is http://host:port/v1/embeddings"
             )),
-            (Some(_), None) => faults.push(
-                "query.embedding.model is not set, query.embedding.url needs it".to_owned(),
-            ),
-            (None, Some(_)) => faults.push(
-                "query.embedding.url is not set, query.embedding.model needs it".to_owned(),
-            ),
+            (Some(_), None) => faults
+                .push("query.embedding.model is not set, query.embedding.url needs it".to_owned()),
+            (None, Some(_)) => faults
+                .push("query.embedding.url is not set, query.embedding.model needs it".to_owned()),
             _ => {}
         }
     }
 }
 
 fn is_web_address(url: &str) -> bool {
-    let behind = ["http://", "https://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    let behind = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme));
     behind.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
 }
 
@@ -197,7 +197,10 @@ mod tests {
             max_message_bytes: 1,
             default_deadline: Duration::ZERO,
             max_stream_searches: 0,
-            cors_origins: vec!["https://a.example/path".into(), "https://good.example".into()],
+            cors_origins: vec![
+                "https://a.example/path".into(),
+                "https://good.example".into(),
+            ],
             embedding: EmbeddingConfig {
                 url: Some("localhost/v1".into()),
                 timeout: Duration::ZERO,

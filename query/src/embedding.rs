@@ -38,7 +38,9 @@ pub struct ClientError(String);
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddingError {
     /// No endpoint.
-    #[error("no embedding endpoint is configured, set query.embedding.url and query.embedding.model, or search by vector")]
+    #[error(
+        "no embedding endpoint is configured, set query.embedding.url and query.embedding.model, or search by vector"
+    )]
     NotConfigured,
     /// Its length.
     #[error("text has {bytes} bytes, allowed are 1 to {MAX_TEXT_BYTES}")]

@@ -45,16 +45,20 @@ fn vector(number: u32) -> Vec<f32> {
 /// Where a client's records went: (key, partition, offset).
 type Written = Vec<(String, u32, u64)>;
 
-fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> Written {
-    let shared = shared();
-    let interpreter = std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
+/// The Python that has the tests' packages.
+pub(crate) fn interpreter() -> String {
+    std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
         let cache = std::env::var("SHOAL_CACHE");
         let cache =
             cache.unwrap_or_else(|_| format!("{}/.cache/shoal", std::env::var("HOME").unwrap()));
         format!("{cache}/venv/bin/python3")
-    });
+    })
+}
+
+fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> Written {
+    let shared = shared();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(interpreter);
+    let mut command = Command::new(interpreter());
     command
         .arg(root.join("tests/clients/avro_producer.py"))
         .args(["--bootstrap", &shared.world.kafka.bootstrap()])

@@ -18,6 +18,7 @@ mod foreign;
 mod local;
 mod main_path;
 mod observability;
+mod openapi;
 mod outage;
 mod patch;
 mod rebalance;

@@ -165,7 +165,9 @@ pub enum CallError {
     #[error(transparent)]
     Quota(#[from] QuotaError),
     /// A line of a batch is faulty.
-    #[error("line {line} is refused; the lines before it were written, it and those behind it were not")]
+    #[error(
+        "line {line} is refused; the lines before it were written, it and those behind it were not"
+    )]
     Line {
         /// Its number, from 1.
         line: u64,

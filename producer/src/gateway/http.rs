@@ -18,7 +18,10 @@ use axum::{
         DefaultBodyLimit, Path, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode, header::{CONTENT_TYPE, RETRY_AFTER}},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
     routing::{MethodRouter, delete, get, post, put},
 };
@@ -271,7 +274,9 @@ mod tests {
     #[test]
     fn the_document_has_every_route_and_no_other() {
         let ops = ["/healthz", "/readyz", "/metrics"].map(str::to_owned);
-        let routes = routes().into_iter().map(|(path, _)| path.replace("{*", "{"));
+        let routes = routes()
+            .into_iter()
+            .map(|(path, _)| path.replace("{*", "{"));
         let routes: BTreeSet<String> = routes.chain(ops).collect();
         assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
     }

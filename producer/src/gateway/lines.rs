@@ -53,7 +53,9 @@ pub(super) async fn post_lines(
     body: Body,
 ) -> Response {
     let mut progress = Progress::default();
-    let body = body.into_data_stream().map(|piece| piece.map_err(|error| error.to_string()));
+    let body = body
+        .into_data_stream()
+        .map(|piece| piece.map_err(|error| error.to_string()));
     let write = write(&served, &collection, body, &mut progress);
     let written = measured("lines", trace::scope(traceparent(&headers), write)).await;
     let (points, tokens) = (progress.points, progress.tokens());
@@ -83,9 +85,15 @@ async fn write(
             // What is told is the earlier fault.
             Err(error) => Err(error),
         };
-        let room = if outcome.is_ok() { served.max_waiting } else { 0 };
+        let room = if outcome.is_ok() {
+            served.max_waiting
+        } else {
+            0
+        };
         while waiting.len() > room {
-            let Some(sent) = waiting.pop_front() else { break };
+            let Some(sent) = waiting.pop_front() else {
+                break;
+            };
             progress.note(served.calls.settle(sent).await?);
         }
         if outcome.is_ok() && lines.is_over {
@@ -113,7 +121,11 @@ async fn send(
         source: Box::new(source),
     };
     served.calls.take(publisher, prepared).map_err(at_line)?;
-    served.calls.send_waiting(publisher, prepared).await.map(Some)
+    served
+        .calls
+        .send_waiting(publisher, prepared)
+        .await
+        .map(Some)
 }
 
 /// The next part of a body, checked, and why it ends where that is not its size.

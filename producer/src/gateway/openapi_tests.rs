@@ -36,7 +36,11 @@ async fn opened(tasks: &mut JoinSet<()>) -> (World, Document) {
 fn bodies(document: &Document, operation: &Operation) -> Vec<Option<Json>> {
     let bodies = operation.bodies(document).into_iter();
     let bodies: Vec<_> = bodies.map(|(_, body)| Some(body)).collect();
-    if bodies.is_empty() { vec![None] } else { bodies }
+    if bodies.is_empty() {
+        vec![None]
+    } else {
+        bodies
+    }
 }
 
 async fn send(
@@ -46,7 +50,9 @@ async fn send(
     body: Option<&Json>,
 ) -> (u16, Json) {
     let body = body.map(Json::to_string).unwrap_or_default();
-    world.http(&operation.method.to_uppercase(), target, body).await
+    world
+        .http(&operation.method.to_uppercase(), target, body)
+        .await
 }
 
 #[tokio::test]
@@ -76,12 +82,16 @@ async fn every_example_is_answered_as_the_document_says() {
     }
     let (status, told) = world.http("POST", "/v1/collections/docs/points", "{").await;
     assert_eq!(status, 400);
-    document.check("/components/schemas/LinesError", &told).unwrap();
+    document
+        .check("/components/schemas/LinesError", &told)
+        .unwrap();
     answers.insert("/components/schemas/LinesError".to_owned());
     // A version that is not the one asked for, by an owner that says so.
     let failed = json!({"results": [
         {"error": {"code": "ABORTED", "message": "no", "current_version": "8"}}]});
-    document.check("/components/schemas/ResultsResponse", &failed).unwrap();
+    document
+        .check("/components/schemas/ResultsResponse", &failed)
+        .unwrap();
     let unseen = document.unseen(answers.iter().map(String::as_str));
     assert_eq!(unseen, BTreeSet::new(), "answers never had these");
 }
@@ -126,7 +136,10 @@ async fn the_gateway_takes_the_fields_of_the_document_and_no_others() {
             let required = required["required"].as_array().cloned().unwrap_or_default();
             for name in required {
                 let mut probe = body.clone();
-                probe.as_object_mut().unwrap().remove(name.as_str().unwrap());
+                probe
+                    .as_object_mut()
+                    .unwrap()
+                    .remove(name.as_str().unwrap());
                 let (status, told) = send(&world, &operation, &path, Some(&probe)).await;
                 assert_eq!(status, 400, "{operation:?} without {name}: {told}");
             }

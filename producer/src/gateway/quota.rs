@@ -58,10 +58,16 @@ impl QuotaConfig {
                 ));
             }
         }
-        let named = self.tenants.iter().map(|(name, rate)| (format!("tenants.{name}"), rate));
+        let named = self
+            .tenants
+            .iter()
+            .map(|(name, rate)| (format!("tenants.{name}"), rate));
         let all = named.chain([("each".to_owned(), &self.each)]);
         for (key, rate) in all {
-            if rate.bytes_per_second.is_some_and(|bytes| bytes.as_u64() == 0) {
+            if rate
+                .bytes_per_second
+                .is_some_and(|bytes| bytes.as_u64() == 0)
+            {
                 faults.push(format!(
                     "gateway.quota.{key}.bytes_per_second is 0, allowed is 1 B and more"
                 ));

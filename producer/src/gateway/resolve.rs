@@ -137,14 +137,17 @@ impl Calls {
         let defined = publisher.collection();
         let prepared = prepare(&publisher, points)?;
         self.take(&publisher, &prepared)?;
-        let changes = prepared.into_iter().zip(conditions).map(|(record, condition)| {
-            let write = v1::PointWrite {
-                id: record.id().as_str().to_owned(),
-                value: record.value().cloned(),
-                if_version: condition.to_wire(),
-            };
-            routed(defined, record.id(), Kind::Write(write))
-        });
+        let changes = prepared
+            .into_iter()
+            .zip(conditions)
+            .map(|(record, condition)| {
+                let write = v1::PointWrite {
+                    id: record.id().as_str().to_owned(),
+                    value: record.value().cloned(),
+                    if_version: condition.to_wire(),
+                };
+                routed(defined, record.id(), Kind::Write(write))
+            });
         self.forward(&publisher, changes.collect(), deadline).await
     }
 
@@ -308,8 +311,14 @@ impl Calls {
 /// Whose a change is, and the bytes it is sent with.
 fn size_of(change: &v1::PointChange) -> (&str, usize) {
     match &change.kind {
-        Some(Kind::Patch(patch)) => (&patch.id, patch.encoded_len().saturating_sub(patch.id.len())),
-        Some(Kind::Write(write)) => (&write.id, write.value.as_ref().map_or(0, |value| value.len())),
+        Some(Kind::Patch(patch)) => (
+            &patch.id,
+            patch.encoded_len().saturating_sub(patch.id.len()),
+        ),
+        Some(Kind::Write(write)) => (
+            &write.id,
+            write.value.as_ref().map_or(0, |value| value.len()),
+        ),
         None => ("", 0),
     }
 }

@@ -10,9 +10,7 @@ use shoal_runtime::chain;
 use shoal_schemas::{
     Token,
     headers::TraceParent,
-    v1::{
-        self, write_stream_request::Call as Wanted, write_stream_response::Outcome,
-    },
+    v1::{self, write_stream_request::Call as Wanted, write_stream_response::Outcome},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -87,10 +85,12 @@ impl Calls {
     async fn begin(&self, request: v1::WriteStreamRequest) -> Result<Begun, CallError> {
         let (publisher, prepared) = match request.call {
             Some(Wanted::Upsert(wanted)) if wanted.conditions.is_empty() => {
-                self.prepared_upsert(&wanted.collection, wanted.points).await?
+                self.prepared_upsert(&wanted.collection, wanted.points)
+                    .await?
             }
             Some(Wanted::Delete(wanted)) if wanted.conditions.is_empty() => {
-                self.prepared_delete(&wanted.collection, &wanted.ids).await?
+                self.prepared_delete(&wanted.collection, &wanted.ids)
+                    .await?
             }
             Some(Wanted::Upsert(wanted)) => {
                 let v1::UpsertRequest {

@@ -8,9 +8,7 @@ use futures::stream;
 use serde_json::{Value as Json, json};
 use shoal_schemas::{
     Condition, PointId, Token,
-    v1::{
-        self, WriteStreamRequest, write_stream_request::Call, write_stream_response::Outcome,
-    },
+    v1::{self, WriteStreamRequest, write_stream_request::Call, write_stream_response::Outcome},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{Code, Streaming};
@@ -188,7 +186,9 @@ fn line(id: &str) -> String {
 async fn lines_are_written_in_parts_and_answered_with_the_last_token_of_each_partition() {
     let world = World::start(Config::default()).await;
     let body: String = (0..2500).map(|n| line(&format!("id-{n}"))).collect();
-    let (status, told) = world.http("POST", "/v1/collections/docs/points", body).await;
+    let (status, told) = world
+        .http("POST", "/v1/collections/docs/points", body)
+        .await;
     assert_eq!((status, &told["points"]), (200, &json!(2500)));
     let mut ends: BTreeMap<u32, u64> = BTreeMap::new();
     for text in told["tokens"].as_array().unwrap() {
@@ -196,7 +196,11 @@ async fn lines_are_written_in_parts_and_answered_with_the_last_token_of_each_par
         ends.insert(token.partition.0, token.offset.0 + 1);
     }
     let written = world.found().len();
-    assert_eq!((written, ends.values().sum::<u64>()), (2500, 2500), "{ends:?}");
+    assert_eq!(
+        (written, ends.values().sum::<u64>()),
+        (2500, 2500),
+        "{ends:?}"
+    );
 }
 
 #[tokio::test]
@@ -211,7 +215,9 @@ async fn the_first_line_that_is_refused_ends_a_batch_and_says_how_far_it_came() 
     ] {
         let before = world.found().len();
         let body = format!("{good}\n{bad}\n{}", line("behind"));
-        let (status, answer) = world.http("POST", "/v1/collections/docs/points", body).await;
+        let (status, answer) = world
+            .http("POST", "/v1/collections/docs/points", body)
+            .await;
         assert_eq!((status, &answer["points"]), (400, &json!(1200)), "{answer}");
         let message = answer["error"]["message"].as_str().unwrap();
         assert!(message.starts_with("line 1202 is refused"), "{message}");
@@ -219,7 +225,9 @@ async fn the_first_line_that_is_refused_ends_a_batch_and_says_how_far_it_came() 
         assert_eq!(answer["tokens"].as_array().unwrap().len(), 2);
         assert_eq!(world.found().len() - before, 1200);
     }
-    let (status, answer) = world.http("POST", "/v1/collections/dosc/points", good).await;
+    let (status, answer) = world
+        .http("POST", "/v1/collections/dosc/points", good)
+        .await;
     assert_eq!((status, &answer["points"]), (404, &json!(0)), "{answer}");
 }
 
@@ -241,7 +249,9 @@ async fn a_body_is_written_while_it_comes() {
                 tokio::task::yield_now().await;
             }
         });
-        deadline.await.expect("the first part is in the log before the body ends");
+        deadline
+            .await
+            .expect("the first part is in the log before the body ends");
         send.send(Ok(line("last").into())).await.unwrap();
         drop(send);
     };
@@ -278,22 +288,45 @@ async fn a_tenant_over_its_quota_is_told_when_to_come_back() {
     let refused = client.upsert(upsert("shop", &mine[..1])).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("tenant `acme`"), "{refused}");
-    let retry = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
-    assert!(retry > Duration::from_secs(10) && retry < Duration::from_secs(20), "{retry:?}");
+    let retry = refused
+        .get_details_retry_info()
+        .unwrap()
+        .retry_delay
+        .unwrap();
+    assert!(
+        retry > Duration::from_secs(10) && retry < Duration::from_secs(20),
+        "{retry:?}"
+    );
 
     let body = json!({"points": [{"id": "acme/1", "vector": [1, 0.5, 0, -1]}]}).to_string();
     let sent = reqwest::Client::new().put(world.url("/v1/collections/shop/points"));
     let answer = sent.body(body).send().await.unwrap();
     assert_eq!(answer.status(), 429);
-    let after: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let after: u64 = answer.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((10..=20).contains(&after), "{after}");
 
     // Every way to write counts, and none of them wrote.
     for (method, path, body) in [
         ("DELETE", "points/acme%2F1", String::new()),
-        ("POST", "points/delete", json!({"ids": ["acme/1"]}).to_string()),
-        ("POST", "points/delete", json!({"ids": [{"id": "acme/1", "if_version": 7}]}).to_string()),
-        ("PATCH", "points/acme%2F1", json!({"unset": ["x"]}).to_string()),
+        (
+            "POST",
+            "points/delete",
+            json!({"ids": ["acme/1"]}).to_string(),
+        ),
+        (
+            "POST",
+            "points/delete",
+            json!({"ids": [{"id": "acme/1", "if_version": 7}]}).to_string(),
+        ),
+        (
+            "PATCH",
+            "points/acme%2F1",
+            json!({"unset": ["x"]}).to_string(),
+        ),
         ("POST", "points", line("acme/1")),
     ] {
         let path = format!("/v1/collections/shop/{path}");
@@ -312,7 +345,9 @@ async fn a_tenant_over_its_quota_is_told_when_to_come_back() {
     assert_eq!(world.found_in("shop").len(), 100);
 
     // Others go on, and so do ids that have no tenant.
-    let (status, _) = world.http("POST", "/v1/collections/shop/points", line("zoo/1")).await;
+    let (status, _) = world
+        .http("POST", "/v1/collections/shop/points", line("zoo/1"))
+        .await;
     assert_eq!(status, 200);
     client.upsert(upsert("docs", &mine)).await.unwrap();
 }

@@ -89,8 +89,9 @@ impl World {
             route_by_key_prefix: true,
             ..collection(2)
         };
-        let made = collections::create(&self.log.cluster(), &self.control, shop);
-        made.await.unwrap();
+        collections::create(&self.log.cluster(), &self.control, shop)
+            .await
+            .unwrap();
     }
 
     pub(super) fn stop(&self) {

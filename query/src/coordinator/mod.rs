@@ -325,7 +325,11 @@ impl Coordinator {
             let answer = self.served(request, call).await;
             let ending = answer.as_ref().map_or_else(QueryError::ending, |answer| {
                 let is_whole = answer.shards.iter().all(|shard| shard.answered);
-                if is_whole { Ending::Ok } else { Ending::Partial }
+                if is_whole {
+                    Ending::Ok
+                } else {
+                    Ending::Partial
+                }
             });
             self.meters.request(Verb::Shards, ending);
             answer

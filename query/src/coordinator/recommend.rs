@@ -147,9 +147,8 @@ impl Cut {
         let cut = Self {
             offset: usize::try_from(query.offset).unwrap_or(usize::MAX),
             k: usize::try_from(query.k).unwrap_or(usize::MAX),
-            group_size: (query.group_by.as_ref()).map_or(0, |by| {
-                usize::try_from(by.group_size).unwrap_or(usize::MAX)
-            }),
+            group_size: (query.group_by.as_ref())
+                .map_or(0, |by| usize::try_from(by.group_size).unwrap_or(usize::MAX)),
         };
         let (further, sum) = match &mut query.group_by {
             None => (examples.len(), "k + offset + examples"),
@@ -191,7 +190,11 @@ impl Cut {
 
 /// How many groups a point is in at most.
 fn groups_of(point: &v1::Point, field: &str) -> usize {
-    match point.payload.get(field).and_then(|value| value.kind.as_ref()) {
+    match point
+        .payload
+        .get(field)
+        .and_then(|value| value.kind.as_ref())
+    {
         None => 0,
         Some(v1::value::Kind::Strings(list)) => list.items.len(),
         Some(_) => 1,
@@ -251,13 +254,19 @@ mod tests {
         let (a, b, c) = ([1.0, 0.0], [3.0, 2.0], [0.0, 4.0]);
         assert_eq!(combine(&[&a, &b], &[], Metric::L2), [2.0, 1.0]);
         assert_eq!(combine(&[&a, &b], &[&c], Metric::L2), [4.0, -2.0]);
-        assert_eq!(combine(&[&a, &a, &b], &[], Metric::L2), [5.0 / 3.0, 2.0 / 3.0]);
+        assert_eq!(
+            combine(&[&a, &a, &b], &[], Metric::L2),
+            [5.0 / 3.0, 2.0 / 3.0]
+        );
     }
 
     #[test]
     fn length_counts_unless_the_metric_is_cosine() {
         let (long, short) = ([100.0, 0.0], [0.0, 1.0]);
         assert_eq!(combine(&[&long, &short], &[], Metric::Cosine), [0.5, 0.5]);
-        assert_eq!(combine(&[&long, &short], &[], Metric::InnerProduct), [50.0, 0.5]);
+        assert_eq!(
+            combine(&[&long, &short], &[], Metric::InnerProduct),
+            [50.0, 0.5]
+        );
     }
 }

@@ -388,7 +388,11 @@ impl<'a> From<&'a v1::ServedShard> for Served<'a> {
             next_offset: served.next_offset,
             points: served.live_points,
             contested: served.contested,
-            digest: served.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            digest: served
+                .digest
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             wal_bytes: served.wal_bytes,
             index_bytes: served.index_bytes,
             memtable_rows: served.memtable_rows,

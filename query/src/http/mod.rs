@@ -260,7 +260,9 @@ mod tests {
     #[test]
     fn the_document_has_every_route_and_no_other() {
         let ops = ["/healthz", "/readyz", "/metrics"].map(str::to_owned);
-        let routes = routes().into_iter().map(|(path, _)| path.replace("{*", "{"));
+        let routes = routes()
+            .into_iter()
+            .map(|(path, _)| path.replace("{*", "{"));
         let routes: BTreeSet<String> = routes.chain(ops).collect();
         assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
     }

@@ -58,7 +58,10 @@ pub(crate) async fn embed(
 ) -> Result<Response, Failure> {
     let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
     let Text { text } = read(body)?;
-    let embedding = api.embedding.as_ref().ok_or(EmbeddingError::NotConfigured)?;
+    let embedding = api
+        .embedding
+        .as_ref()
+        .ok_or(EmbeddingError::NotConfigured)?;
     let vector = embedding.embed(&text, call.deadline.remaining()).await?;
     Ok(json(&Embedded {
         vector,

@@ -89,7 +89,9 @@ impl v1::search_server::Search for SearchService {
         let asker = Asker {
             coordinator: self.coordinator.clone(),
             default_deadline: self.default_deadline,
-            trace: trace.and_then(|value| value.to_str().ok()).map(str::to_owned),
+            trace: trace
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned),
         };
         let answers = self.streams.answers(request.into_inner(), asker);
         Ok(Response::new(answers))

@@ -108,12 +108,18 @@ async fn a_person_sees_the_collection_and_searches_it() {
                   document.activeElement.value";
         reached.push(browser.value(at));
     }
-    assert_eq!(json!(reached), json!(["skip", "collection", "id", "ask", "k"]));
+    assert_eq!(
+        json!(reached),
+        json!(["skip", "collection", "id", "ask", "k"])
+    );
     // Nearest to p100 but itself: of equal distances the smaller id comes first.
     let found = search_by(&mut browser, "id", "p100", "p101");
     assert_eq!(found[..4], ["p101", "p99", "p102", "p98"]);
     let told = browser.value("document.querySelector('#answer .told').textContent");
-    assert!(told.as_str().unwrap().contains("4 of 4 shards answered"), "{told}");
+    assert!(
+        told.as_str().unwrap().contains("4 of 4 shards answered"),
+        "{told}"
+    );
 
     let found = search_by(&mut browser, "vector", "[50.4, 0, 0]", "p50");
     assert_eq!(found[..3], ["p50", "p51", "p49"]);
@@ -121,12 +127,19 @@ async fn a_person_sees_the_collection_and_searches_it() {
     let found = search_by(&mut browser, "text", "seven b", "p7");
     assert_eq!(found.len(), 10);
     assert_eq!(endpoint_texts(&endpoint), ["seven b"]);
-    fill_in(&mut browser, "filter", r#"{"field": "year", "equals": 1991}"#);
+    fill_in(
+        &mut browser,
+        "filter",
+        r#"{"field": "year", "equals": 1991}"#,
+    );
     let found = search_by(&mut browser, "vector", "[31.0, 0, 0]", "p31");
     assert_eq!(found[..3], ["p31", "p1", "p61"]);
 
     // A payload is text, whatever stands in it.
-    assert_eq!(browser.value("document.querySelectorAll('#answer img').length"), 0);
+    assert_eq!(
+        browser.value("document.querySelectorAll('#answer img').length"),
+        0
+    );
     assert_eq!(browser.value("document.title"), "Shoal");
     // A refusal is shown where one looks.
     fill_in(&mut browser, "ask", "[1, 2]");
@@ -184,7 +197,10 @@ async fn it_fits_a_phone() {
         .filter(one => parseFloat(getComputedStyle(one).fontSize) < 16 || one.offsetHeight < 40).map(one => one.id)";
     assert_eq!(browser.value(small), json!([]));
     // Without an endpoint there is nothing to choose.
-    assert_eq!(browser.value("document.querySelector('input[value=text]').disabled"), true);
+    assert_eq!(
+        browser.value("document.querySelector('input[value=text]').disabled"),
+        true
+    );
     browser.picture("phone-light");
     browser.prefer("dark");
     browser.picture("phone-dark");

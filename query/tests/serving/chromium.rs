@@ -55,7 +55,9 @@ fn program() -> PathBuf {
         let mut places = std::env::split_paths(&folders).map(|folder| folder.join(name));
         places.find(|place| place.is_file())
     });
-    found.expect("the console is tested in a real Chromium: run setup/packages, or set SHOAL_CHROMIUM")
+    found.expect(
+        "the console is tested in a real Chromium: run setup/packages, or set SHOAL_CHROMIUM",
+    )
 }
 
 impl Chromium {
@@ -71,7 +73,11 @@ impl Chromium {
             .arg(program())
             // Nothing but our own page is loaded, and root has no sandbox.
             .args(["--headless", "--no-sandbox", "--disable-gpu"])
-            .args(["--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-pipe"])
+            .args([
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--remote-debugging-pipe",
+            ])
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg("about:blank")
             .stdin(Stdio::piped())
@@ -153,7 +159,10 @@ impl Chromium {
     /// Prefers `light` or `dark`.
     pub fn prefer(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
+        self.call(
+            "Emulation.setEmulatedMedia",
+            json!({ "features": features }),
+        );
     }
 
     /// Opens a page.

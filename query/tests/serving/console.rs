@@ -167,18 +167,30 @@ async fn an_endpoint_that_fails_is_told_apart() {
     ] {
         endpoint.answer_instead(status, body);
         let (found, told) = post_text(&world, "", "x").await;
-        assert_eq!((found, code(&told).as_str()), (http, expected), "{status} {body}: {told}");
+        assert_eq!(
+            (found, code(&told).as_str()),
+            (http, expected),
+            "{status} {body}: {told}"
+        );
         let message = told["error"]["message"].as_str().unwrap();
         assert!(status == 200 || message.contains(body), "{message}");
     }
     let long = "x".repeat((64 << 10) + 1);
     for text in ["", &long] {
         let (found, told) = post_text(&world, "", text).await;
-        assert_eq!((found, code(&told).as_str()), (400, "INVALID_ARGUMENT"), "{told}");
+        assert_eq!(
+            (found, code(&told).as_str()),
+            (400, "INVALID_ARGUMENT"),
+            "{told}"
+        );
     }
     endpoint.hang();
     let (found, told) = post_text(&world, "?timeout_ms=50", "x").await;
-    assert_eq!((found, code(&told).as_str()), (504, "DEADLINE_EXCEEDED"), "{told}");
+    assert_eq!(
+        (found, code(&told).as_str()),
+        (504, "DEADLINE_EXCEEDED"),
+        "{told}"
+    );
 
     let gone = EmbeddingEndpoint::start().await;
     let world = gone.world(None).await;
@@ -198,7 +210,10 @@ async fn without_an_endpoint_texts_are_refused_with_what_to_set() {
     assert_eq!(status, 400);
     let message = told["error"]["message"].as_str().unwrap();
     assert!(message.contains("query.embedding.url"), "{message}");
-    assert_eq!(get(&world, "/v1/node").await["embedding_model"], Value::Null);
+    assert_eq!(
+        get(&world, "/v1/node").await["embedding_model"],
+        Value::Null
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,9 +228,19 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
     let shards = told["shards"].as_array().unwrap();
     let states: Vec<_> = shards
         .iter()
-        .map(|shard| (shard["shard"].as_u64(), shard["ready"] == true, shard["answered"] == true))
+        .map(|shard| {
+            (
+                shard["shard"].as_u64(),
+                shard["ready"] == true,
+                shard["answered"] == true,
+            )
+        })
         .collect();
-    let expected = [(Some(0), true, true), (Some(1), true, false), (Some(2), false, false)];
+    let expected = [
+        (Some(0), true, true),
+        (Some(1), true, false),
+        (Some(2), false, false),
+    ];
     assert_eq!(states, expected, "{told}");
     assert_eq!(shards[0]["node"], "node-0");
     assert_eq!(shards[0]["digest"].as_str().unwrap().len(), 32);
@@ -228,7 +253,11 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
         collection: "docs".into(),
     };
     let over_grpc = world.search().shards(request).await.unwrap().into_inner();
-    let live: Vec<u64> = over_grpc.shards.iter().map(|shard| shard.live_points).collect();
+    let live: Vec<u64> = over_grpc
+        .shards
+        .iter()
+        .map(|shard| shard.live_points)
+        .collect();
     assert_eq!(live, [shards[0]["points"].as_u64().unwrap(), 0, 0]);
     let missing = world.http.get(world.url("/v1/collections/nothing/shards"));
     assert_eq!(missing.send().await.unwrap().status(), 404);
@@ -248,10 +277,16 @@ async fn the_page_loads_nothing_from_elsewhere() {
     };
     let (kind, page) = fetch("/").await;
     assert!(kind.starts_with("text/html"), "{kind}");
-    assert!(!page.contains("<script>") && !page.contains("style=\""), "the policy forbids both");
+    assert!(
+        !page.contains("<script>") && !page.contains("style=\""),
+        "the policy forbids both"
+    );
     let mut loads: Vec<String> = Vec::new();
     for attribute in ["src=\"/", "href=\"/console"] {
-        let found = page.split(attribute).skip(1).filter_map(|rest| rest.split('"').next());
+        let found = page
+            .split(attribute)
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next());
         let root = attribute.split('"').nth(1).unwrap();
         loads.extend(found.map(|rest| format!("{root}{rest}")));
     }
@@ -259,11 +294,17 @@ async fn the_page_loads_nothing_from_elsewhere() {
     let mut scripts = 0;
     while let Some(path) = loads.pop() {
         let (kind, text) = fetch(&path).await;
-        assert!(!text.contains("http://") || path.ends_with("plot.js"), "{path}");
+        assert!(
+            !text.contains("http://") || path.ends_with("plot.js"),
+            "{path}"
+        );
         assert!(!text.contains("https://"), "{path}");
         if kind.starts_with("text/javascript") {
             scripts += 1;
-            let imports = text.split("from \"./").skip(1).filter_map(|rest| rest.split('"').next());
+            let imports = text
+                .split("from \"./")
+                .skip(1)
+                .filter_map(|rest| rest.split('"').next());
             loads.extend(imports.map(|name| format!("/console/{name}")));
         }
     }

@@ -5,8 +5,8 @@ use prost::Message as _;
 use reqwest::{
     Method, StatusCode,
     header::{
-        ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-        ACCESS_CONTROL_REQUEST_METHOD, CONTENT_TYPE, ORIGIN,
+        ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CONTENT_TYPE, ORIGIN,
     },
 };
 use shoal_query::Config;
@@ -42,7 +42,10 @@ fn method(world: &World, name: &str) -> String {
 async fn call(world: &World, name: &str, kind: &str, body: Vec<u8>) -> reqwest::Response {
     let client = reqwest::Client::builder().http1_only().build().unwrap();
     let sent = client.post(method(world, name)).header(CONTENT_TYPE, kind);
-    let sent = sent.header(ACCEPT, kind).header("x-grpc-web", "1").header(ORIGIN, APP);
+    let sent = sent
+        .header(ACCEPT, kind)
+        .header("x-grpc-web", "1")
+        .header(ORIGIN, APP);
     sent.body(body).send().await.unwrap()
 }
 
@@ -53,7 +56,13 @@ async fn a_search_works_over_plain_http_1() {
     let indexers = world.spread(&docs).await;
     fill(&indexers, &docs, 12);
     let asked = framed(&near_origin(&docs, 3));
-    let answer = call(&world, "Search", "application/grpc-web+proto", asked.clone()).await;
+    let answer = call(
+        &world,
+        "Search",
+        "application/grpc-web+proto",
+        asked.clone(),
+    )
+    .await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.version(), reqwest::Version::HTTP_11);
     let kind = answer.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
@@ -72,7 +81,10 @@ async fn a_search_works_over_plain_http_1() {
     let text = STANDARD.encode(&asked).into_bytes();
     let answer = call(&world, "Search", "application/grpc-web-text+proto", text).await;
     let body = answer.text().await.unwrap();
-    let groups = body.as_bytes().chunks(4).map(|group| STANDARD.decode(group).unwrap());
+    let groups = body
+        .as_bytes()
+        .chunks(4)
+        .map(|group| STANDARD.decode(group).unwrap());
     let decoded: Vec<u8> = groups.flatten().collect();
     let [(false, message), (true, _)] = &frames(&decoded)[..] else {
         panic!("{body}");
@@ -137,6 +149,11 @@ async fn only_pages_of_the_configured_origins_may_ask() {
     let docs = collection("docs", 1);
     let asked = framed(&near_origin(&docs, 3));
     let answer = call(&open, "Search", "application/grpc-web+proto", asked).await;
-    let exposed = answer.headers()[ACCESS_CONTROL_EXPOSE_HEADERS].to_str().unwrap();
-    assert!(exposed.contains("grpc-status") && exposed.contains("grpc-message"), "{exposed}");
+    let exposed = answer.headers()[ACCESS_CONTROL_EXPOSE_HEADERS]
+        .to_str()
+        .unwrap();
+    assert!(
+        exposed.contains("grpc-status") && exposed.contains("grpc-message"),
+        "{exposed}"
+    );
 }

@@ -61,7 +61,12 @@ async fn opened(endpoint: &EmbeddingEndpoint) -> (World, Vec<Indexer>) {
 }
 
 async fn document(world: &World) -> Document {
-    let answer = world.http.get(world.url("/openapi.json")).send().await.unwrap();
+    let answer = world
+        .http
+        .get(world.url("/openapi.json"))
+        .send()
+        .await
+        .unwrap();
     Document::parse(&answer.text().await.unwrap()).unwrap()
 }
 
@@ -69,7 +74,11 @@ async fn document(world: &World) -> Document {
 fn bodies(document: &Document, operation: &Operation) -> Vec<Option<Json>> {
     let bodies = operation.bodies(document).into_iter();
     let bodies: Vec<_> = bodies.map(|(_, body)| Some(body)).collect();
-    if bodies.is_empty() { vec![None] } else { bodies }
+    if bodies.is_empty() {
+        vec![None]
+    } else {
+        bodies
+    }
 }
 
 /// Sends, and gives the status and the body as JSON, or as a JSON text where it is none.
@@ -107,7 +116,8 @@ async fn every_example_is_answered_as_the_document_says() {
                 let checked = document.check(&schema, body);
                 checked.unwrap_or_else(|fault| panic!("example of {operation:?}: {fault}"));
             }
-            let (status, told) = send(&world, &operation.method, &path, &query, body.as_ref()).await;
+            let (status, told) =
+                send(&world, &operation.method, &path, &query, body.as_ref()).await;
             assert!(status < 300, "{operation:?} {body:?}: {status} {told}");
             let schema = operation.answer_schema(&document, status);
             let checked = document.check(&schema, &told);
@@ -129,9 +139,13 @@ async fn every_example_is_answered_as_the_document_says() {
     indexers[0].behave(Behaviour::Fails(Code::Unavailable));
     let (status, told) = send(&world, "post", path, "", Some(&search)).await;
     assert_eq!(status, 200);
-    document.check("/components/schemas/SearchResponse", &told).unwrap();
+    document
+        .check("/components/schemas/SearchResponse", &told)
+        .unwrap();
     let (_, told) = send(&world, "get", "/v1/collections/shop/shards", "", None).await;
-    document.check("/components/schemas/ShardsResponse", &told).unwrap();
+    document
+        .check("/components/schemas/ShardsResponse", &told)
+        .unwrap();
     indexers[1].behave(Behaviour::Fails(Code::Unavailable));
     let (status, told) = send(&world, "post", path, "", Some(&search)).await;
     assert_eq!(status, 503);
@@ -154,8 +168,14 @@ async fn the_server_takes_the_fields_of_the_document_and_no_others() {
         // Parameters of the query string.
         let with_nobodys = format!("{query}&{NOBODYS}=1");
         let body = bodies(&document, &operation).swap_remove(0);
-        let (status, told) =
-            send(&world, &operation.method, &path, &with_nobodys, body.as_ref()).await;
+        let (status, told) = send(
+            &world,
+            &operation.method,
+            &path,
+            &with_nobodys,
+            body.as_ref(),
+        )
+        .await;
         let of_query = operation.query_names(&document);
         let known = told["error"]["message"].as_str().and_then(expected_fields);
         assert_eq!(known.unwrap_or_default(), of_query, "{operation:?}: {told}");
@@ -169,8 +189,7 @@ async fn the_server_takes_the_fields_of_the_document_and_no_others() {
             for (place, schema) in operation.objects(&document, &body, &["Filter"]) {
                 let mut probe = body.clone();
                 probe.pointer_mut(&place).unwrap()[NOBODYS] = json!(1);
-                let (status, told) =
-                    send(&world, &operation.method, &path, "", Some(&probe)).await;
+                let (status, told) = send(&world, &operation.method, &path, "", Some(&probe)).await;
                 assert_eq!(status, 400, "{operation:?} took {probe}");
                 document.check(ERROR, &told).unwrap();
                 let message = told["error"]["message"].as_str().unwrap();
@@ -185,7 +204,10 @@ async fn the_server_takes_the_fields_of_the_document_and_no_others() {
             let required = required["required"].as_array().cloned().unwrap_or_default();
             for name in required {
                 let mut probe = body.clone();
-                probe.as_object_mut().unwrap().remove(name.as_str().unwrap());
+                probe
+                    .as_object_mut()
+                    .unwrap()
+                    .remove(name.as_str().unwrap());
                 let (status, told) = send(&world, &operation.method, &path, "", Some(&probe)).await;
                 assert_eq!(status, 400, "{operation:?} without {name}: {told}");
             }

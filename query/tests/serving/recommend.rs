@@ -166,9 +166,7 @@ async fn groups_are_as_if_the_examples_were_not_there() {
             let mut expected: Vec<(f32, Option<v1::Value>, Vec<String>)> = Vec::new();
             for group in all.groups {
                 let mut hits = group.hits;
-                hits.retain(|hit| {
-                    hit.id != "acme/11" && !examples.contains(&hit.id.as_str())
-                });
+                hits.retain(|hit| hit.id != "acme/11" && !examples.contains(&hit.id.as_str()));
                 let Some(nearest) = hits.first().map(|hit| hit.distance) else {
                     continue;
                 };
@@ -197,7 +195,10 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     let invalid = [
         (like(&[], &["acme/1"], 3), "there is no positive id"),
         (like(&["acme/1"], &[], 0), "k is 0"),
-        (like(&["acme/1"], &[], 10_000), "k + offset + examples is 10001"),
+        (
+            like(&["acme/1"], &[], 10_000),
+            "k + offset + examples is 10001",
+        ),
         (
             with(like(&["acme/1"], &[], 3), |query| query.vector = vec![1.0]),
             "a vector and examples do not go together",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream};
 use shoal_query::Config;
 use shoal_schemas::v1::{
     self, SearchStreamRequest, search_stream_request::Call, search_stream_response::Outcome,
@@ -92,7 +92,10 @@ async fn each_request_is_answered_under_its_id_and_failures_end_nothing() {
         (9, "NotFound"),
         (11, "InvalidArgument"),
     ];
-    let found: Vec<(u64, &str)> = found.iter().map(|(id, text)| (*id, text.as_str())).collect();
+    let found: Vec<(u64, &str)> = found
+        .iter()
+        .map(|(id, text)| (*id, text.as_str()))
+        .collect();
     assert_eq!(found, expected);
 }
 

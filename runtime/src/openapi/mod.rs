@@ -68,7 +68,11 @@ impl Document {
     /// The paths.
     pub fn paths(&self) -> BTreeSet<String> {
         let paths = self.at("/paths").as_object();
-        paths.into_iter().flatten().map(|(path, _)| path.clone()).collect()
+        paths
+            .into_iter()
+            .flatten()
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 
     /// Every method of every path: all that make first, all that drop last.
@@ -106,7 +110,13 @@ impl Document {
             return None;
         }
         let properties = found.get("properties").and_then(Json::as_object);
-        Some(properties.into_iter().flatten().map(|(name, _)| name.clone()).collect())
+        Some(
+            properties
+                .into_iter()
+                .flatten()
+                .map(|(name, _)| name.clone())
+                .collect(),
+        )
     }
 
     /// The place that a schema's references lead to.
@@ -156,18 +166,27 @@ impl Document {
                 "enum" => !rule.as_array().is_some_and(|all| all.contains(value)),
                 "minimum" => !compares(value, rule, |value, least| value >= least),
                 "maximum" => !compares(value, rule, |value, most| value <= most),
-                "minLength" => !value.as_str().is_some_and(|text| {
-                    u64::try_from(text.chars().count()).ok() >= rule.as_u64()
-                }),
+                "minLength" => !value
+                    .as_str()
+                    .is_some_and(|text| u64::try_from(text.chars().count()).ok() >= rule.as_u64()),
                 "pattern" => !is_digits(rule, value)
                     .ok_or_else(|| fault(&place, format!("pattern {rule} is not known here")))?,
                 "required" => {
-                    let names = rule.as_array().into_iter().flatten().filter_map(Json::as_str);
+                    let names = rule
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(Json::as_str);
                     names.into_iter().any(|name| value.get(name).is_none())
                 }
                 "items" => {
                     for (index, item) in value.as_array().into_iter().flatten().enumerate() {
-                        self.matches(&format!("{place}/items"), item, &format!("{at}/{index}"), seen)?;
+                        self.matches(
+                            &format!("{place}/items"),
+                            item,
+                            &format!("{at}/{index}"),
+                            seen,
+                        )?;
                     }
                     false
                 }
@@ -184,11 +203,19 @@ impl Document {
                     false
                 }
                 other if ANNOTATIONS.contains(&other) => false,
-                other => return Err(fault(place, format!("keyword `{other}` is not checked here"))),
+                other => {
+                    return Err(fault(
+                        place,
+                        format!("keyword `{other}` is not checked here"),
+                    ));
+                }
             };
             if broken {
                 let shown: String = value.to_string().chars().take(200).collect();
-                return Err(fault(at, format!("{shown} breaks {keyword} {rule} of {place}")));
+                return Err(fault(
+                    at,
+                    format!("{shown} breaks {keyword} {rule} of {place}"),
+                ));
             }
         }
         Ok(())
@@ -263,7 +290,10 @@ impl Document {
             return Ok(());
         }
         let why = faults.join("; ");
-        Err(fault(at, format!("fits {fitting} of oneOf of {place}: {why}")))
+        Err(fault(
+            at,
+            format!("fits {fitting} of oneOf of {place}: {why}"),
+        ))
     }
 }
 
@@ -272,7 +302,13 @@ pub fn expected_fields(message: &str) -> Option<BTreeSet<String>> {
     let (_, rest) = message.split_once("unknown field `")?;
     let (_, rest) = rest.split_once('`')?;
     let rest = rest.split(" at line ").next().unwrap_or_default();
-    Some(rest.split('`').skip(1).step_by(2).map(str::to_owned).collect())
+    Some(
+        rest.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect(),
+    )
 }
 
 fn escaped(name: &str) -> String {
@@ -371,7 +407,9 @@ mod tests {
             let told = document.check(ANSWER, &value).unwrap_err().to_string();
             assert!(told.contains(wanted), "{value}: {told}");
         }
-        let told = document.check("/components/schemas/Odd", &json!([])).unwrap_err();
+        let told = document
+            .check("/components/schemas/Odd", &json!([]))
+            .unwrap_err();
         assert!(told.to_string().contains("uniqueItems"), "{told}");
     }
 
@@ -379,7 +417,10 @@ mod tests {
     fn properties_that_no_value_had_are_named() {
         let mut document = document();
         document
-            .check(ANSWER, &json!({"hits": [{"id": "a"}], "value": true, "next": "n"}))
+            .check(
+                ANSWER,
+                &json!({"hits": [{"id": "a"}], "value": true, "next": "n"}),
+            )
             .unwrap();
         let unseen: Vec<String> = document.unseen([ANSWER]).into_iter().collect();
         let wanted = [

@@ -1,6 +1,6 @@
 //! One method of one path: what its examples send, and how its answers are described.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
@@ -25,7 +25,7 @@ impl Operation {
     pub(super) fn all(document: &Document) -> Vec<Self> {
         let paths = document.paths();
         let all = METHODS.iter().flat_map(|method| {
-            paths.iter().filter_map(|path| {
+            paths.iter().filter_map(move |path| {
                 let place = format!("/paths/{}/{method}", escaped(path));
                 (!document.at(&place).is_null()).then(|| Self {
                     path: path.clone(),
@@ -41,7 +41,12 @@ impl Operation {
     pub fn target(&self, document: &Document) -> (String, String) {
         let (mut path, mut query) = (self.path.clone(), String::new());
         for parameter in self.parameters(document) {
-            let text = |name: &str| parameter.get(name).and_then(Json::as_str).unwrap_or_default();
+            let text = |name: &str| {
+                parameter
+                    .get(name)
+                    .and_then(Json::as_str)
+                    .unwrap_or_default()
+            };
             let name = text("name");
             let example = match parameter.get("example") {
                 Some(Json::String(text)) => text.clone(),
@@ -52,8 +57,7 @@ impl Operation {
                 path = path.replace(&format!("{{{name}}}"), &example);
             } else {
                 let parted = if query.is_empty() { "" } else { "&" };
-                // A text takes all that is written.
-                drop(write!(query, "{parted}{name}={example}"));
+                query.push_str(&format!("{parted}{name}={example}"));
             }
         }
         (path, query)
@@ -206,7 +210,10 @@ mod tests {
         let document = document();
         let put = document.operations().swap_remove(0);
         let (path, query) = put.target(&document);
-        assert_eq!((path.as_str(), query.as_str()), ("/a/x/1", "deep=true&ms=5"));
+        assert_eq!(
+            (path.as_str(), query.as_str()),
+            ("/a/x/1", "deep=true&ms=5")
+        );
         let names: Vec<String> = put.query_names(&document).into_iter().collect();
         assert_eq!(names, ["deep", "ms"]);
         let bodies = put.bodies(&document);
@@ -218,7 +225,10 @@ mod tests {
         assert_eq!(document.resolved(&put.body_schema(&document)), hit);
         assert_eq!(document.resolved(&put.answer_schema(&document, 200)), hit);
         assert_eq!(document.resolved(&put.answer_schema(&document, 404)), by);
-        let all = [(String::new(), hit.to_owned()), ("/by".to_owned(), by.to_owned())];
+        let all = [
+            (String::new(), hit.to_owned()),
+            ("/by".to_owned(), by.to_owned()),
+        ];
         assert_eq!(put.objects(&document, body, &[]), all);
         assert_eq!(put.objects(&document, body, &["By"]), all[..1]);
     }
