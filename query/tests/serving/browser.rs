@@ -110,7 +110,7 @@ async fn a_person_sees_the_collection_and_searches_it() {
     }
     assert_eq!(
         json!(reached),
-        json!(["skip", "collection", "id", "ask", "k"])
+        json!(["skip", "collection", "id", "ask", "filter"])
     );
     // Nearest to p100 but itself: of equal distances the smaller id comes first.
     let found = search_by(&mut browser, "id", "p100", "p101");

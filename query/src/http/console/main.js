@@ -179,7 +179,7 @@ function applied(before, after, passed) {
 }
 
 const COLUMNS = ["Shard", "State", "Node", "Points", "Lag", "Next offset", "Memtable", "Graph", "Ended", "Size", "Digest"];
-const NUMBERS = new Set(["Shard", "Points", "Lag", "Next offset", "Memtable", "Graph", "Ended", "Size"]);
+const NUMBERS = new Set(["Points", "Lag", "Next offset", "Memtable", "Graph", "Ended", "Size"]);
 
 function table(shards) {
   const made = document.createElement("table");

@@ -34,7 +34,7 @@ export function draw(svg, series, now, format) {
     svg.append(element("line", { x1: left, x2: width - right, y1: at, y2: at, class: share === 0 ? "base" : "grid" }));
     svg.append(element("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, format(most * share)));
   }
-  const times = [[SPAN_MS, "5 min ago", "start"], [SPAN_MS / 2, "2.5", "middle"], [0, "now", "end"]];
+  const times = [[SPAN_MS, "5 min ago", "start"], [SPAN_MS / 2, "2.5 min", "middle"], [0, "now", "end"]];
   for (const [ago, label, anchor] of times) {
     svg.append(element("text", { x: x(now - ago), y: height - 3, "text-anchor": anchor }, label));
   }
