@@ -5,7 +5,10 @@
 //! the first line that is refused: those before it are written. The answer is one object at the
 //! end, with the last token of each partition, which stand for all before them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -16,6 +19,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _};
 use serde_json::{json, value::RawValue};
+use shoal_runtime::tasks::blocking;
 use shoal_schemas::{Condition, Partition, Token, json::split_condition, patch::PatchError};
 
 use super::{
@@ -25,6 +29,11 @@ use super::{
     sending::Sent,
 };
 use crate::{Publisher, publisher::Prepared, trace};
+
+/// Bytes of lines of one part, about.
+const PART_BYTES: usize = 4 << 20;
+/// How long lines that have come wait for more of them.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// What was written, as far as it came.
 #[derive(Default)]
@@ -76,11 +85,11 @@ async fn write(
     let mut waiting: VecDeque<Sent> = VecDeque::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
-        let (prepared, ended) = part(&mut lines, &publisher).await;
-        outcome = match send(served, &publisher, &prepared, lines.number).await {
+        let part = lines.part(&publisher).await;
+        outcome = match send(served, &publisher, &part).await {
             Ok(sent) => {
                 waiting.extend(sent);
-                ended
+                part.ended
             }
             // What is told is the earlier fault.
             Err(error) => Err(error),
@@ -109,44 +118,43 @@ async fn write(
 async fn send(
     served: &Served,
     publisher: &Publisher,
-    prepared: &[Prepared],
-    line: u64,
+    part: &Part,
 ) -> Result<Option<Sent>, CallError> {
-    if prepared.is_empty() {
+    if part.prepared.is_empty() {
         return Ok(None);
     }
-    let first = line.saturating_sub(u64::try_from(prepared.len()).unwrap_or(0));
-    let at_line = |source: CallError| CallError::Line {
-        line: first + 1,
-        source: Box::new(source),
-    };
-    served.calls.take(publisher, prepared).map_err(at_line)?;
-    served
-        .calls
-        .send_waiting(publisher, prepared)
-        .await
-        .map(Some)
+    let calls = &served.calls;
+    let taken = calls.take(publisher, &part.prepared);
+    taken.map_err(|source| at_line(part.first, source))?;
+    calls.send_waiting(publisher, &part.prepared).await.map(Some)
 }
 
-/// The next part of a body, checked, and why it ends where that is not its size.
-async fn part(
-    lines: &mut Lines<impl Stream<Item = Result<Bytes, String>> + Unpin>,
+/// Some lines of a body, checked.
+struct Part {
+    /// The number of its first line.
+    first: u64,
+    prepared: Vec<Prepared>,
+    /// Why nothing comes behind it, where that is a fault.
+    ended: Result<(), CallError>,
+}
+
+fn at_line(line: u64, source: CallError) -> CallError {
+    CallError::Line {
+        line,
+        source: Box::new(source),
+    }
+}
+
+/// Reads lines up to the first one that is refused.
+fn read_all(
+    lines: Vec<(u64, Vec<u8>)>,
     publisher: &Publisher,
 ) -> (Vec<Prepared>, Result<(), CallError>) {
-    let mut prepared = Vec::new();
-    while prepared.len() < MAX_POINTS {
-        let line = match lines.next().await {
-            Ok(Some(line)) => line,
-            Ok(None) => break,
-            Err(error) => return (prepared, Err(error)),
-        };
+    let mut prepared = Vec::with_capacity(lines.len());
+    for (number, line) in lines {
         match read(&line, publisher) {
             Ok(record) => prepared.push(record),
-            Err(source) => {
-                let line = lines.number;
-                let source = Box::new(source);
-                return (prepared, Err(CallError::Line { line, source }));
-            }
+            Err(source) => return (prepared, Err(at_line(number, source))),
         }
     }
     (prepared, Ok(()))
@@ -194,7 +202,46 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
         }
     }
 
+    /// The next lines: as many as a part holds, or those that have come when no more do.
+    async fn part(&mut self, publisher: &Publisher) -> Part {
+        let mut lines = Vec::new();
+        let mut held_bytes = 0;
+        let ended = loop {
+            if lines.len() >= MAX_POINTS || held_bytes >= PART_BYTES {
+                break Ok(());
+            }
+            let next = if lines.is_empty() {
+                self.next().await
+            } else {
+                match tokio::time::timeout(LINGER, self.next()).await {
+                    Ok(next) => next,
+                    Err(_elapsed) => break Ok(()),
+                }
+            };
+            match next {
+                Ok(Some(line)) => {
+                    held_bytes += line.len();
+                    lines.push((self.number, line));
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let first = lines.first().map_or(self.number, |(number, _)| *number);
+        let publisher = publisher.clone();
+        let (prepared, read) = blocking(move || read_all(lines, &publisher)).await;
+        Part {
+            first,
+            prepared,
+            // A line that is refused stands before whatever ended the part.
+            ended: read.and(ended),
+        }
+    }
+
     /// The next line; `None` behind the last.
+    ///
+    /// # Cancel safety
+    /// Safe: what was read of a line stays for the next call.
     async fn next(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         loop {
             let unsearched = self.held.iter().skip(self.searched);
@@ -211,12 +258,9 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
             }
             self.searched = self.held.len();
             if self.held.len() > self.limit_bytes {
-                return Err(CallError::Line {
-                    line: self.number + 1,
-                    source: Box::new(CallError::BodyTooLarge {
-                        limit_bytes: self.limit_bytes,
-                    }),
-                });
+                let limit_bytes = self.limit_bytes;
+                let source = CallError::BodyTooLarge { limit_bytes };
+                return Err(at_line(self.number + 1, source));
             }
             match self.body.next().await {
                 Some(Ok(piece)) => self.held.extend_from_slice(&piece),

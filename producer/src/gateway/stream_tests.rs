@@ -241,11 +241,11 @@ async fn a_body_is_written_while_it_comes() {
     });
     let sent = reqwest::Client::new().post(world.url("/v1/collections/docs/points"));
     let sent = sent.body(reqwest::Body::wrap_stream(body)).send();
-    let first: String = (0..1000).map(|n| line(&format!("id-{n}"))).collect();
+    let first: String = (0..7).map(|n| line(&format!("id-{n}"))).collect();
     let feed = async {
         send.send(Ok(first.into())).await.unwrap();
         let deadline = tokio::time::timeout(PATIENCE, async {
-            while world.found().len() < 1000 {
+            while world.found().len() < 7 {
                 tokio::task::yield_now().await;
             }
         });
@@ -257,7 +257,7 @@ async fn a_body_is_written_while_it_comes() {
     };
     let (answer, ()) = tokio::join!(sent, feed);
     let told: Json = serde_json::from_str(&answer.unwrap().text().await.unwrap()).unwrap();
-    assert_eq!(told["points"], 1001);
+    assert_eq!(told["points"], 8);
 }
 
 /// `acme` may write 5 records a second; the rest has no limit.
