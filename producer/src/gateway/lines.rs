@@ -126,7 +126,10 @@ async fn send(
     let calls = &served.calls;
     let taken = calls.take(publisher, &part.prepared);
     taken.map_err(|source| at_line(part.first, source))?;
-    calls.send_waiting(publisher, &part.prepared).await.map(Some)
+    calls
+        .send_waiting(publisher, &part.prepared)
+        .await
+        .map(Some)
 }
 
 /// Some lines of a body, checked.

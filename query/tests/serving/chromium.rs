@@ -173,16 +173,21 @@ impl Chromium {
 
     /// The value of an expression in the page.
     pub fn value(&mut self, expression: &str) -> Value {
-        let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let told = self.call("Runtime.evaluate", asked);
+        let told = self.evaluate(expression);
         assert_eq!(told.get("exceptionDetails"), None, "{expression}");
         told["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true.
+    fn evaluate(&mut self, expression: &str) -> Value {
+        let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
+        self.call("Runtime.evaluate", asked)
+    }
+
+    /// Waits until an expression is true; one that throws is not, as what it looks at is not there
+    /// yet.
     #[track_caller]
     pub fn until(&mut self, expression: &str) {
-        let look = || (self.value(expression) == true).then_some(());
+        let look = || (self.evaluate(expression)["result"]["value"] == true).then_some(());
         eventually(PATIENCE, expression, look);
     }
 
