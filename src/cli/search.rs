@@ -41,7 +41,7 @@ pub(super) struct Search {
     #[arg(long, group = "query_vector", value_name = "ID")]
     like: Vec<String>,
     /// With --like: points unlike this stored one; may be given several times
-    #[arg(long, requires = "like", value_name = "ID")]
+    #[arg(long, requires = "like", conflicts_with_all = ["vector", "vector_file", "id"], value_name = "ID")]
     unlike: Vec<String>,
     /// How many
     #[arg(short, long, default_value_t = 10)]

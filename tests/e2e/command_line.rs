@@ -127,7 +127,10 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     assert_eq!(ids, ["c-7", "c-6", "c-8"]);
     assert_eq!(found["hits"][0]["payload"]["n"], 7);
     // Like the seventh and unlike the fifth is around the ninth.
-    for (unlike, expected) in [(&[][..], ["c-6", "c-8"]), (&["--unlike", "c-5"], ["c-9", "c-10"])] {
+    for (unlike, expected) in [
+        (&[][..], ["c-6", "c-8"]),
+        (&["--unlike", "c-5"], ["c-9", "c-10"]),
+    ] {
         let like = ["search", "cli", "--like", "c-7", "-k", "2", "--json"];
         let found: Value = serde_json::from_str(&shoal(&[&like[..], unlike].concat())).unwrap();
         let ids = found["hits"].as_array().unwrap().iter();

@@ -214,6 +214,10 @@ async fn without_collections_and_without_a_node_it_says_so() {
     browser.resize(1280, 860, false);
     browser.open(&world.url("/"));
     browser.until("document.getElementById('status').textContent === 'No collection yet'");
+    let shown = "document.getElementById('empty').offsetHeight > 0";
+    assert_eq!(browser.value(shown), true);
+    let hidden = "document.getElementById('shards').offsetHeight";
+    assert_eq!(browser.value(hidden), 0);
     browser.picture("empty");
     assert_eq!(browser.complaints, Vec::<String>::new());
     world.tasks.cancel().cancel();

@@ -140,6 +140,8 @@ impl Chromium {
         let params = &event["params"];
         let complaint = match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => &params["exceptionDetails"],
+            // That the node refused something is the page's to tell.
+            Some("Log.entryAdded") if params["entry"]["source"] == "network" => return,
             Some("Log.entryAdded") if params["entry"]["level"] == "error" => &params["entry"],
             Some("Runtime.consoleAPICalled") if params["type"] == "error" => &params["args"],
             _ => return,

@@ -111,6 +111,8 @@ function choose(name) {
 }
 
 function glance(shards, definition) {
+  $("empty").hidden = Boolean(definition);
+  for (const section of document.querySelectorAll(".filled")) section.hidden = !definition;
   if (!definition) {
     status("warn", "No collection yet");
     return;
@@ -155,9 +157,9 @@ function plots(now) {
     searches.push([time, none ? null : (after.meters.vectors - before.meters.vectors) / passed]);
     ingest.push([time, isGap ? null : applied(before.applied, after.applied, passed)]);
   }
-  draw($("latency"), [{ points: p50 }, { points: p99 }], now, millis);
-  draw($("rate"), [{ points: searches }], now, rate);
-  draw($("ingest"), [{ points: ingest }], now, rate);
+  draw($("latency"), [{ points: p50 }, { points: p99 }], now, millis, 0.01);
+  draw($("rate"), [{ points: searches }], now, rate, 10);
+  draw($("ingest"), [{ points: ingest }], now, rate, 10);
   const last = (points) => points.at(-1)?.[1] ?? null;
   const [a, b] = [last(p50), last(p99)];
   $("latency-now").textContent = a === null ? "idle" : `${millis(a)} / ${millis(b)}`;

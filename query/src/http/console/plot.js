@@ -18,13 +18,14 @@ export function ceiling(value) {
   return step * power;
 }
 
-// series: [{ points: [[time_ms, value or null], ...] }]; the first one is filled.
-export function draw(svg, series, now, format) {
+// series: [{ points: [[time_ms, value or null], ...] }]; the first one is filled. The scale goes to
+// `least` at least, so that a little noise does not look like a storm.
+export function draw(svg, series, now, format, least) {
   const width = svg.clientWidth || 320;
   const height = svg.clientHeight || 132;
   const [left, right, top, bottom] = [46, 2, 6, 18];
   const seen = series.flatMap((one) => one.points.map((point) => point[1])).filter((value) => value !== null);
-  const most = ceiling(Math.max(0, ...seen));
+  const most = ceiling(Math.max(least, ...seen));
   const x = (time) => left + ((time - (now - SPAN_MS)) / SPAN_MS) * (width - left - right);
   const y = (value) => top + (1 - value / most) * (height - top - bottom);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
