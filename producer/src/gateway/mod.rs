@@ -179,6 +179,8 @@ async fn report_health(
 #[cfg(test)]
 mod openapi_tests;
 #[cfg(test)]
+mod registry_tests;
+#[cfg(test)]
 mod resolve_tests;
 #[cfg(test)]
 mod stream_tests;
