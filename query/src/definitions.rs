@@ -117,8 +117,7 @@ impl Definitions {
     }
 }
 
-/// Who serves each shard, by its number.
-pub(crate) fn owners(shards: &Shards) -> Vec<v1::ShardOwner> {
+fn owners(shards: &Shards) -> Vec<v1::ShardOwner> {
     let owner = |(shard, owner): (_, &Option<crate::shard_map::Owner>)| match owner {
         None => v1::ShardOwner {
             shard,

@@ -185,38 +185,6 @@ impl Question for CountOf {
     }
 }
 
-/// What shards hold and how far they are.
-pub(crate) struct StatusOf {
-    pub(crate) collection: String,
-}
-
-impl Question for StatusOf {
-    type Body = v1::ShardStatus;
-
-    fn ask<'a>(
-        &'a self,
-        client: &'a dyn ShardClient,
-        address: &'a str,
-        shards: Vec<v1::ShardAsk>,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
-        let request = v1::ShardStatusRequest {
-            collection: self.collection.clone(),
-            shards,
-        };
-        let answered = async move {
-            let response = client.shard_status(address, request, call).await?;
-            let replies = response.shards.into_iter().map(|status| Reply {
-                coverage: status.coverage.clone().unwrap_or_default(),
-                code: status.code,
-                body: status,
-            });
-            Ok(replies.collect())
-        };
-        answered.boxed()
-    }
-}
-
 /// How many points match.
 pub(crate) struct MatchesOf {
     pub(crate) collection: String,

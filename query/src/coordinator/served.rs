@@ -1,17 +1,23 @@
 //! Every shard of a collection with who serves it and what that node says of it, for operators.
 //!
-//! Unlike a count it is an answer whoever is silent: a shard that is missing is what one looks for.
+//! Unlike a count it is an answer whoever is silent: a node that is missing is what one looks for.
+//! Each claim is asked about by itself, also one that says that it is not ready; nobody answers for
+//! another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use futures::future::join_all;
 use shoal_schemas::v1;
 
 use crate::{
     call::Call,
-    coordinator::{Coordinator, QueryError, question::StatusOf},
-    definitions,
-    tokens::TokensByShard,
+    client::ShardCall,
+    coordinator::{Coordinator, QueryError},
+    shard_map::Owner,
 };
+
+/// What a node said of its shards by number, or why it said nothing.
+type Told = Result<HashMap<u32, v1::ShardStatus>, String>;
 
 impl Coordinator {
     pub(super) async fn served(
@@ -20,58 +26,107 @@ impl Coordinator {
         call: Call,
     ) -> Result<v1::ShardsResponse, QueryError> {
         let shards = self.shards(&request.collection)?;
-        let question = StatusOf {
-            collection: request.collection,
+        let claims = (0..).zip(&shards.owners);
+        let mut asks: BTreeMap<&str, Vec<v1::ShardAsk>> = BTreeMap::new();
+        for (shard, owner) in claims.clone() {
+            if let Some(owner) = owner {
+                let asked = asks.entry(&owner.claim.address).or_default();
+                asked.push(v1::ShardAsk {
+                    shard,
+                    at_least: Vec::new(),
+                });
+            }
+        }
+        let call = ShardCall {
+            timeout: call.deadline.for_shards().remaining(),
+            trace: call.trace,
         };
-        let tokens = TokensByShard::new();
-        let gathered = self.gather(&shards, &question, shards.numbers(), &tokens, call);
-        let (gathered, _) = gathered.await?;
-        let mut told: BTreeMap<u32, v1::ShardStatus> = (gathered.answers.into_iter())
-            .map(|(coverage, status)| (coverage.shard, status))
-            .collect();
-        let mut silent: BTreeMap<u32, String> = (gathered.misses.into_iter())
-            .map(|miss| (miss.shard.0, miss.why))
-            .collect();
-        let owners = definitions::owners(&shards).into_iter().zip(&shards.owners);
-        let rows = owners.map(|(owner, claimed)| {
-            let row = v1::ServedShard {
-                ready: claimed.as_ref().is_some_and(|owner| owner.claim.ready),
-                error: silent.remove(&owner.shard).unwrap_or_default(),
-                ..v1::ServedShard::default()
+        if call.timeout.is_zero() {
+            return Err(QueryError::NoTime);
+        }
+        let asked = asks.into_iter().map(|(address, shards)| {
+            let request = v1::ShardStatusRequest {
+                collection: request.collection.clone(),
+                shards,
             };
-            let status = told.remove(&owner.shard);
-            with_status(row, owner, status)
+            async move { (address, self.status_of(address, request, call).await) }
+        });
+        let told: HashMap<&str, Told> = join_all(asked).await.into_iter().collect();
+        let rows = claims.map(|(shard, owner)| match owner {
+            None => unclaimed(shard),
+            Some(owner) => row(shard, owner, told.get(owner.claim.address.as_str())),
         });
         Ok(v1::ShardsResponse {
             shards: rows.collect(),
         })
     }
+
+    async fn status_of(
+        &self,
+        address: &str,
+        request: v1::ShardStatusRequest,
+        call: ShardCall,
+    ) -> Told {
+        let answered = self.client.shard_status(address, request, call).await;
+        let statuses = answered.map_err(|error| error.to_string())?.shards;
+        let by_shard = statuses.into_iter().map(|status| {
+            let shard = status.coverage.as_ref().map_or(0, |coverage| coverage.shard);
+            (shard, status)
+        });
+        Ok(by_shard.collect())
+    }
 }
 
-fn with_status(
-    row: v1::ServedShard,
-    owner: v1::ShardOwner,
-    status: Option<v1::ShardStatus>,
-) -> v1::ServedShard {
-    let owner = Some(owner);
-    let Some(status) = status else {
-        return v1::ServedShard { owner, ..row };
-    };
-    let coverage = status.coverage.unwrap_or_default();
+fn unclaimed(shard: u32) -> v1::ServedShard {
     v1::ServedShard {
-        owner,
-        ready: row.ready,
+        owner: Some(v1::ShardOwner {
+            shard,
+            ..v1::ShardOwner::default()
+        }),
+        error: "no indexer has claimed the shard".to_owned(),
+        ..v1::ServedShard::default()
+    }
+}
+
+fn row(shard: u32, owner: &Owner, told: Option<&Told>) -> v1::ServedShard {
+    let claimed = v1::ServedShard {
+        owner: Some(v1::ShardOwner {
+            shard,
+            node: owner.claim.node.clone(),
+            address: owner.claim.address.clone(),
+            epoch: owner.epoch.0,
+        }),
+        ready: owner.claim.ready,
+        ..v1::ServedShard::default()
+    };
+    let silent = |error: &str| v1::ServedShard {
+        error: error.to_owned(),
+        ..claimed.clone()
+    };
+    let status = match told {
+        Some(Ok(shards)) => shards.get(&shard),
+        Some(Err(error)) => return silent(error),
+        None => None,
+    };
+    let Some(status) = status else {
+        return silent("node says nothing of the shard");
+    };
+    let coverage = status.coverage.clone().unwrap_or_default();
+    if status.code != 0 {
+        return silent(&coverage.error);
+    }
+    v1::ServedShard {
         answered: true,
-        error: String::new(),
         lag_seconds: coverage.lag_seconds,
         next_offset: coverage.next_offset,
         live_points: status.live_points,
         contested: status.contested,
-        digest: status.digest.into(),
+        digest: status.digest.to_vec(),
         wal_bytes: status.wal_bytes,
         index_bytes: status.index_bytes,
         memtable_rows: status.memtable_rows,
         graph_rows: status.graph_rows,
         dead_rows: status.dead_rows,
+        ..claimed
     }
 }

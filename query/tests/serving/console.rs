@@ -239,7 +239,8 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
     let expected = [
         (Some(0), true, true),
         (Some(1), true, false),
-        (Some(2), false, false),
+        // Who is not ready is not searched, and asked all the same how far it is.
+        (Some(2), false, true),
     ];
     assert_eq!(states, expected, "{told}");
     assert_eq!(shards[0]["node"], "node-0");
@@ -247,7 +248,12 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
     assert!(shards[0]["points"].as_u64().unwrap() > 0);
     assert!(shards[1]["error"].as_str().unwrap().contains("planted"));
     assert_eq!(shards[1].get("points"), None);
-    assert!(!shards[2]["error"].as_str().unwrap().is_empty());
+    assert!(shards[2]["points"].as_u64().unwrap() > 0);
+    world.define(&collection("orphaned", 1)).await;
+    let told = get(&world, "/v1/collections/orphaned/shards").await;
+    let shard = &told["shards"][0];
+    assert_eq!((&shard["node"], &shard["answered"]), (&json!(""), &json!(false)));
+    assert!(shard["error"].as_str().unwrap().contains("no indexer has claimed"));
 
     let request = shoal_schemas::v1::ShardsRequest {
         collection: "docs".into(),
@@ -258,7 +264,8 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
         .iter()
         .map(|shard| shard.live_points)
         .collect();
-    assert_eq!(live, [shards[0]["points"].as_u64().unwrap(), 0, 0]);
+    let of = |shard: usize| shards[shard]["points"].as_u64().unwrap();
+    assert_eq!(live, [of(0), 0, of(2)]);
     let missing = world.http.get(world.url("/v1/collections/nothing/shards"));
     assert_eq!(missing.send().await.unwrap().status(), 404);
 }

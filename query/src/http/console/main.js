@@ -138,7 +138,9 @@ function glance(shards, definition) {
   const [size, sizeUnit] = bytes(sum("index_bytes") + sum("wal_bytes")).split(" ");
   figure("size", size, sizeUnit);
   $("size-note").textContent = `${bytes(sum("index_bytes"))} index, ${bytes(sum("wal_bytes"))} log`;
+  const restoring = answering.filter((shard) => !shard.ready).length;
   if (missing) status("bad", `${missing} of ${shards.length} shards silent`);
+  else if (restoring) status("warn", `${restoring} of ${shards.length} shards not ready`);
   else if (most > LATE_SECONDS) status("warn", "Behind");
   else status("good", "All shards answer");
 }
