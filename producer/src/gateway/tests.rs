@@ -5,12 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value as Json, json};
-use shoal_runtime::{
-    clock::System,
-    eventually,
-    http::Readiness,
-    tasks::Tasks,
-};
+use shoal_runtime::{clock::System, eventually, http::Readiness, tasks::Tasks};
 use shoal_schemas::{
     Collection, Point, PointId, Token,
     avro::NoRegistry,

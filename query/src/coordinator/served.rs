@@ -70,7 +70,10 @@ impl Coordinator {
         let answered = self.client.shard_status(address, request, call).await;
         let statuses = answered.map_err(|error| error.to_string())?.shards;
         let by_shard = statuses.into_iter().map(|status| {
-            let shard = status.coverage.as_ref().map_or(0, |coverage| coverage.shard);
+            let shard = status
+                .coverage
+                .as_ref()
+                .map_or(0, |coverage| coverage.shard);
             (shard, status)
         });
         Ok(by_shard.collect())

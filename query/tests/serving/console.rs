@@ -252,8 +252,16 @@ async fn every_shard_is_listed_whether_it_answers_or_not() {
     world.define(&collection("orphaned", 1)).await;
     let told = get(&world, "/v1/collections/orphaned/shards").await;
     let shard = &told["shards"][0];
-    assert_eq!((&shard["node"], &shard["answered"]), (&json!(""), &json!(false)));
-    assert!(shard["error"].as_str().unwrap().contains("no indexer has claimed"));
+    assert_eq!(
+        (&shard["node"], &shard["answered"]),
+        (&json!(""), &json!(false))
+    );
+    assert!(
+        shard["error"]
+            .as_str()
+            .unwrap()
+            .contains("no indexer has claimed")
+    );
 
     let request = shoal_schemas::v1::ShardsRequest {
         collection: "docs".into(),
