@@ -166,9 +166,9 @@ impl Document {
                 "enum" => !rule.as_array().is_some_and(|all| all.contains(value)),
                 "minimum" => !compares(value, rule, |value, least| value >= least),
                 "maximum" => !compares(value, rule, |value, most| value <= most),
-                "minLength" => value.as_str().is_none_or(|text| {
-                    u64::try_from(text.chars().count()).ok() < rule.as_u64()
-                }),
+                "minLength" => value
+                    .as_str()
+                    .is_none_or(|text| u64::try_from(text.chars().count()).ok() < rule.as_u64()),
                 "pattern" => !is_digits(rule, value)
                     .ok_or_else(|| fault(&place, format!("pattern {rule} is not known here")))?,
                 "required" => {
