@@ -203,6 +203,12 @@ impl Settings {
                 *value = "***".into();
             }
         }
+        if let Some(key) = all
+            .pointer_mut("/query/embedding/api_key")
+            .filter(|key| key.is_string())
+        {
+            *key = "***".into();
+        }
         without_nulls(&mut all);
         toml::to_string_pretty(&all).unwrap_or_default()
     }

@@ -132,9 +132,13 @@ fn what_is_printed_reads_back_and_hides_secrets() {
         .client
         .insert("sasl.password".into(), "hunter2".into());
     settings.query.default_deadline = Duration::from_millis(1234);
-    let text = settings.to_toml();
-    assert!(!text.contains("hunter2"), "{text}");
-    let back = read(&text).unwrap();
+    let mut secretive = settings.clone();
+    secretive.query.embedding.api_key = Some("hunter2".into());
+    for settings in [&settings, &secretive] {
+        let text = settings.to_toml();
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let back = read(&settings.to_toml()).unwrap();
     assert_eq!(back.query, settings.query);
     assert_eq!(back.gateway, settings.gateway);
 }

@@ -21,6 +21,8 @@ pub const GATEWAY_OPEN_CALLS: &str = "producer_gateway_open_calls";
 
 /// Points of conditional writes and patches forwarded to the owners of their shards. Labels: `code`.
 pub const GATEWAY_FORWARDED_TOTAL: &str = "producer_gateway_forwarded_total";
+/// Calls that a tenant's quota did not take.
+pub const GATEWAY_QUOTA_REFUSALS_TOTAL: &str = "producer_gateway_quota_refusals_total";
 
 /// Gives every metric its text.
 pub fn describe() {
@@ -40,6 +42,10 @@ pub fn describe() {
     describe_counter!(
         GATEWAY_FORWARDED_TOTAL,
         "Points forwarded to the owners of their shards"
+    );
+    describe_counter!(
+        GATEWAY_QUOTA_REFUSALS_TOTAL,
+        "Calls that a tenant's quota did not take"
     );
     describe_gauge!(GATEWAY_OPEN_CALLS, "Gateway calls under way");
 }

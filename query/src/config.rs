@@ -40,6 +40,73 @@ pub struct Config {
     pub admission: admission::Config,
     /// When a second replica is asked while the first one may still answer.
     pub hedge: hedge::Config,
+    /// Most searches of one `SearchStream` under way at once. Default 64, 1 to 10,000.
+    ///
+    /// As many as are under way, the stream is read no further: too few and a caller far away
+    /// waits for round trips, too many and one stream takes the node's memory.
+    pub max_stream_searches: u32,
+    /// Origins whose pages may ask this node from a browser, over JSON and grpc-web alike, such as
+    /// `https://app.example.com`; `*` is any. Default none: only pages of the node's own origin.
+    pub cors_origins: Vec<String>,
+    /// Where texts become vectors. Default nowhere: searches by text are refused.
+    pub embedding: EmbeddingConfig,
+}
+
+/// An endpoint that turns texts into vectors, section `[query.embedding]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbeddingConfig {
+    /// An endpoint that speaks OpenAI's `/v1/embeddings`, path included. Default none.
+    pub url: Option<String>,
+    /// The model it is asked for. Default none; needed with `url`.
+    ///
+    /// It has to be the one that the collections' vectors were made with.
+    pub model: Option<String>,
+    /// The key it is asked with, as a bearer token. Default none. Better set by the environment
+    /// than in the file.
+    pub api_key: Option<String>,
+    /// Longest time for its answer. Default 5 s, 1 ms to 10 min; a caller's shorter deadline counts.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for EmbeddingConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            model: None,
+            api_key: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl EmbeddingConfig {
+    fn validate(&self, faults: &mut Vec<String>) {
+        match (&self.url, &self.model) {
+            (Some(url), _) if !is_web_address(url) => faults.push(format!(
+                "query.embedding.url is `{url}`, wanted is http://host:port/v1/embeddings"
+            )),
+            (Some(_), None) => faults
+                .push("query.embedding.model is not set, query.embedding.url needs it".to_owned()),
+            (None, Some(_)) => faults
+                .push("query.embedding.url is not set, query.embedding.model needs it".to_owned()),
+            _ => {}
+        }
+    }
+}
+
+fn is_web_address(url: &str) -> bool {
+    let behind = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme));
+    behind.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+}
+
+/// A scheme, a host and maybe a port, as browsers name origins.
+fn is_origin(text: &str) -> bool {
+    let host = text.split_once("://").map(|(_, host)| host);
+    text == "*" || is_web_address(text) && host.is_some_and(|host| !host.contains('/'))
 }
 
 impl Default for Config {
@@ -55,6 +122,9 @@ impl Default for Config {
             max_message_bytes: 64 << 20,
             admission: admission::Config::default(),
             hedge: hedge::Config::default(),
+            max_stream_searches: 64,
+            cors_origins: Vec::new(),
+            embedding: EmbeddingConfig::default(),
         }
     }
 }
@@ -65,6 +135,7 @@ impl Validate for Config {
             ("max_k", self.max_k, 1, 10_000),
             ("max_batch_queries", self.max_batch_queries, 1, 100_000),
             ("max_get_ids", self.max_get_ids, 1, 1_000_000),
+            ("max_stream_searches", self.max_stream_searches, 1, 10_000),
             (
                 "max_message_bytes",
                 self.max_message_bytes,
@@ -82,6 +153,7 @@ impl Validate for Config {
         let times = [
             ("default_deadline", self.default_deadline),
             ("shard_connect_timeout", self.shard_connect_timeout),
+            ("embedding.timeout", self.embedding.timeout),
         ];
         let (min, max) = (Duration::from_millis(1), Duration::from_secs(600));
         for (key, found) in times {
@@ -93,6 +165,13 @@ impl Validate for Config {
         }
         self.admission.validate(faults);
         self.hedge.validate(faults);
+        for origin in self.cors_origins.iter().filter(|one| !is_origin(one)) {
+            faults.push(format!(
+                "query.cors_origins has `{origin}`, wanted are origins such as \
+                 https://app.example.com, without a path, or *"
+            ));
+        }
+        self.embedding.validate(faults);
         if self.grpc_listen == self.http_listen && self.grpc_listen.port() != 0 {
             faults.push(format!(
                 "query.grpc_listen and query.http_listen are both {}, they need two ports",
@@ -108,7 +187,7 @@ mod tests {
 
     use shoal_runtime::config::Validate;
 
-    use super::Config;
+    use super::{Config, EmbeddingConfig};
 
     fn faults(config: &Config) -> Vec<String> {
         let mut faults = Vec::new();
@@ -127,6 +206,16 @@ mod tests {
             max_k: 0,
             max_message_bytes: 1,
             default_deadline: Duration::ZERO,
+            max_stream_searches: 0,
+            cors_origins: vec![
+                "https://a.example/path".into(),
+                "https://good.example".into(),
+            ],
+            embedding: EmbeddingConfig {
+                url: Some("localhost/v1".into()),
+                timeout: Duration::ZERO,
+                ..EmbeddingConfig::default()
+            },
             ..Config::default()
         };
         config.http_listen = config.grpc_listen;
@@ -135,6 +224,10 @@ mod tests {
             "max_k",
             "max_message_bytes",
             "default_deadline",
+            "max_stream_searches",
+            "cors_origins",
+            "embedding.url",
+            "embedding.timeout",
             "http_listen",
         ];
         assert_eq!(found.len(), keys.len(), "{found:?}");

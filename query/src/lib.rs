@@ -9,7 +9,7 @@
 //! takes no writes except definitions of collections. What it learns about indexers (`fleet.rs`,
 //! [`hedge`]) only says whom it asks first. Deciding ([`plan`], [`merge`], [`groups`],
 //! [`tokens`], [`coverage`], [`shard_map`]) is pure; doing is thin around it. tonic is named in `client/` and
-//! `serve/` only, axum in `http/` only.
+//! `serve/` only, axum in `http/` only, reqwest in `embedding.rs` only.
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -19,6 +19,7 @@ pub mod config;
 pub mod coordinator;
 pub mod coverage;
 pub mod definitions;
+pub mod embedding;
 mod fleet;
 pub mod groups;
 pub mod hedge;

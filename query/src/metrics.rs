@@ -12,8 +12,8 @@ pub const VECTOR_SEARCH_LATENCY_SECONDS: &str = "vector_search_latency_seconds";
 ///
 /// Only of complete answers without tokens: waiting for a write is nobody's overhead.
 pub const QUERY_COORDINATOR_SECONDS: &str = "query_coordinator_seconds";
-/// Calls answered. Labels: `verb` (`search`, `search_batch`, `get`, `count`, `scroll`), `outcome`
-/// (`ok`, `partial`, `caller`, `busy`, `deadline`, `unavailable`).
+/// Calls answered. Labels: `verb` (`search`, `search_batch`, `recommend`, `get`, `count`, `scroll`,
+/// `shards`), `outcome` (`ok`, `partial`, `caller`, `busy`, `deadline`, `unavailable`).
 pub const QUERY_REQUESTS_TOTAL: &str = "query_requests_total";
 /// Query vectors answered, those of batches one by one; its rate is queries a second.
 pub const QUERY_VECTORS_TOTAL: &str = "query_vectors_total";
@@ -36,27 +36,33 @@ pub const QUERY_CALLS_QUEUED_TOTAL: &str = "query_calls_queued_total";
 pub(crate) enum Verb {
     Search,
     SearchBatch,
+    Recommend,
     Get,
     Count,
     Scroll,
+    Shards,
 }
 
 impl Verb {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Search,
         Self::SearchBatch,
+        Self::Recommend,
         Self::Get,
         Self::Count,
         Self::Scroll,
+        Self::Shards,
     ];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Search => "search",
             Self::SearchBatch => "search_batch",
+            Self::Recommend => "recommend",
             Self::Get => "get",
             Self::Count => "count",
             Self::Scroll => "scroll",
+            Self::Shards => "shards",
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod crash;
 pub mod error;
 pub mod grpc;
 pub mod http;
+pub mod openapi;
 pub mod serving;
 pub mod tasks;
 pub mod telemetry;

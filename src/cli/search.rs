@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Args};
 use serde_json::{Value as Json, json};
 use shoal_schemas::{Payload, v1};
+use tonic::transport::Channel;
 
 use super::{
     Context, Usage,
@@ -36,6 +37,12 @@ pub(super) struct Search {
     /// Search with the vector of this stored point
     #[arg(long, group = "query_vector")]
     id: Option<String>,
+    /// Points like this stored one, which is not among the answer; may be given several times
+    #[arg(long, group = "query_vector", value_name = "ID")]
+    like: Vec<String>,
+    /// With --like: points unlike this stored one; may be given several times
+    #[arg(long, requires = "like", conflicts_with_all = ["vector", "vector_file", "id"], value_name = "ID")]
+    unlike: Vec<String>,
     /// How many
     #[arg(short, long, default_value_t = 10)]
     k: u32,
@@ -92,8 +99,31 @@ impl Search {
         let timeout = Duration::from_millis(self.timeout_ms);
         let given = self.given()?;
         let mut client = searches(&self.query.address(context)).await?;
-        let vector = match (given, &self.id) {
-            (Some(vector), _) => vector,
+        let answer = if self.like.is_empty() {
+            let vector = self.vector(given, &mut client, timeout).await?;
+            let wanted = self.search_for(vector)?;
+            client.search(request(wanted, timeout)).await
+        } else {
+            let wanted = self.recommend()?;
+            client.recommend(request(wanted, timeout)).await
+        };
+        let answer = answer.map_err(|status| told(&status))?.into_inner();
+        self.tell(&answer)?;
+        if let Some(note) = missing(answer.coverage.as_ref()) {
+            writeln!(io::stderr(), "{note}")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The vector that was given, or that of the point with `--id`.
+    async fn vector(
+        &self,
+        given: Option<Vec<f32>>,
+        client: &mut v1::search_client::SearchClient<Channel>,
+        timeout: Duration,
+    ) -> anyhow::Result<Vec<f32>> {
+        match (given, &self.id) {
+            (Some(vector), _) => Ok(vector),
             (None, Some(id)) => {
                 let wanted = v1::GetRequest {
                     collection: self.collection.clone(),
@@ -110,20 +140,55 @@ impl Search {
                     .next()
                     .and_then(|stored| stored.point);
                 match point {
-                    Some(point) => point.vector,
+                    Some(point) => Ok(point.vector),
                     None => bail!("there is no point `{id}` in `{}`", self.collection),
                 }
             }
             (None, None) => bail!(Usage("say what to search for".into())),
-        };
-        let wanted = v1::SearchRequest {
+        }
+    }
+
+    fn search_for(&self, vector: Vec<f32>) -> anyhow::Result<v1::SearchRequest> {
+        let query = self.asked();
+        Ok(v1::SearchRequest {
             collection: self.collection.clone(),
             vector,
+            k: query.k,
+            ef: query.ef,
+            with_vector: query.with_vector,
+            with_payload: query.with_payload,
+            read: read_options(&self.at_least, self.require_all, self.max_staleness_ms)?,
+            exact: query.exact,
+            filter: query.filter,
+            max_distance: query.max_distance,
+            group_by: query.group_by,
+            include_payload: query.include_payload,
+            exclude_payload: query.exclude_payload,
+            offset: query.offset,
+            after: query.after,
+            explain: query.explain,
+            tenant: query.tenant,
+        })
+    }
+
+    fn recommend(&self) -> anyhow::Result<v1::RecommendRequest> {
+        Ok(v1::RecommendRequest {
+            collection: self.collection.clone(),
+            positive: self.like.clone(),
+            negative: self.unlike.clone(),
+            query: Some(self.asked()),
+            read: read_options(&self.at_least, self.require_all, self.max_staleness_ms)?,
+        })
+    }
+
+    /// All but the vector.
+    fn asked(&self) -> v1::Query {
+        v1::Query {
+            vector: Vec::new(),
             k: self.k,
             ef: self.ef.unwrap_or(0),
             with_vector: self.with_vector,
             with_payload: true,
-            read: read_options(&self.at_least, self.require_all, self.max_staleness_ms)?,
             exact: self.exact,
             filter: self.narrow.filter(),
             max_distance: self.max_distance,
@@ -137,14 +202,7 @@ impl Search {
             after: None,
             explain: self.explain,
             tenant: self.narrow.tenant(),
-        };
-        let answer = client.search(request(wanted, timeout)).await;
-        let answer = answer.map_err(|status| told(&status))?.into_inner();
-        self.tell(&answer)?;
-        if let Some(note) = missing(answer.coverage.as_ref()) {
-            writeln!(io::stderr(), "{note}")?;
         }
-        Ok(ExitCode::SUCCESS)
     }
 
     /// The vector on the command line or in a file.

@@ -126,6 +126,18 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
         .collect();
     assert_eq!(ids, ["c-7", "c-6", "c-8"]);
     assert_eq!(found["hits"][0]["payload"]["n"], 7);
+    // Like the seventh and unlike the fifth is around the ninth.
+    for (unlike, expected) in [
+        (&[][..], ["c-6", "c-8"]),
+        (&["--unlike", "c-5"], ["c-9", "c-10"]),
+    ] {
+        let like = ["search", "cli", "--like", "c-7", "-k", "2", "--json"];
+        let found: Value = serde_json::from_str(&shoal(&[&like[..], unlike].concat())).unwrap();
+        let ids = found["hits"].as_array().unwrap().iter();
+        let ids: Vec<&str> = ids.map(|hit| hit["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, expected, "{unlike:?}");
+    }
+    assert!(refused(&["search", "cli", "--like", "c-none"]).contains("has no point `c-none`"));
     let got = shoal(&["get", "cli", "c-7", "--with-vector"]);
     let got: Value = serde_json::from_str(&got).unwrap();
     assert_eq!(got["vector"], json!([7.0, 1.0, 2.0, 3.0]));

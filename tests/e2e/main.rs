@@ -20,6 +20,7 @@ mod local;
 mod main_path;
 mod memory_budget;
 mod observability;
+mod openapi;
 mod outage;
 mod patch;
 mod rebalance;

@@ -6,28 +6,31 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
+use shoal_runtime::{clock::Clock, tasks::blocking};
 use shoal_schemas::{
-    Collection, CollectionName, Partition, Point, PointId, Rejection, Token, avro::Framing, json,
+    Collection, CollectionName, Point, PointId, Rejection, Token, avro::Framing, json,
     name::NameError, patch::PatchError, point::IdError, v1,
 };
 use shoal_topic::{
-    AdminError, Cluster, Deps, TopicPartition, WriteError,
+    Cluster, Deps, WriteError,
     control::ControlHandle,
     registry::{Registry, RegistryError},
 };
 
-use super::{Config, owners::Owners};
+use super::{
+    Config,
+    owners::Owners,
+    quota::{QuotaError, Quotas},
+};
 use crate::{PublishConfig, PublishError, Publisher, publisher::Prepared};
 
 /// Points or ids in a call at most.
 pub(super) const MAX_POINTS: usize = 1000;
 /// More points than this are checked off the threads that answer.
 const CHECKED_INLINE: usize = 4;
-/// How long the broker has to say whether it is there, when a call has run out of time.
-const PROBE: Duration = Duration::from_secs(2);
 /// Names of collections shown to who asked for another.
 const SHOWN: usize = 20;
 
@@ -158,6 +161,28 @@ pub enum CallError {
         /// How long was waited.
         deadline: Duration,
     },
+    /// A tenant has written as much as it may for now; nothing was published.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
+    /// A line of a batch is faulty.
+    #[error(
+        "line {line} is refused; the lines before it were written, it and those behind it were not"
+    )]
+    Line {
+        /// Its number, from 1.
+        line: u64,
+        /// Why.
+        #[source]
+        source: Box<CallError>,
+    },
+    /// A batch broke off.
+    #[error("body broke off behind line {line}: {detail}; the lines up to there were written")]
+    BrokeOff {
+        /// Lines read.
+        line: u64,
+        /// Why.
+        detail: String,
+    },
     /// Kafka refuses a record.
     #[error("Kafka refused a record; those before it may be written")]
     Refused(#[source] PublishError),
@@ -206,7 +231,7 @@ impl Candidate for Box<RawValue> {
 }
 
 pub(super) struct Calls {
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
     pub(super) control: ControlHandle,
     clock: Arc<dyn Clock>,
     pub(super) publish: PublishConfig,
@@ -214,6 +239,7 @@ pub(super) struct Calls {
     registry: Option<Arc<Registry>>,
     pub(super) deadline: Duration,
     pub(super) owners: Owners,
+    pub(super) quotas: Quotas,
     publishers: Mutex<BTreeMap<CollectionName, Publisher>>,
 }
 
@@ -233,6 +259,7 @@ impl Calls {
             },
             deadline: config.deadline,
             owners: Owners::default(),
+            quotas: Quotas::new(config.quota.clone(), Arc::clone(&deps.clock)),
             publishers: Mutex::default(),
         }
     }
@@ -243,15 +270,9 @@ impl Calls {
         collection: &str,
         points: Vec<C>,
     ) -> Result<Vec<Token>, CallError> {
-        check_count("points", points.len())?;
-        let publisher = self.publisher(collection).await?;
-        let prepared = if points.len() <= CHECKED_INLINE {
-            prepare(&publisher, points)?
-        } else {
-            let publisher = publisher.clone();
-            blocking(move || prepare(&publisher, points)).await?
-        };
-        self.write(&publisher, &prepared).await
+        let (publisher, prepared) = self.prepared_upsert(collection, points).await?;
+        let sent = self.send_now(&publisher, &prepared)?;
+        self.settle(sent).await
     }
 
     /// Publishes deletes; answers one token an id, in order.
@@ -260,6 +281,35 @@ impl Calls {
         collection: &str,
         ids: &[String],
     ) -> Result<Vec<Token>, CallError> {
+        let (publisher, prepared) = self.prepared_delete(collection, ids).await?;
+        let sent = self.send_now(&publisher, &prepared)?;
+        self.settle(sent).await
+    }
+
+    /// Checks points and has their tenants' quotas take them.
+    pub(super) async fn prepared_upsert<C: Candidate>(
+        &self,
+        collection: &str,
+        points: Vec<C>,
+    ) -> Result<(Publisher, Vec<Prepared>), CallError> {
+        check_count("points", points.len())?;
+        let publisher = self.publisher(collection).await?;
+        let prepared = if points.len() <= CHECKED_INLINE {
+            prepare(&publisher, points)?
+        } else {
+            let publisher = publisher.clone();
+            blocking(move || prepare(&publisher, points)).await?
+        };
+        self.take(&publisher, &prepared)?;
+        Ok((publisher, prepared))
+    }
+
+    /// Checks ids and has their tenants' quotas take their deletes.
+    pub(super) async fn prepared_delete(
+        &self,
+        collection: &str,
+        ids: &[String],
+    ) -> Result<(Publisher, Vec<Prepared>), CallError> {
         check_count("ids", ids.len())?;
         let publisher = self.publisher(collection).await?;
         let prepared: Result<Vec<Prepared>, CallError> = ids
@@ -270,7 +320,22 @@ impl Calls {
                 Ok(publisher.prepare_delete(&id))
             })
             .collect();
-        self.write(&publisher, &prepared?).await
+        let prepared = prepared?;
+        self.take(&publisher, &prepared)?;
+        Ok((publisher, prepared))
+    }
+
+    /// Has the tenants' quotas take records, all of them or none.
+    pub(super) fn take(
+        &self,
+        publisher: &Publisher,
+        records: &[Prepared],
+    ) -> Result<(), CallError> {
+        let sizes = records.iter().map(|record| {
+            let value_bytes = record.value().map_or(0, Bytes::len);
+            (record.id().as_str(), value_bytes)
+        });
+        Ok(self.quotas.take(publisher.collection(), sizes)?)
     }
 
     /// The publisher of a collection as it is defined now.
@@ -315,60 +380,6 @@ impl Calls {
             .lock()
             .expect("nothing panics while it holds this lock")
     }
-
-    async fn write(
-        &self,
-        publisher: &Publisher,
-        prepared: &[Prepared],
-    ) -> Result<Vec<Token>, CallError> {
-        let of = prepared.len();
-        let mut deliveries = Vec::with_capacity(of);
-        for record in prepared {
-            match publisher.try_send(record) {
-                Ok(delivery) => deliveries.push(delivery),
-                Err(full) if full.is_queue_full() => {
-                    return Err(CallError::QueueFull {
-                        sent: deliveries.len(),
-                        of,
-                    });
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        let mut tokens = Vec::with_capacity(of);
-        let all = async {
-            for delivery in deliveries {
-                tokens.push(delivery.await.map_err(failed)?);
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(self.deadline, all).await {
-            Ok(outcome) => outcome.map(|()| tokens),
-            Err(_elapsed) => Err(self.late(publisher, tokens.len(), of).await),
-        }
-    }
-
-    /// Tells a broker that is away from one that is slow.
-    async fn late(&self, publisher: &Publisher, acknowledged: usize, of: usize) -> CallError {
-        let admin = self.cluster.admin.clone();
-        let at = TopicPartition {
-            topic: publisher.collection().name.topic().into(),
-            partition: Partition(0),
-        };
-        match blocking(move || admin.watermarks(&at, PROBE)).await {
-            Err(AdminError::Unreachable { detail }) => CallError::Away {
-                source: WriteError::Unreachable {
-                    partition: publisher.collection().name.topic(),
-                    detail,
-                },
-            },
-            _ => CallError::Deadline {
-                acknowledged,
-                of,
-                deadline: self.deadline,
-            },
-        }
-    }
 }
 
 pub(super) fn prepare<C: Candidate>(
@@ -399,15 +410,6 @@ pub(super) fn check_count(what: &'static str, found: usize) -> Result<(), CallEr
         0 => Err(CallError::Empty { what }),
         1..=MAX_POINTS => Ok(()),
         _ => Err(CallError::TooMany { what, found }),
-    }
-}
-
-fn failed(error: PublishError) -> CallError {
-    match error {
-        PublishError::Write { source, .. } if source.kind() == ErrorKind::Retry => {
-            CallError::Away { source }
-        }
-        error => CallError::Refused(error),
     }
 }
 

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 use shoal_schemas::RegionName;
 
+use super::QuotaConfig;
+
 /// How the gateway listens and answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,6 +33,14 @@ pub struct Config {
     /// none: with `registry.url` each collection's topic has a subject of its own there, which is
     /// asked for the id; without, values carry the schema's fingerprint.
     pub schema_id: Option<u32>,
+    /// Most requests of one `WriteStream`, and parts of one NDJSON body, that wait for the log at
+    /// once. Default 16, 1 to 1,000.
+    ///
+    /// As many as wait, the stream is read no further: too few and a writer waits for round trips,
+    /// too many and one stream takes the gateway's memory.
+    pub max_stream_calls: u32,
+    /// What each tenant may write. Default no limit.
+    pub quota: QuotaConfig,
 }
 
 impl Default for Config {
@@ -42,11 +52,18 @@ impl Default for Config {
             max_body: ByteSize::mib(32),
             origin: None,
             schema_id: None,
+            max_stream_calls: 16,
+            quota: QuotaConfig::default(),
         }
     }
 }
 
 impl Config {
+    /// Parts of a stream that wait for the log at once.
+    pub(super) fn max_stream_calls(&self) -> usize {
+        usize::try_from(self.max_stream_calls).unwrap_or(usize::MAX)
+    }
+
     /// The largest call in bytes.
     pub(super) fn max_body_bytes(&self) -> usize {
         usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX)
@@ -69,6 +86,13 @@ impl Validate for Config {
                 self.max_body
             ));
         }
+        if !(1..=1_000).contains(&self.max_stream_calls) {
+            faults.push(format!(
+                "gateway.max_stream_calls is {}, allowed are 1 to 1000",
+                self.max_stream_calls
+            ));
+        }
+        self.quota.validate(faults);
         if self.grpc_listen == self.http_listen && self.grpc_listen.port() != 0 {
             faults.push(format!(
                 "gateway.grpc_listen and gateway.http_listen are both {}, they need a port each",
@@ -101,6 +125,7 @@ mod tests {
         let bad = Config {
             deadline: Duration::ZERO,
             max_body: ByteSize::gib(1),
+            max_stream_calls: 0,
             http_listen: Config::default().grpc_listen,
             ..Config::default()
         };
@@ -108,6 +133,7 @@ mod tests {
         for key in [
             "gateway.deadline",
             "gateway.max_body",
+            "gateway.max_stream_calls",
             "gateway.grpc_listen",
         ] {
             assert!(
@@ -115,7 +141,7 @@ mod tests {
                 "{key}: {found:?}"
             );
         }
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 4, "{found:?}");
     }
 
     #[test]

@@ -8,21 +8,28 @@ use shoal_schemas::{
     headers::{TRACEPARENT, TraceParent},
     v1::{
         self, DeleteRequest, DeleteResponse, PatchRequest, PatchResponse, UpsertRequest,
-        UpsertResponse, publish_server::Publish, write_result::Outcome,
+        UpsertResponse, WriteStreamRequest, publish_server::Publish, write_result::Outcome,
     },
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{calls::Calls, http::measured, resolve::Deadline, status::status};
+use super::{
+    calls::Calls,
+    http::measured,
+    resolve::Deadline,
+    status::status,
+    stream::{Answers, Streams},
+};
 use crate::trace;
 
 pub(super) struct Service {
     calls: Arc<Calls>,
+    streams: Streams,
 }
 
 impl Service {
-    pub(super) fn new(calls: Arc<Calls>) -> Self {
-        Self { calls }
+    pub(super) fn new(calls: Arc<Calls>, streams: Streams) -> Self {
+        Self { calls, streams }
     }
 
     /// The gateway's own deadline, or the caller's shorter one.
@@ -34,7 +41,7 @@ impl Service {
     }
 }
 
-fn conditions(conditions: &[v1::Condition]) -> Vec<Condition> {
+pub(super) fn conditions(conditions: &[v1::Condition]) -> Vec<Condition> {
     let wanted = conditions.iter();
     wanted
         .map(|one| Condition::from_wire(one.if_version))
@@ -42,7 +49,7 @@ fn conditions(conditions: &[v1::Condition]) -> Vec<Condition> {
 }
 
 /// The tokens of what was written.
-fn written(results: &[v1::WriteResult]) -> Vec<v1::Token> {
+pub(super) fn written(results: &[v1::WriteResult]) -> Vec<v1::Token> {
     let tokens = results.iter().filter_map(|result| match &result.outcome {
         Some(Outcome::Token(token)) => Some(token.clone()),
         _ => None,
@@ -78,6 +85,18 @@ impl Publish for Service {
         let tokens = tokens.iter().map(Token::to_proto).collect();
         let results = Vec::new();
         Ok(Response::new(UpsertResponse { tokens, results }))
+    }
+
+    type WriteStreamStream = Answers;
+
+    async fn write_stream(
+        &self,
+        request: Request<Streaming<WriteStreamRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let parent = traceparent(&request);
+        let calls = Arc::clone(&self.calls);
+        let answers = self.streams.answers(calls, request.into_inner(), parent);
+        Ok(Response::new(answers))
     }
 
     async fn delete(

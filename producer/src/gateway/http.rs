@@ -3,6 +3,7 @@
 //! ```text
 //! PUT    /v1/collections/docs/points         {"points": [{"id": "a", "vector": [0.1, 0.2]}]}
 //! DELETE /v1/collections/docs/points/a
+//! POST   /v1/collections/docs/points         {"id": "a", "vector": [0.1, 0.2]}, a line each
 //! POST   /v1/collections/docs/points/delete  {"ids": ["a", "b"]}
 //! ```
 //! All answer `{"tokens": ["..."]}`, or `{"error": {"code": "NOT_FOUND", "message": "..."}}`.
@@ -17,13 +18,16 @@ use axum::{
         DefaultBodyLimit, Path, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
-    routing::{delete, post, put},
+    routing::{MethodRouter, delete, get, post, put},
 };
 use metrics::Gauge;
 use serde::Deserialize;
-use serde_json::{json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use shoal_runtime::{chain, clock::Stopwatch};
 use shoal_schemas::{
     Token,
@@ -31,37 +35,31 @@ use shoal_schemas::{
 };
 use tonic::Code;
 
-use super::{CallError, Config, calls::Calls, http_if, resolve::Deadline, status};
+use super::{CallError, Config, calls::Calls, http_if, lines, resolve::Deadline, status};
 use crate::{
     metrics::{GATEWAY_CALL_SECONDS, GATEWAY_CALLS_TOTAL, GATEWAY_OPEN_CALLS},
     trace,
 };
 
+/// The document that describes all of this; tests hold it and the routes together.
+const OPENAPI: &str = include_str!("openapi.json");
+
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) calls: Arc<Calls>,
-    limit_bytes: usize,
+    pub(super) limit_bytes: usize,
+    /// Parts of an NDJSON body that wait for the log at once.
+    pub(super) max_waiting: usize,
 }
 
 /// The routes of the gateway.
 pub(super) fn router(calls: Arc<Calls>, config: &Config) -> Router {
     let limit_bytes = config.max_body_bytes();
-    Router::new()
-        .route(
-            "/v1/collections/{collection}/points",
-            put(put_points).patch(http_if::patch_points),
-        )
-        // An id may hold slashes, and one may be called `delete`.
-        .route(
-            "/v1/collections/{collection}/points/{*id}",
-            delete(http_if::delete_point).patch(http_if::patch_point),
-        )
-        .route(
-            "/v1/collections/{collection}/points/delete",
-            post(delete_points)
-                .delete(delete_called_delete)
-                .patch(http_if::patch_called_delete),
-        )
+    let routes = routes().into_iter();
+    let router = routes.fold(Router::new(), |router, (path, methods)| {
+        router.route(path, methods)
+    });
+    router
         .fallback(async || {
             refusal(
                 StatusCode::NOT_FOUND,
@@ -74,7 +72,33 @@ pub(super) fn router(calls: Arc<Calls>, config: &Config) -> Router {
             refusal(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, text)
         })
         .layer(DefaultBodyLimit::max(limit_bytes))
-        .with_state(Served { calls, limit_bytes })
+        .with_state(Served {
+            calls,
+            limit_bytes,
+            max_waiting: config.max_stream_calls(),
+        })
+}
+
+/// Every path, and what answers there.
+fn routes() -> [(&'static str, MethodRouter<Served>); 4] {
+    let points = put(put_points)
+        .patch(http_if::patch_points)
+        .post(lines::post_lines);
+    // An id may hold slashes, and one may be called `delete`.
+    let point = delete(http_if::delete_point).patch(http_if::patch_point);
+    let delete = post(delete_points)
+        .delete(delete_called_delete)
+        .patch(http_if::patch_called_delete);
+    [
+        ("/openapi.json", get(openapi)),
+        ("/v1/collections/{collection}/points", points),
+        ("/v1/collections/{collection}/points/{*id}", point),
+        ("/v1/collections/{collection}/points/delete", delete),
+    ]
+}
+
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
 async fn put_points(
@@ -179,8 +203,20 @@ pub(super) fn answer(outcome: Result<Vec<Token>, CallError>) -> Response {
 }
 
 pub(super) fn refused(error: &CallError) -> Response {
+    refusal_of(error, json!({}))
+}
+
+/// A refusal beside what else is told.
+pub(super) fn refusal_of(error: &CallError, mut body: Value) -> Response {
     let text = chain(error).to_string();
-    refusal(status::http(error), status::code(error), &text)
+    body["error"] = json!({ "code": status::name(status::code(error)), "message": text });
+    let mut response = (status::http(error), Json(body)).into_response();
+    if let Some(after) = status::retry_after(error) {
+        // In whole seconds, as the header wants it.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 fn refusal(http: StatusCode, code: Code, message: &str) -> Response {
@@ -222,5 +258,26 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeSet;
+
+    use shoal_runtime::openapi::Document;
+
+    use super::{OPENAPI, routes};
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let ops = ["/healthz", "/readyz", "/metrics"].map(str::to_owned);
+        let routes = routes()
+            .into_iter()
+            .map(|(path, _)| path.replace("{*", "{"));
+        let routes: BTreeSet<String> = routes.chain(ops).collect();
+        assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
     }
 }

@@ -68,7 +68,15 @@ pub(super) enum Doomed {
 #[serde(deny_unknown_fields)]
 pub(super) struct DoomedIf {
     id: String,
-    if_version: Option<Box<RawValue>>,
+    if_version: Option<WantedVersion>,
+}
+
+/// A version as JSON has it. (Not a raw value: there is none within an untagged enum.)
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a version as text or as a whole number")]
+enum WantedVersion {
+    Text(String),
+    Whole(u64),
 }
 
 /// What a call is about, and what has to hold of each, if it says so of any.
@@ -109,9 +117,9 @@ pub(super) fn split_ids(doomed: Vec<Doomed>) -> Result<Split<String>, CallError>
             Doomed::If(DoomedIf { id, if_version }) => (id, if_version),
         };
         let wanted = match wanted {
-            Some(raw) => {
-                let text = raw.get().trim_matches('"');
-                Some(decode_wanted_version(text).map_err(faulty(index))?)
+            Some(WantedVersion::Whole(raw)) => Some(raw),
+            Some(WantedVersion::Text(text)) => {
+                Some(decode_wanted_version(&text).map_err(faulty(index))?)
             }
             None => None,
         };

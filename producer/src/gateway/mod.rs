@@ -14,9 +14,13 @@ mod config;
 mod grpc;
 mod http;
 mod http_if;
+mod lines;
 mod owners;
+mod quota;
 mod resolve;
+mod sending;
 mod status;
+mod stream;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -31,6 +35,7 @@ use tracing::info;
 
 pub use calls::CallError;
 pub use config::Config;
+pub use quota::{QuotaConfig, QuotaError, Rate};
 
 /// Silence of the control topic after which the gateway is not ready.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -96,7 +101,11 @@ pub async fn start(
         .build_v1()
         .map_err(StartError::Reflection)?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let publish = PublishServer::new(grpc::Service::new(Arc::clone(&calls)))
+    let streams = stream::Streams {
+        most: config.max_stream_calls(),
+        cancel: deps.tasks.cancel().clone(),
+    };
+    let publish = PublishServer::new(grpc::Service::new(Arc::clone(&calls), streams))
         .max_decoding_message_size(config.max_body_bytes());
     let cancel = deps.tasks.cancel().clone();
     let serving = Server::builder()
@@ -168,6 +177,12 @@ async fn report_health(
 }
 
 #[cfg(test)]
+mod openapi_tests;
+#[cfg(test)]
+mod registry_tests;
+#[cfg(test)]
 mod resolve_tests;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;

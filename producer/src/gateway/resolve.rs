@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use prost::Message as _;
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{
     Collection, Condition, Offset, Partition, Patch, PointId,
@@ -116,7 +117,10 @@ impl Calls {
                 Ok(routed(defined, &id, change))
             })
             .collect();
-        self.forward(&publisher, checked?, deadline).await
+        let changes = checked?;
+        let sizes = changes.iter().map(|(_, change)| size_of(change));
+        self.quotas.take(defined, sizes)?;
+        self.forward(&publisher, changes, deadline).await
     }
 
     /// Publishes complete points, some of them only where their conditions hold.
@@ -131,15 +135,19 @@ impl Calls {
         check_conditions(points.len(), conditions.len())?;
         let publisher = self.publisher(collection).await?;
         let defined = publisher.collection();
-        let prepared = prepare(&publisher, points)?.into_iter();
-        let changes = prepared.zip(conditions).map(|(record, condition)| {
-            let write = v1::PointWrite {
-                id: record.id().as_str().to_owned(),
-                value: record.value().cloned(),
-                if_version: condition.to_wire(),
-            };
-            routed(defined, record.id(), Kind::Write(write))
-        });
+        let prepared = prepare(&publisher, points)?;
+        self.take(&publisher, &prepared)?;
+        let changes = prepared
+            .into_iter()
+            .zip(conditions)
+            .map(|(record, condition)| {
+                let write = v1::PointWrite {
+                    id: record.id().as_str().to_owned(),
+                    value: record.value().cloned(),
+                    if_version: condition.to_wire(),
+                };
+                routed(defined, record.id(), Kind::Write(write))
+            });
         self.forward(&publisher, changes.collect(), deadline).await
     }
 
@@ -169,7 +177,10 @@ impl Calls {
                 Ok(routed(defined, &id, Kind::Write(write)))
             })
             .collect();
-        self.forward(&publisher, changes?, deadline).await
+        let changes = changes?;
+        let sizes = changes.iter().map(|(_, change)| size_of(change));
+        self.quotas.take(defined, sizes)?;
+        self.forward(&publisher, changes, deadline).await
     }
 
     /// Forwards changes to the owners of their shards; answers one result a change, in order.
@@ -294,6 +305,21 @@ impl Calls {
                 return None;
             }
         }
+    }
+}
+
+/// Whose a change is, and the bytes it is sent with.
+fn size_of(change: &v1::PointChange) -> (&str, usize) {
+    match &change.kind {
+        Some(Kind::Patch(patch)) => (
+            &patch.id,
+            patch.encoded_len().saturating_sub(patch.id.len()),
+        ),
+        Some(Kind::Write(write)) => (
+            &write.id,
+            write.value.as_ref().map_or(0, |value| value.len()),
+        ),
+        None => ("", 0),
     }
 }
 

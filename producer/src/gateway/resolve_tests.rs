@@ -29,7 +29,7 @@ type Answers = dyn Fn(&v1::ResolveRequest) -> v1::ResolveResponse + Send + Sync;
 
 /// An owner; `None` never answers.
 #[derive(Clone)]
-struct Owner {
+pub(super) struct Owner {
     answers: Option<Arc<Answers>>,
     asked: Arc<Mutex<Vec<v1::ResolveRequest>>>,
 }
@@ -45,7 +45,7 @@ impl Owner {
     }
 
     /// One that does everything it is asked for.
-    fn willing() -> Self {
+    pub(super) fn willing() -> Self {
         Self::that(|request| v1::ResolveResponse {
             results: request.changes.iter().map(|one| made(&key(one))).collect(),
             ..v1::ResolveResponse::default()
@@ -56,7 +56,7 @@ impl Owner {
         self.asked.lock().unwrap().len()
     }
 
-    fn start(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
+    pub(super) fn start(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = incoming.local_addr().unwrap();
         let service = shard_server::ShardServer::new(self.clone());
@@ -151,7 +151,7 @@ fn shard(docs: &Collection, key: &str) -> u32 {
     route::partition_of(docs, &id(key)).0
 }
 
-async fn claim(world: &World, shard: u32, at: SocketAddr, ready: bool) {
+pub(super) async fn claim(world: &World, shard: u32, at: SocketAddr, ready: bool) {
     let key = Key::Shard("docs".parse().unwrap(), Partition(shard));
     let claim = Claim {
         node: at.to_string(),

@@ -1,8 +1,11 @@
 //! Which canonical code a failed call answers with, over gRPC and over HTTP.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use shoal_runtime::{ErrorKind, chain};
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::CallError;
 
@@ -18,10 +21,12 @@ pub(super) fn code(error: &CallError) -> Code {
         | CallError::Patch { .. }
         | CallError::Conditions { .. }
         | CallError::Body { .. }
-        | CallError::BodyTooLarge { .. } => Code::InvalidArgument,
+        | CallError::BodyTooLarge { .. }
+        | CallError::BrokeOff { .. } => Code::InvalidArgument,
+        CallError::Line { source, .. } => code(source),
         CallError::UnknownCollection { .. } => Code::NotFound,
         CallError::NotCaughtUp | CallError::Away { .. } => Code::Unavailable,
-        CallError::QueueFull { .. } => Code::ResourceExhausted,
+        CallError::QueueFull { .. } | CallError::Quota(_) => Code::ResourceExhausted,
         CallError::Deadline { .. } => Code::DeadlineExceeded,
         CallError::Schema(error) => match error.kind() {
             ErrorKind::Retry => Code::Unavailable,
@@ -37,15 +42,33 @@ pub(super) fn code(error: &CallError) -> Code {
     }
 }
 
-/// The call's answer over gRPC.
+/// The call's answer over gRPC, with `google.rpc.RetryInfo` where it is known when to come back.
 pub(super) fn status(error: &CallError) -> Status {
-    Status::new(code(error), chain(error).to_string())
+    let (code, text) = (code(error), chain(error).to_string());
+    match retry_after(error) {
+        None => Status::new(code, text),
+        Some(delay) => {
+            let details = ErrorDetails::with_retry_info(Some(delay));
+            Status::with_error_details(code, text, details)
+        }
+    }
+}
+
+/// When the same call may be taken, if that is known.
+pub(super) fn retry_after(error: &CallError) -> Option<Duration> {
+    match error {
+        CallError::Quota(error) => Some(error.retry_after),
+        CallError::Line { source, .. } => retry_after(source),
+        _ => None,
+    }
 }
 
 /// The call's status over HTTP.
 pub(super) fn http(error: &CallError) -> StatusCode {
-    if matches!(error, CallError::BodyTooLarge { .. }) {
-        return StatusCode::PAYLOAD_TOO_LARGE;
+    match error {
+        CallError::BodyTooLarge { .. } => return StatusCode::PAYLOAD_TOO_LARGE,
+        CallError::Line { source, .. } => return http(source),
+        _ => {}
     }
     http_of(code(error))
 }

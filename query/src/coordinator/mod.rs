@@ -8,6 +8,8 @@ mod entry;
 mod nearest;
 mod question;
 mod reads;
+mod recommend;
+mod served;
 mod wanted;
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +22,7 @@ use tokio::sync::SetOnce;
 use tracing::{Instrument as _, debug};
 
 pub use check::Limits;
+pub use recommend::ExampleFault;
 pub use wanted::QueryFault;
 
 use crate::{
@@ -72,6 +75,9 @@ pub enum QueryError {
         /// What is wrong with it.
         source: QueryFault,
     },
+    /// The examples of a recommendation.
+    #[error(transparent)]
+    Examples(#[from] ExampleFault),
     /// The filter of a count or a scroll.
     #[error(transparent)]
     Filter(FilterError),
@@ -270,6 +276,30 @@ impl Coordinator {
         })
     }
 
+    /// The nearest points to examples, which are not among them.
+    ///
+    /// # Errors
+    /// [`QueryError`]; [`ExampleFault::Unknown`] if an example is not there.
+    pub async fn recommend(
+        &self,
+        request: v1::RecommendRequest,
+        call: Call,
+    ) -> Result<v1::SearchResponse, QueryError> {
+        let span = call.span(Verb::Recommend.label(), &request.collection);
+        let answer = async {
+            let answer = self.alike(request, call).await;
+            self.note(Verb::Recommend, &answer, |answer| &answer.1);
+            answer
+        };
+        let (found, coverage) = answer.instrument(span).await?;
+        Ok(v1::SearchResponse {
+            hits: found.hits,
+            coverage: Some(coverage),
+            groups: found.groups,
+            explain: found.explain,
+        })
+    }
+
     /// Points by id, in the order of the ids; those that are not there are left out.
     ///
     /// # Errors
@@ -319,6 +349,32 @@ impl Coordinator {
         let answer = async {
             let answer = self.admitted(call, self.tally(request, call)).await;
             self.note(Verb::Count, &answer, covered_by_count);
+            answer
+        };
+        answer.instrument(span).await
+    }
+
+    /// Every shard of a collection: who serves it, what it holds, how far behind it is.
+    ///
+    /// # Errors
+    /// [`QueryError`]; a shard that does not answer is none.
+    pub async fn shards_of(
+        &self,
+        request: v1::ShardsRequest,
+        call: Call,
+    ) -> Result<v1::ShardsResponse, QueryError> {
+        let span = call.span(Verb::Shards.label(), &request.collection);
+        let answer = async {
+            let answer = self.served(request, call).await;
+            let ending = answer.as_ref().map_or_else(QueryError::ending, |answer| {
+                let is_whole = answer.shards.iter().all(|shard| shard.answered);
+                if is_whole {
+                    Ending::Ok
+                } else {
+                    Ending::Partial
+                }
+            });
+            self.meters.request(Verb::Shards, ending);
             answer
         };
         answer.instrument(span).await

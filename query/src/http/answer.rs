@@ -24,7 +24,7 @@ pub(crate) struct Batch<'a> {
 }
 
 /// What a query asked to be told.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Parts {
     payload: bool,
     vector: bool,
@@ -368,6 +368,77 @@ impl<'a> From<&'a v1::ShardReplica> for Replica<'a> {
             address: &replica.address,
             epoch: replica.epoch,
             ready: replica.ready,
+        }
+    }
+}
+
+/// Answer to a question for a collection's shards.
+#[derive(Serialize)]
+pub(crate) struct Shards<'a> {
+    pub(crate) shards: Vec<Served<'a>>,
+}
+
+/// One shard as one node serves it.
+#[derive(Serialize)]
+pub(crate) struct Served<'a> {
+    shard: u32,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    set: &'a str,
+    node: &'a str,
+    address: &'a str,
+    epoch: u64,
+    ready: bool,
+    answered: bool,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    error: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    state: Option<State>,
+}
+
+/// What a shard that answers says.
+#[derive(Serialize)]
+struct State {
+    lag_seconds: f64,
+    next_offset: u64,
+    points: u64,
+    contested: u64,
+    digest: String,
+    wal_bytes: u64,
+    index_bytes: u64,
+    memtable_rows: u64,
+    graph_rows: u64,
+    dead_rows: u64,
+}
+
+impl<'a> From<&'a v1::ServedShard> for Served<'a> {
+    fn from(served: &'a v1::ServedShard) -> Self {
+        let state = || State {
+            lag_seconds: served.lag_seconds,
+            next_offset: served.next_offset,
+            points: served.live_points,
+            contested: served.contested,
+            digest: served
+                .digest
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+            wal_bytes: served.wal_bytes,
+            index_bytes: served.index_bytes,
+            memtable_rows: served.memtable_rows,
+            graph_rows: served.graph_rows,
+            dead_rows: served.dead_rows,
+        };
+        let owner = served.owner.as_ref();
+        Self {
+            shard: owner.map_or(0, |owner| owner.shard),
+            set: &served.set,
+            node: owner.map_or("", |owner| &owner.node),
+            address: owner.map_or("", |owner| &owner.address),
+            epoch: owner.map_or(0, |owner| owner.epoch),
+            ready: served.ready,
+            answered: served.answered,
+            error: &served.error,
+            state: served.answered.then(state),
         }
     }
 }

@@ -6,18 +6,18 @@ use axum::{
         Path, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
-use shoal_schemas::{CollectionName, collection::DefinitionError};
+use shoal_schemas::{CollectionName, collection::DefinitionError, v1};
 
 use crate::{
     definitions::DefinitionsError,
     http::{
         Api, Failure,
         answer::{self, Owner},
-        asked, json, read,
-        request::{Definition, Drop},
+        asked, call, json, read,
+        request::{Definition, Drop, Timing},
     },
     serve::status::Refusal,
 };
@@ -35,6 +35,20 @@ pub(crate) async fn find(
     Ok(json(&answer::Found {
         collection,
         shards: owners.iter().map(Owner::from).collect(),
+    }))
+}
+
+pub(crate) async fn shards(
+    State(api): State<Api>,
+    Path(collection): Path<String>,
+    query: Result<Query<Timing>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
+    let request = v1::ShardsRequest { collection };
+    let served = api.coordinator.shards_of(request, call).await?;
+    Ok(json(&answer::Shards {
+        shards: served.shards.iter().map(answer::Served::from).collect(),
     }))
 }
 

@@ -1,11 +1,16 @@
 //! JSON over HTTP: the same calls and answers as gRPC, for `curl` and browsers.
 //!
 //! Bodies are read as JSON whatever their content type says, because `curl -d` names another one.
+//! `openapi.json` describes them all, at `/openapi.json`; the console for people is at `/`.
+//!
 //! A failure is `{"error":{"code":"NOT_FOUND","message":"..."}}` with the fitting status.
 
 mod answer;
 mod collections;
+mod console;
+mod node;
 mod points;
+mod recommend;
 mod request;
 mod search;
 
@@ -19,24 +24,28 @@ use axum::{
         rejection::{BytesRejection, QueryRejection},
     },
     http::{
-        HeaderMap, HeaderValue, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use shoal_schemas::{Token, headers::TRACEPARENT, v1};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
     call::{Call, TimeoutError, parse_timeout_ms},
     coordinator::{Coordinator, QueryError},
     definitions::Definitions,
+    embedding::Embedding,
     serve::status::Refusal,
 };
 
 /// The header that says how many milliseconds a caller waits; `?timeout_ms=` goes before it.
 const TIMEOUT_HEADER: &str = "shoal-timeout-ms";
+/// How long a browser may remember what it may ask.
+const PREFLIGHT: Duration = Duration::from_secs(3600);
 
 /// What the routes need.
 #[derive(Clone)]
@@ -44,45 +53,93 @@ pub(crate) struct Api {
     pub(crate) coordinator: Arc<Coordinator>,
     pub(crate) definitions: Definitions,
     pub(crate) default_deadline: Duration,
+    /// `None` where no endpoint is configured.
+    pub(crate) embedding: Option<Embedding>,
 }
 
 /// The API's routes.
 pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
-    let collection = get(collections::find)
-        .put(collections::create)
-        .delete(collections::drop);
-    Router::new()
-        .route("/v1/collections", get(collections::list))
-        .route("/v1/collections/{collection}", collection)
-        .route("/v1/collections/{collection}/search", post(search::search))
-        .route(
-            "/v1/collections/{collection}/search/batch",
-            post(search::search_batch),
-        )
-        .route("/v1/collections/{collection}/get", post(points::get_many))
-        .route(
-            "/v1/collections/{collection}/points/{*id}",
-            get(points::get_one),
-        )
-        .route("/v1/collections/{collection}/count", post(points::count))
-        .route("/v1/collections/{collection}/scroll", post(points::scroll))
+    let routes = routes().into_iter();
+    let router = routes.fold(console::router(), |router, (path, methods)| {
+        router.route(path, methods)
+    });
+    router
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
         .with_state(api)
 }
 
+/// Every path of the API, and what answers there.
+fn routes() -> [(&'static str, MethodRouter<Api>); 13] {
+    let collection = get(collections::find)
+        .put(collections::create)
+        .delete(collections::drop);
+    [
+        ("/openapi.json", get(node::openapi)),
+        ("/v1/node", get(node::describe)),
+        ("/v1/embed", post(node::embed)),
+        ("/v1/collections", get(collections::list)),
+        ("/v1/collections/{collection}", collection),
+        (
+            "/v1/collections/{collection}/shards",
+            get(collections::shards),
+        ),
+        ("/v1/collections/{collection}/search", post(search::search)),
+        (
+            "/v1/collections/{collection}/search/batch",
+            post(search::search_batch),
+        ),
+        (
+            "/v1/collections/{collection}/recommend",
+            post(recommend::recommend),
+        ),
+        ("/v1/collections/{collection}/get", post(points::get_many)),
+        (
+            "/v1/collections/{collection}/points/{*id}",
+            get(points::get_one),
+        ),
+        ("/v1/collections/{collection}/count", post(points::count)),
+        ("/v1/collections/{collection}/scroll", post(points::scroll)),
+    ]
+}
+
+/// Which pages of other origins a browser lets ask; without any it answers as if it knew of none.
+pub(crate) fn cors(origins: &[String]) -> CorsLayer {
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        // One that is no header's value is none that a browser sends.
+        AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok()))
+    };
+    let headers = [
+        CONTENT_TYPE,
+        HeaderName::from_static(TRACEPARENT),
+        HeaderName::from_static(TIMEOUT_HEADER),
+        HeaderName::from_static("grpc-timeout"),
+        HeaderName::from_static("x-grpc-web"),
+        HeaderName::from_static("x-user-agent"),
+    ];
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers(headers)
+        .expose_headers(["grpc-status", "grpc-message"].map(HeaderName::from_static))
+        .max_age(PREFLIGHT)
+}
+
 async fn no_route() -> Failure {
     Failure::from(Refusal::not_found(
         "no such route; there are /v1/collections, and under /v1/collections/<name>: /search, \
-         /search/batch, /get, /points/<id>, /count, /scroll",
+         /search/batch, /recommend, /get, /points/<id>, /count, /scroll, /shards; \
+         /openapi.json describes them",
     ))
 }
 
 async fn wrong_method() -> Failure {
     let told = Refusal::invalid(
-        "this route takes another method: POST to search, get, count or scroll, GET to read a point or \
-         collection, PUT and DELETE for collections",
+        "this route takes another method: POST to search, recommend, get, count or scroll, GET to \
+         read a point, a collection or its shards, PUT and DELETE for collections",
     );
     Failure {
         status: StatusCode::METHOD_NOT_ALLOWED,
@@ -199,4 +256,25 @@ fn read_options<'a>(
         require_all,
         max_staleness_ms,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeSet;
+
+    use shoal_runtime::openapi::Document;
+
+    use super::{node::OPENAPI, routes};
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let ops = ["/healthz", "/readyz", "/metrics"].map(str::to_owned);
+        let routes = routes()
+            .into_iter()
+            .map(|(path, _)| path.replace("{*", "{"));
+        let routes: BTreeSet<String> = routes.chain(ops).collect();
+        assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
+    }
 }

@@ -92,30 +92,30 @@ pub(crate) struct Batch {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Query {
     #[serde(deserialize_with = "shoal_schemas::json::components")]
-    vector: Vec<f32>,
-    k: u32,
+    pub(crate) vector: Vec<f32>,
+    pub(crate) k: u32,
     #[serde(default)]
-    ef: u32,
+    pub(crate) ef: u32,
     #[serde(default)]
-    with_payload: bool,
+    pub(crate) with_payload: bool,
     #[serde(default)]
-    with_vector: bool,
+    pub(crate) with_vector: bool,
     #[serde(default)]
-    exact: bool,
-    filter: Option<Json>,
-    max_distance: Option<f32>,
-    group_by: Option<GroupBy>,
+    pub(crate) exact: bool,
+    pub(crate) filter: Option<Json>,
+    pub(crate) max_distance: Option<f32>,
+    pub(crate) group_by: Option<GroupBy>,
     #[serde(default)]
-    include_payload: Vec<String>,
+    pub(crate) include_payload: Vec<String>,
     #[serde(default)]
-    exclude_payload: Vec<String>,
+    pub(crate) exclude_payload: Vec<String>,
     #[serde(default)]
-    offset: u32,
-    after: Option<After>,
+    pub(crate) offset: u32,
+    pub(crate) after: Option<After>,
     #[serde(default)]
-    explain: bool,
+    pub(crate) explain: bool,
     #[serde(default)]
-    tenant: String,
+    pub(crate) tenant: String,
 }
 
 /// How hits are grouped.

@@ -3,6 +3,7 @@
 mod collections;
 mod search;
 pub(crate) mod status;
+mod stream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use shoal_runtime::{
 use shoal_schemas::v1;
 use shoal_topic::Deps;
 use tonic::transport::Server;
+use tonic_web::GrpcWebLayer;
 use tracing::{debug, info};
 
 use crate::{
@@ -22,8 +24,9 @@ use crate::{
     config::Config,
     coordinator::{Coordinator, HomeCluster, Limits},
     definitions::Definitions,
+    embedding::{ClientError, Embedding},
     http,
-    serve::{collections::CollectionsService, search::SearchService},
+    serve::{collections::CollectionsService, search::SearchService, stream::Streams},
     shard_map::Maps,
 };
 
@@ -55,6 +58,9 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error("query node cannot listen")]
     Listen(#[source] io::Error),
+    /// The client of the embedding endpoint cannot be made.
+    #[error("no client for the embedding endpoint")]
+    Embedding(#[source] ClientError),
     /// The API does not describe itself; a build fault.
     #[error("reflection service refuses the API's descriptors: {detail}")]
     Reflection {
@@ -68,7 +74,7 @@ impl StartError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Listen(_) => ErrorKind::Caller,
-            Self::Reflection { .. } => ErrorKind::Bug,
+            Self::Reflection { .. } | Self::Embedding(_) => ErrorKind::Bug,
         }
     }
 }
@@ -94,6 +100,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
     let reflection_v1 = reflection_v1.build_v1().map_err(refused)?;
     let reflection_v1alpha = reflection_v1alpha.build_v1alpha().map_err(refused)?;
 
+    let embedding = Embedding::new(&config.embedding).map_err(StartError::Embedding)?;
     let max_message_bytes = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
     let channels = Arc::new(Channels::new(
         config.shard_connect_timeout,
@@ -141,12 +148,20 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         }
         Ok::<_, Infallible>(())
     });
-    let search = SearchService::new(coordinator.clone(), config.default_deadline);
+    let streams = Streams {
+        most: usize::try_from(config.max_stream_searches).unwrap_or(usize::MAX),
+        cancel: deps.tasks.cancel().clone(),
+    };
+    let search = SearchService::new(coordinator.clone(), config.default_deadline, streams);
     let router = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        // What grpc-web comes over; its layer leaves plain gRPC as it is.
+        .accept_http1(true)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .layer(http::cors(&config.cors_origins))
+        .layer(GrpcWebLayer::new())
         .add_service(
             v1::search_server::SearchServer::new(search)
                 .max_decoding_message_size(max_message_bytes)
@@ -168,9 +183,11 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         coordinator,
         definitions,
         default_deadline: config.default_deadline,
+        embedding,
     };
     let router = http::router(api, max_message_bytes)
-        .merge(ops_router(deps.readiness.clone(), deps.metrics.clone()));
+        .merge(ops_router(deps.readiness.clone(), deps.metrics.clone()))
+        .layer(http::cors(&config.cors_origins));
     let cancel = deps.tasks.cancel().clone();
     deps.tasks.spawn("query http", async move {
         shoal_runtime::http::serve(http, router, cancel).await

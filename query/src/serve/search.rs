@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use shoal_schemas::{headers::TRACEPARENT, v1};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     call::{Call, parse_grpc_timeout},
     coordinator::{Coordinator, QueryError},
-    serve::status::Refusal,
+    serve::{
+        status::Refusal,
+        stream::{Answers, Asker, Streams},
+    },
 };
 
 /// The metadata that says how long a caller waits.
@@ -18,13 +21,19 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 pub(crate) struct SearchService {
     coordinator: Arc<Coordinator>,
     default_deadline: Duration,
+    streams: Streams,
 }
 
 impl SearchService {
-    pub(crate) fn new(coordinator: Arc<Coordinator>, default_deadline: Duration) -> Self {
+    pub(crate) fn new(
+        coordinator: Arc<Coordinator>,
+        default_deadline: Duration,
+        streams: Streams,
+    ) -> Self {
         Self {
             coordinator,
             default_deadline,
+            streams,
         }
     }
 
@@ -70,6 +79,32 @@ impl v1::search_server::Search for SearchService {
         )
     }
 
+    type SearchStreamStream = Answers;
+
+    async fn search_stream(
+        &self,
+        request: Request<Streaming<v1::SearchStreamRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let trace = request.metadata().get(TRACEPARENT);
+        let asker = Asker {
+            coordinator: self.coordinator.clone(),
+            default_deadline: self.default_deadline,
+            trace: trace
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned),
+        };
+        let answers = self.streams.answers(request.into_inner(), asker);
+        Ok(Response::new(answers))
+    }
+
+    async fn recommend(
+        &self,
+        request: Request<v1::RecommendRequest>,
+    ) -> Result<Response<v1::SearchResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.recommend(request.into_inner(), call).await)
+    }
+
     async fn get(
         &self,
         request: Request<v1::GetRequest>,
@@ -84,6 +119,14 @@ impl v1::search_server::Search for SearchService {
     ) -> Result<Response<v1::ScrollResponse>, Status> {
         let call = self.call(&request).map_err(Refusal::from)?;
         answer(self.coordinator.scroll(request.into_inner(), call).await)
+    }
+
+    async fn shards(
+        &self,
+        request: Request<v1::ShardsRequest>,
+    ) -> Result<Response<v1::ShardsResponse>, Status> {
+        let call = self.call(&request).map_err(Refusal::from)?;
+        answer(self.coordinator.shards_of(request.into_inner(), call).await)
     }
 
     async fn count(

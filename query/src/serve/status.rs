@@ -7,7 +7,12 @@ use shoal_topic::collections::{CreateError, DropError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{coordinator::QueryError, coverage::CoverageError, definitions::DefinitionsError};
+use crate::{
+    coordinator::{ExampleFault, QueryError},
+    coverage::CoverageError,
+    definitions::DefinitionsError,
+    embedding::EmbeddingError,
+};
 
 /// A failure as it is told to a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,11 @@ impl Refusal {
     /// When the same call may succeed, where that is known.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// The code's number.
+    pub(crate) fn number(&self) -> i32 {
+        self.code.into()
     }
 
     /// The code's canonical name.
@@ -95,8 +105,10 @@ impl From<QueryError> for Refusal {
     fn from(error: QueryError) -> Self {
         let code = match &error {
             QueryError::NotCaughtUp | QueryError::HomeUnknown => Code::Unavailable,
-            QueryError::UnknownCollection { .. } => Code::NotFound,
+            QueryError::UnknownCollection { .. }
+            | QueryError::Examples(ExampleFault::Unknown { .. }) => Code::NotFound,
             QueryError::Query { .. }
+            | QueryError::Examples(_)
             | QueryError::Filter(_)
             | QueryError::Tenant(_)
             | QueryError::ForeignId { .. }
@@ -138,6 +150,26 @@ impl From<DefinitionsError> for Refusal {
             },
             DefinitionsError::Drop(DropError::Missing { .. }) => Code::NotFound,
             DefinitionsError::Drop(error) => of_kind(error.kind()),
+        };
+        Self {
+            code,
+            message: chain(&error).to_string(),
+            retry_after: None,
+        }
+    }
+}
+
+impl From<EmbeddingError> for Refusal {
+    fn from(error: EmbeddingError) -> Self {
+        let code = match &error {
+            EmbeddingError::Length { .. } => Code::InvalidArgument,
+            EmbeddingError::NotConfigured => Code::FailedPrecondition,
+            EmbeddingError::TimedOut(_) => Code::DeadlineExceeded,
+            EmbeddingError::Unreachable { .. } => Code::Unavailable,
+            EmbeddingError::Refused { .. } | EmbeddingError::Answer { .. } => match error.kind() {
+                ErrorKind::Retry => Code::Unavailable,
+                _ => Code::FailedPrecondition,
+            },
         };
         Self {
             code,

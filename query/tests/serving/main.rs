@@ -7,14 +7,21 @@
 )]
 
 mod answers;
+mod browser;
+mod chromium;
+mod console;
 mod deadlines;
 mod definitions;
+mod grpc_web;
 mod http;
 mod indexer;
 mod narrowed;
+mod openapi;
 mod ownership;
+mod recommend;
 mod refusals;
 mod replicas;
 mod seam;
+mod stream;
 mod tokens;
 mod world;

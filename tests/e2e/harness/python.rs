@@ -5,16 +5,20 @@ use std::{
     process::{Command, Output},
 };
 
-/// A program of `tests/clients`, still without arguments.
-pub(crate) fn client(name: &str) -> Command {
-    let interpreter = std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
+/// The Python that has the tests' packages.
+pub(crate) fn interpreter() -> String {
+    std::env::var("SHOAL_PYTHON").unwrap_or_else(|_| {
         let cache = std::env::var("SHOAL_CACHE");
         let cache =
             cache.unwrap_or_else(|_| format!("{}/.cache/shoal", std::env::var("HOME").unwrap()));
         format!("{cache}/venv/bin/python3")
-    });
+    })
+}
+
+/// A program of `tests/clients`, still without arguments.
+pub(crate) fn client(name: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(interpreter);
+    let mut command = Command::new(interpreter());
     command.arg(root.join("tests/clients").join(name));
     command
 }

@@ -5,7 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use shoal_schemas::{Collection, Filter, Metric, Payload, Tenant, payload::Selection, v1};
+use shoal_schemas::{
+    Collection, Filter, Metric, Payload, Point, Tenant, Version,
+    digest::{Digest, row_hash},
+    payload::Selection,
+    v1,
+};
 
 use crate::merge::by_distance_then_id;
 
@@ -182,6 +187,29 @@ pub(super) fn page(
         stored
     });
     told.collect()
+}
+
+/// The digest of a shard's points, as an indexer keeps it.
+pub(super) fn digest(collection: &Collection, points: &Points) -> Digest {
+    let mut digest = Digest::default();
+    for stored in points.values() {
+        let point = stored.point.clone();
+        let read = point.and_then(|point| Point::from_proto(point, collection).ok());
+        if let Some((id, point)) = read {
+            let mut payload = Vec::new();
+            point.payload.encode_canonical(&mut payload);
+            digest.add(row_hash(
+                &id,
+                Version::from_raw(stored.version),
+                &point.vector,
+                &payload,
+                point.model.as_deref(),
+                point.event_time_ms,
+                point.expires_at_ms,
+            ));
+        }
+    }
+    digest
 }
 
 /// The collection's distance, in the plainest way.

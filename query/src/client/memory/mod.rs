@@ -115,6 +115,13 @@ struct Shard {
     next_offset: Offset,
 }
 
+impl Shard {
+    fn digest(&self) -> Vec<u8> {
+        let digest = brute::digest(&self.collection, &self.points);
+        digest.to_bytes().to_vec()
+    }
+}
+
 impl Node {
     /// A node without shards.
     pub fn new(name: &str) -> Arc<Self> {
@@ -263,6 +270,7 @@ impl Node {
                 code: code(&coverage, shard),
                 coverage: Some(coverage),
                 live_points: shard.map_or(0, |shard| count(shard.points.len())),
+                digest: shard.map_or(Vec::new(), Shard::digest).into(),
                 ..v1::ShardStatus::default()
             }
         };

@@ -1,0 +1,279 @@
+// The console: reads the node every two seconds, keeps five minutes of it, and shows it.
+
+import { call, collectionPath, meters, quantile, Refused } from "./api.js";
+import { draw, SPAN_MS } from "./plot.js";
+import * as search from "./search.js";
+
+const EVERY_MS = 2000;
+const LATE_SECONDS = 5;
+const $ = (id) => document.getElementById(id);
+
+// [{ time, meters, applied: Map(shard -> next_offset) | null }], oldest first.
+let readings = [];
+let collection = null;
+let turn = 0;
+
+const count = (number) => Math.round(number).toLocaleString("en");
+
+function bytes(number) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  while (number >= 1024 && at < units.length - 1) {
+    number /= 1024;
+    at += 1;
+  }
+  return `${number < 10 && at ? number.toFixed(1) : Math.round(number)} ${units[at]}`;
+}
+
+function seconds(number) {
+  if (number < 1) return `${Math.round(number * 1000)} ms`;
+  if (number < 120) return `${number < 10 ? number.toFixed(1) : Math.round(number)} s`;
+  return number < 7200 ? `${Math.round(number / 60)} min` : `${Math.round(number / 3600)} h`;
+}
+
+function rate(number) {
+  if (number === 0) return "0";
+  if (number < 10) return number.toFixed(1);
+  if (number < 10_000) return count(number);
+  return number < 1e6 ? `${(number / 1000).toFixed(0)}k` : `${(number / 1e6).toFixed(1)}M`;
+}
+
+function millis(secondsGiven) {
+  const ms = secondsGiven * 1000;
+  if (ms === 0) return "0";
+  return `${ms < 10 ? ms.toFixed(ms < 1 ? 2 : 1) : Math.round(ms)} ms`;
+}
+
+function figure(id, value, unit) {
+  const parts = [value];
+  if (unit) {
+    const small = document.createElement("small");
+    small.textContent = ` ${unit}`;
+    parts.push(small);
+  }
+  $(id).replaceChildren(...parts);
+}
+
+function status(kind, text) {
+  $("status").className = `status ${kind}`;
+  $("status").textContent = text;
+}
+
+async function read() {
+  const mine = ++turn;
+  try {
+    const { collections } = await call("/v1/collections");
+    offer(collections);
+    const name = collection;
+    const asked = name ? call(collectionPath(name, "/shards?timeout_ms=1500")) : { shards: [] };
+    const [counted, { shards }] = await Promise.all([meters(), asked]);
+    if (mine !== turn || name !== collection) return;
+    const answering = shards.filter((shard) => shard.answered);
+    const applied = new Map(answering.map((shard) => [shard.shard, shard.next_offset]));
+    const time = Date.now();
+    readings.push({ time, meters: counted, applied });
+    readings = readings.filter((one) => one.time >= time - SPAN_MS - 2 * EVERY_MS);
+    $("fault").hidden = true;
+    const definition = collections.find((one) => one.name === name);
+    glance(shards, definition);
+    plots(time);
+    table(shards);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (mine !== turn) return;
+    status("bad", "Not connected");
+    $("fault").textContent = error.message;
+    $("fault").hidden = false;
+  }
+}
+
+function offer(collections) {
+  const select = $("collection");
+  const names = collections.map((one) => one.name);
+  const offered = [...select.options].map((option) => option.value);
+  if (names.join("\n") !== offered.join("\n")) {
+    select.replaceChildren(...names.map((name) => new Option(name, name)));
+    select.disabled = names.length === 0;
+    if (!names.length) select.replaceChildren(new Option("none yet", ""));
+  }
+  const wanted = decodeURIComponent(location.hash.slice(1));
+  const next = names.includes(wanted) ? wanted : names.includes(collection) ? collection : (names[0] ?? null);
+  if (next !== collection) choose(next);
+  if (next) select.value = next;
+  const definition = collections.find((one) => one.name === collection) ?? null;
+  search.setCollection(definition);
+  about(definition);
+}
+
+function choose(name) {
+  collection = name;
+  readings = readings.map((one) => ({ ...one, applied: null }));
+}
+
+function glance(shards, definition) {
+  $("empty").hidden = Boolean(definition);
+  for (const section of document.querySelectorAll(".filled")) section.hidden = !definition;
+  if (!definition) {
+    status("warn", "No collection yet");
+    return;
+  }
+  const answering = shards.filter((shard) => shard.answered);
+  const sum = (field) => answering.reduce((all, shard) => all + shard[field], 0);
+  const missing = shards.length - answering.length;
+  figure("points", count(sum("points")));
+  const contested = sum("contested");
+  $("points-note").textContent = [
+    missing ? `without ${missing} silent ${missing === 1 ? "shard" : "shards"}` : "",
+    contested ? `${count(contested)} contested` : "",
+    sum("memtable_rows") ? `${count(sum("memtable_rows"))} newest scanned` : "",
+  ].filter(Boolean).join(", ");
+  figure("answering", `${answering.length}`, `of ${shards.length}`);
+  const nodes = new Set(answering.map((shard) => shard.node));
+  $("answering-note").textContent = `${nodes.size} ${nodes.size === 1 ? "indexer" : "indexers"}`;
+  const lags = answering.map((shard) => shard.lag_seconds);
+  const most = Math.max(0, ...lags);
+  const [value, unit] = seconds(most).split(" ");
+  figure("lag", answering.length ? value : "–", answering.length ? unit : "");
+  $("lag-note").textContent = most > LATE_SECONDS ? "a shard is behind its topic" : "since a shard last held everything";
+  const [size, sizeUnit] = bytes(sum("index_bytes") + sum("wal_bytes")).split(" ");
+  figure("size", size, sizeUnit);
+  $("size-note").textContent = `${bytes(sum("index_bytes"))} index, ${bytes(sum("wal_bytes"))} log`;
+  const restoring = answering.filter((shard) => !shard.ready).length;
+  if (missing) status("bad", `${missing} of ${shards.length} shards silent`);
+  else if (restoring) status("warn", `${restoring} of ${shards.length} shards not ready`);
+  else if (most > LATE_SECONDS) status("warn", "Behind");
+  else status("good", "All shards answer");
+}
+
+function plots(now) {
+  const [p50, p99, searches, ingest] = [[], [], [], []];
+  for (let at = 1; at < readings.length; at += 1) {
+    const [before, after] = [readings[at - 1], readings[at]];
+    const time = after.time;
+    const passed = (time - before.time) / 1000;
+    // The page slept, or the node did not answer: nothing is known of the time between.
+    const isGap = passed > 3 * (EVERY_MS / 1000);
+    const none = isGap || after.meters.vectors < before.meters.vectors;
+    p50.push([time, none ? null : quantile(before.meters.buckets, after.meters.buckets, 0.5)]);
+    p99.push([time, none ? null : quantile(before.meters.buckets, after.meters.buckets, 0.99)]);
+    searches.push([time, none ? null : (after.meters.vectors - before.meters.vectors) / passed]);
+    ingest.push([time, isGap ? null : applied(before.applied, after.applied, passed)]);
+  }
+  draw($("latency"), [{ points: p50 }, { points: p99 }], now, millis, 0.01);
+  draw($("rate"), [{ points: searches }], now, rate, 10);
+  draw($("ingest"), [{ points: ingest }], now, rate, 10);
+  const last = (points) => points.at(-1)?.[1] ?? null;
+  const [a, b] = [last(p50), last(p99)];
+  $("latency-now").textContent = a === null ? "idle" : `${millis(a)} / ${millis(b)}`;
+  $("rate-now").textContent = last(searches) === null ? "–" : `${rate(last(searches))} queries/s`;
+  $("ingest-now").textContent = last(ingest) === null ? "–" : `${rate(last(ingest))} records/s`;
+}
+
+// Records a second over the shards that answered both times; an offset that fell was reset.
+function applied(before, after, passed) {
+  if (!before || !after) return null;
+  let records = 0;
+  let known = 0;
+  for (const [shard, next] of after) {
+    if (!before.has(shard)) continue;
+    known += 1;
+    records += Math.max(0, next - before.get(shard));
+  }
+  return known ? records / passed : null;
+}
+
+const COLUMNS = ["Shard", "State", "Node", "Points", "Lag", "Next offset", "Memtable", "Graph", "Ended", "Size", "Digest"];
+const NUMBERS = new Set(["Points", "Lag", "Next offset", "Memtable", "Graph", "Ended", "Size"]);
+
+function table(shards) {
+  const made = document.createElement("table");
+  made.className = "cards";
+  const head = made.createTHead().insertRow();
+  for (const name of COLUMNS) {
+    const cell = document.createElement("th");
+    cell.scope = "col";
+    cell.textContent = name;
+    if (NUMBERS.has(name)) cell.className = "number";
+    head.append(cell);
+  }
+  const body = made.createTBody();
+  for (const shard of shards) line(body.insertRow(), shard);
+  $("shards").replaceChildren(made);
+}
+
+function line(row, shard) {
+  const put = (name, text, kind = NUMBERS.has(name) ? "number" : "") => {
+    const cell = row.insertCell();
+    cell.dataset.name = name;
+    cell.className = kind;
+    cell.append(text);
+    return cell;
+  };
+  const state = document.createElement("span");
+  state.className = `state ${shard.answered ? (shard.ready ? "" : "warn") : "bad"}`;
+  state.textContent = shard.answered ? (shard.ready ? "ready" : "not ready") : shard.node ? "silent" : "no owner";
+  put("Shard", String(shard.shard));
+  put("State", state);
+  const node = shard.set ? `${shard.node} (${shard.set})` : shard.node;
+  put("Node", node || "–").title = shard.address;
+  if (!shard.answered) {
+    put("Error", shard.error, "wrap").colSpan = COLUMNS.length - 3;
+    return;
+  }
+  put("Points", count(shard.points));
+  const lag = put("Lag", seconds(shard.lag_seconds));
+  if (shard.lag_seconds > LATE_SECONDS) lag.classList.add("late");
+  put("Next offset", count(shard.next_offset));
+  put("Memtable", count(shard.memtable_rows));
+  put("Graph", count(shard.graph_rows));
+  put("Ended", count(shard.dead_rows));
+  put("Size", bytes(shard.index_bytes + shard.wal_bytes));
+  put("Digest", shard.digest.slice(0, 16), "mono digest whole").title = shard.digest;
+}
+
+let shown = "";
+function about(definition) {
+  const text = JSON.stringify(definition);
+  if (text === shown) return;
+  shown = text;
+  const rows = definition ? [
+    ["Dimension", count(definition.dim)],
+    ["Metric", definition.metric.replaceAll("_", " ")],
+    ["Shards", count(definition.partitions)],
+    ["Partitioner", definition.partitioner],
+    ["Routed by", definition.route_by_key_prefix ? "the id up to its first /" : "the whole id"],
+    ["Graph", Object.entries(definition.index ?? {}).map(([name, value]) => `${name} ${value}`).join(", ")],
+    ["Largest record", bytes(definition.max_record_bytes)],
+    ["Fields", Object.entries(definition.fields ?? {}).map(([name, kind]) => `${name}: ${kind}`).join(", ") || "none declared"],
+  ] : [];
+  $("about").replaceChildren(...rows.map(([name, value]) => {
+    const [pair, term, told] = ["div", "dt", "dd"].map((kind) => document.createElement(kind));
+    term.textContent = name;
+    told.textContent = value;
+    pair.append(term, told);
+    return pair;
+  }));
+}
+
+async function describe() {
+  try {
+    const node = await call("/v1/node");
+    $("version").textContent = `Shoal ${node.version}`;
+    search.setNode(node);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+  }
+}
+
+$("collection").addEventListener("change", (event) => {
+  location.hash = encodeURIComponent(event.target.value);
+});
+window.addEventListener("hashchange", () => void read());
+window.addEventListener("resize", () => plots(Date.now()));
+search.start();
+void describe();
+// One reading ends before the next begins, so a slow node is not asked the more for it.
+for (;;) {
+  await read();
+  await new Promise((done) => setTimeout(done, EVERY_MS));
+}
