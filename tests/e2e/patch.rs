@@ -14,7 +14,7 @@ use shoal_schemas::{
 use tonic::Code;
 
 use crate::harness::{
-    child, client,
+    DEADLINE, child, client,
     role::Role,
     topic::{home, read},
     wait,
@@ -53,7 +53,14 @@ impl Readers {
             read: client::at_least(tokens),
             ..v1::GetRequest::default()
         };
-        self.query.get(ask).unwrap().points.pop()
+        // An owner that was killed is asked as soon as it is back, and says so while it restores.
+        let answer = shoal_runtime::eventually(DEADLINE, "an owner that serves", || {
+            match self.query.get(ask.clone()) {
+                Err(status) if status.code() == Code::Unavailable => None,
+                answer => Some(answer),
+            }
+        });
+        answer.unwrap().points.pop()
     }
 }
 

@@ -37,6 +37,7 @@ async fn opened(endpoint: &EmbeddingEndpoint) -> (World, Vec<Indexer>) {
     .map(|(name, kind)| (name.to_owned(), kind))
     .into();
     let indexers = world.spread(&shop).await;
+    world.claim_in(&shop, 0, Some("second"), &indexers[0]).await;
     for n in 0..40u16 {
         let words = ["red", "blue"].map(str::to_owned).to_vec();
         let point = Point {
