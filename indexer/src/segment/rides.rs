@@ -229,7 +229,7 @@ pub fn newest_rider<'a>(
 }
 
 fn packed(place: Place) -> u64 {
-    u64::from(place.segment.0) << 32 | u64::from(place.row)
+    (u64::from(place.segment.0) << 32) | u64::from(place.row)
 }
 
 fn unpacked(packed: u64) -> Place {

@@ -112,7 +112,10 @@ pub fn run(
 
 /// Reads a sealed segment's files whole, beside everything else: opening looked at lengths only.
 fn check(shared: &Shared, segment: &Segment) {
-    let Some(sealed) = segment.as_sealed() else {
+    // One that was compacted away since it was opened has no files any more, by this same thread.
+    let view = shared.view.load();
+    let kept = view.segment(segment.id);
+    let Some(sealed) = kept.and_then(|segment| segment.as_sealed()) else {
         return;
     };
     if let Err(error) = sealed.manifest.verify(sealed.folder()) {

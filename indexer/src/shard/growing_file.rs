@@ -54,7 +54,7 @@ pub(super) fn write(
         bytes.extend_from_slice(&row.expires_at_ms.unwrap_or(NO_TIME).to_le_bytes());
         let rides = segment.is_some_and(|segment| segment.rides.is_rider(number));
         let alive = row.outlives(sequence);
-        bytes.push(u8::from(alive) * ALIVE | u8::from(rides) * RIDES);
+        bytes.push((u8::from(alive) * ALIVE) | (u8::from(rides) * RIDES));
         sink.put(&bytes)?;
     }
     bytes.clear();

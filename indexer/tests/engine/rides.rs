@@ -13,6 +13,7 @@ use shoal_indexer::{
     entry,
     find::{self, Told, Wanted},
     index::distance::Query,
+    segment::Place,
     shard::search::{Ask, CountAsk, ScrollAsk},
     view::{Moment, View},
 };
@@ -122,7 +123,8 @@ impl Ridden {
                     *wasted >= engine.compact_dead_rows && share >= engine.compact_dead_share
                 })
             });
-            (growing.folded() == growing.len() && sealed && !is_worn).then_some(())
+            let folded = growing.folded() == growing.len();
+            (folded && sealed && !is_worn && is_counted(&view)).then_some(())
         });
     }
 
@@ -136,6 +138,22 @@ impl Ridden {
     fn close(self) {
         self.live.close();
     }
+}
+
+/// Whether each segment counts rightly which of its rows carry and which ride.
+fn is_counted(view: &View) -> bool {
+    let lives = |place: Place| view.row(place).is_some_and(|row| !row.is_dead());
+    view.segments.iter().all(|segment| {
+        let rides = &segment.rides;
+        let carrying = rides
+            .carriers()
+            .filter(|row| rides.riders(*row).next().is_some_and(lives));
+        let riding = segment
+            .rows()
+            .filter(|(number, row)| !row.is_dead() && rides.is_rider(*number));
+        (carrying.count(), riding.count())
+            == (rides.carrying() as usize, rides.riding_live() as usize)
+    })
 }
 
 fn name(id: u64) -> String {
@@ -197,14 +215,18 @@ fn check(live: &Live, points: &BTreeMap<String, (u64, u64)>) {
             assert_eq!(count.unwrap(), expected as u64, "{categories:?}");
         }
     }
+    let (mut asked, mut missed) = (0, 0);
     for (id, (seed, number)) in points.iter().step_by(7) {
         let hits = live.shared.search(&Ask::nearest(vector(*seed), 1)).unwrap();
-        assert_eq!(hits[0].id, *id);
+        asked += 1;
+        missed += u32::from(hits[0].id != *id);
         let stored = live.shared.points(std::slice::from_ref(id), true).unwrap();
         let point = stored[0].point.clone().unwrap();
         assert_eq!(point.vector, vector(*seed));
         assert_eq!(point.payload, payload(*number).to_proto());
     }
+    // Scans missed none; a walk may miss one now and then.
+    assert!(missed * 50 <= asked, "{missed} of {asked} are missed");
     let scrolled = live.shared.scroll(&ScrollAsk {
         filter: None,
         tenant: None,
