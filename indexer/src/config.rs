@@ -187,7 +187,7 @@ pub struct EngineConfig {
     pub compact_dead_share: f64,
     /// Dead rows below which no segment is rebuilt. Default 1024.
     pub compact_dead_rows: u32,
-    /// Growth of the shard's own log after which a checkpoint is stored. Default 256 MiB.
+    /// Growth of the shard's own log after which a checkpoint is stored. Default 64 MiB.
     ///
     /// A restart replays at most about this much.
     pub checkpoint_bytes: ByteSize,
@@ -244,7 +244,7 @@ impl Default for EngineConfig {
             idle_seal_after: Duration::from_secs(3),
             compact_dead_share: 0.33,
             compact_dead_rows: 1024,
-            checkpoint_bytes: ByteSize::mib(256),
+            checkpoint_bytes: ByteSize::mib(64),
             sync_interval: Duration::from_millis(50),
             wal_segment_bytes: ByteSize::mib(64),
             search_threads: processors,
