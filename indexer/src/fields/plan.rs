@@ -6,10 +6,9 @@
 //! benchmark can fit anew.
 //!
 //! The sum takes matches for spread evenly. Where they are not, and the query is far from them,
-//! a walk starves: it runs past what the scan would have cost, or ends with too few. Both show,
-//! by [`Walk::max_visits`] and [`Walk::is_starved`], and the answer to both is the scan. So a
-//! search never costs much more than twice the better way, and never answers with few hits where
-//! there are many.
+//! a walk starves. One that ends with too few shows by [`Walk::is_starved`], and the answer is the
+//! scan: a search never answers with few hits where there are many. One that runs past what the
+//! scan would have cost ([`Walk::max_visits`]) is not stopped: neither graph's walk can be yet.
 
 /// What the steps of a search cost, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,8 +96,7 @@ pub struct Walk {
     pub beam: usize,
     /// Whether rows have to be asked for the filter at all: not if every live one matches.
     pub is_filtered: bool,
-    /// After visiting so many rows the scan would have been cheaper; a walk that can stop there
-    /// does, and is starved.
+    /// After visiting so many rows the scan would have been cheaper. No walk stops there yet.
     pub max_visits: usize,
     /// Accepted rows below which it is starved.
     pub enough: usize,
