@@ -6,18 +6,19 @@ export CARGO_TARGET_DIR ?= $(SHOAL_CACHE)/target
 # What the tests and the demo start: folders made by setup/.
 export SHOAL_KAFKA_HOME ?= $(shell setup/kafka --print)
 export SHOAL_REGISTRY_HOME ?= $(shell setup/registry --print)
+export SHOAL_ETCD_HOME ?= $(shell setup/etcd --print)
 export SHOAL_PYTHON ?= $(shell setup/python --print)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench fmt lint fmt-check clippy docs tidy licences compose-check
+.PHONY: help setup build demo test history bench fmt lint fmt-check clippy docs tidy licences compose-check
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: ## fetch everything the tests need (Kafka, schema registry, Python packages)
+setup: ## fetch everything the tests need (Kafka, schema registry, etcd, Python packages)
 	@setup/all
 
-# --workspace: the features `make test` builds with, so that neither builds the dependencies again for the other.
+# --workspace: most features are those that `make test` builds with, so most dependencies are built once.
 build: ## build the `shoal` binary
 	cargo build --locked --workspace --bin shoal
 
@@ -28,6 +29,9 @@ demo: ## start Shoal on a real Kafka, publish 20,000 embeddings, search them (DE
 
 test: setup ## run every test, against a real Kafka and a real schema registry
 	cargo test --locked --workspace --no-fail-fast
+
+history: setup ## random operations under random kills for SECONDS (600), checked afterwards; SEED=... repeats one
+	SHOAL_HISTORY_SECONDS=$(or $(SECONDS),600) cargo test --locked --workspace --test e2e -- --nocapture history::
 
 bench: ## measure one figure: make bench NAME=ingest (names: docs/benchmarks.md)
 	@test -n "$(NAME)" || { echo 'usage: make bench NAME=...   (names: docs/benchmarks.md)' >&2; exit 2; }
@@ -57,7 +61,8 @@ licences: ## check the dependencies' licences and sources against deny.toml
 	@setup/python
 	@cargo metadata --locked --format-version 1 --all-features | $(SHOAL_PYTHON) tests/licences/check.py deny.toml
 
+# The binary is the one that `make test` builds: with `make build` many dependencies have other features.
 compose-check: ## check docker-compose.yml without a container engine
 	@setup/python
-	@$(MAKE) --no-print-directory build
+	@cargo test --locked --workspace --no-run --quiet
 	@$(SHOAL_PYTHON) tests/compose/check.py --shoal $(CARGO_TARGET_DIR)/debug/shoal docker-compose.yml
