@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".shoal.v1.PointWrite.value")
         .bytes(".shoal.v1.ShardBucketsResponse.digests")
         .bytes(".shoal.v1.BucketId.row_hash")
+        .bytes(".shoal.v1.KnownAnswer.version")
+        .bytes(".shoal.v1.ShardAnswer.version")
         .compile_fds(descriptors)?;
     Ok(())
 }

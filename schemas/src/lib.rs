@@ -1,6 +1,6 @@
 //! The contract every Shoal role and every foreign client shares.
 //!
-//! Names, points, filters, versions, routing, the record's encodings and headers, tokens, the reasons a
+//! Names, points, filters, versions, routing, placement, the record's encodings and headers, tokens, the reasons a
 //! record is refused, what stands in the control topic, and the protobuf API. Everything here is
 //! pure: no file, no socket, no clock is read, so each rule can be tested and replayed.
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod log;
 pub mod name;
 pub mod patch;
 pub mod payload;
+pub mod placement;
 pub mod point;
 pub mod reject;
 pub mod route;

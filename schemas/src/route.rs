@@ -1,9 +1,11 @@
 //! Which partition a key belongs to.
 //!
 //! Two hashes are known: the Java client's murmur2 and librdkafka's CRC-32. A collection declares
-//! one of them, and every producer of its topic has to use the same, because a tombstone that
-//! lands in another partition than its upsert deletes nothing. A stray record is therefore
-//! refused with a text that says how it was routed and what to set.
+//! one of them, or split keys between ranges of ids; every producer of its topic has to go by the
+//! same, because a tombstone that lands in another partition than its upsert deletes nothing. A
+//! stray record is therefore refused with a text that says how it was routed and what to set.
+
+use std::ops::RangeInclusive;
 
 use crate::{
     collection::{Collection, Partitioner},
@@ -14,6 +16,9 @@ use crate::{
 
 /// Ends the part of a key that routes, where a collection routes by prefix.
 pub const PREFIX_END: char = '/';
+
+/// The character behind [`PREFIX_END`]: ids with a prefix are below the prefix with this one.
+const PAST_PREFIX: char = '0';
 
 const MURMUR2_SEED: u32 = 0x9747_b28c;
 const MURMUR2_M: u32 = 0x5bd1_e995;
@@ -52,24 +57,50 @@ pub fn crc32(key: &[u8]) -> u32 {
 
 /// The partition that holds every record of `id`.
 pub fn partition_of(collection: &Collection, id: &PointId) -> Partition {
+    if !collection.split_keys.is_empty() {
+        return range_of(collection, id.as_str());
+    }
     let key = routed_part(collection.route_by_key_prefix, id.as_str());
     place(collection.partitioner, key, collection.partitions)
 }
 
-/// The partition of every id with this part before its first `/`, where a collection routes by
-/// prefix.
-pub fn partition_of_prefix(collection: &Collection, prefix: &str) -> Partition {
-    place(
-        collection.partitioner,
-        prefix.as_bytes(),
-        collection.partitions,
-    )
+/// The partitions that can hold ids with this part before their first `/`: one where a collection
+/// routes by prefix, neighbours where it routes by range.
+pub fn partitions_of_prefix(collection: &Collection, prefix: &str) -> RangeInclusive<Partition> {
+    let splits = &collection.split_keys;
+    if splits.is_empty() {
+        let key = prefix.as_bytes();
+        let one = place(collection.partitioner, key, collection.partitions);
+        return one..=one;
+    }
+    let first = range_of(collection, &format!("{prefix}{PREFIX_END}"));
+    let past = format!("{prefix}{PAST_PREFIX}");
+    first..=numbered(splits.partition_point(|split| *split < past))
+}
+
+/// The first partition that can hold an id behind this one, in the order of ids.
+pub fn first_partition_after(collection: &Collection, id: &str) -> Partition {
+    range_of(collection, id)
+}
+
+/// The partition whose range holds a key; the first where there are no ranges.
+fn range_of(collection: &Collection, key: &str) -> Partition {
+    let splits = &collection.split_keys;
+    numbered(splits.partition_point(|split| split.as_str() <= key))
+}
+
+fn numbered(range: usize) -> Partition {
+    // A checked collection has at most 4096 ranges.
+    Partition(u32::try_from(range).unwrap_or(u32::MAX))
 }
 
 /// Refuses a record found in another partition than [`partition_of`] names.
 ///
 /// The text says which rule the record seems to have been routed by, if one fits, and what to set.
 pub fn explain_mismatch(collection: &Collection, id: &PointId, found: Partition) -> Rejection {
+    if !collection.split_keys.is_empty() {
+        return explain_range(collection, id, found);
+    }
     let expected = partition_of(collection, id);
     let declared = collection.partitioner;
     let other = match declared {
@@ -116,6 +147,41 @@ pub fn explain_mismatch(collection: &Collection, id: &PointId, found: Partition)
             "record is in partition {found}, {name} over {} partitions puts its key into \
              {expected}; {advice}",
             collection.partitions
+        ),
+    )
+}
+
+fn explain_range(collection: &Collection, id: &PointId, found: Partition) -> Rejection {
+    let expected = partition_of(collection, id);
+    let partitions = collection.partitions;
+    let lands = |partitioner| place(partitioner, id.as_str().as_bytes(), partitions) == found;
+    let how = if lands(Partitioner::Murmur2) {
+        "the record seems to be routed with murmur2"
+    } else if lands(Partitioner::Crc32) {
+        "the record seems to be routed with crc32"
+    } else {
+        "no hash of the key puts it there"
+    };
+    let index = usize::try_from(expected.0).unwrap_or(usize::MAX);
+    let (from, to) = (
+        index
+            .checked_sub(1)
+            .and_then(|at| collection.split_keys.get(at)),
+        collection.split_keys.get(index),
+    );
+    let shown = |key: &String| key.chars().take(80).collect::<String>();
+    let range = match (from.map(shown), to.map(shown)) {
+        (Some(from), Some(to)) => format!("from `{from}` up to `{to}`"),
+        (Some(from), None) => format!("from `{from}` on"),
+        (None, Some(to)) => format!("below `{to}`"),
+        (None, None) => "all of them".to_owned(),
+    };
+    Rejection::new(
+        Reason::WrongPartition,
+        format_args!(
+            "record is in partition {found}, its key belongs into {expected}, which holds keys \
+             {range}; {how}: this collection routes by split_keys, so count those that are not \
+             above the key, byte by byte, and name that partition when producing"
         ),
     )
 }

@@ -1,7 +1,9 @@
 //! Golden values of both hashes, and what a stray record is told.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::{crc32, explain_mismatch, murmur2, partition_of};
+use super::{
+    crc32, explain_mismatch, first_partition_after, murmur2, partition_of, partitions_of_prefix,
+};
 use crate::{Collection, Metric, Partition, Partitioner, PointId, Reason};
 
 fn collection(partitioner: Partitioner, by_prefix: bool) -> Collection {
@@ -102,4 +104,60 @@ fn a_stray_record_is_told_what_to_set() {
         .map(Partition)
         .find(|place| !places.contains(place) && told(&murmur, *place).contains("no known"));
     assert!(nowhere.is_some());
+}
+
+fn ranged() -> Collection {
+    let mut docs = collection(Partitioner::Murmur2, false);
+    docs.partitions = 4;
+    docs.split_keys = ["b", "cat/m", "d"].map(str::to_owned).into();
+    docs.check().unwrap();
+    docs
+}
+
+#[test]
+fn a_range_holds_the_keys_from_its_split_key_up_to_the_next() {
+    let docs = ranged();
+    let cases = [
+        ("a", 0),
+        ("azz", 0),
+        ("b", 1),
+        ("cat/l", 1),
+        ("cat/m", 2),
+        ("cat0", 2),
+        ("d", 3),
+        ("é", 3),
+    ];
+    for (key, shard) in cases {
+        assert_eq!(partition_of(&docs, &id(key)), Partition(shard), "{key}");
+    }
+    let of = |prefix| partitions_of_prefix(&docs, prefix);
+    assert_eq!(of("cat"), Partition(1)..=Partition(2));
+    assert_eq!(of("a"), Partition(0)..=Partition(0));
+    assert_eq!(of("zebra"), Partition(3)..=Partition(3));
+    assert_eq!(first_partition_after(&docs, "cat/n"), Partition(2));
+    assert_eq!(first_partition_after(&docs, ""), Partition(0));
+    let hashed = collection(Partitioner::Murmur2, false);
+    assert_eq!(first_partition_after(&hashed, "zebra"), Partition(0));
+}
+
+#[test]
+fn a_record_outside_its_range_is_told_where_it_belongs() {
+    let docs = ranged();
+    let told = |key: &str, found| explain_mismatch(&docs, &id(key), Partition(found)).detail;
+    let middle = told("cat/a", 0);
+    for part in [
+        "partition 0",
+        "belongs into 1",
+        "from `b` up to `cat/m`",
+        "split_keys",
+    ] {
+        assert!(middle.contains(part), "{middle}");
+    }
+    assert!(told("a", 3).contains("below `b`"), "{}", told("a", 3));
+    assert!(told("x", 0).contains("from `d` on"), "{}", told("x", 0));
+    let hashed = (0..100).map(|n| format!("a{n}")).find_map(|key| {
+        let to = murmur2(key.as_bytes()) % 0x8000_0000 % 4;
+        (to != 0).then(|| told(&key, to))
+    });
+    assert!(hashed.unwrap().contains("routed with murmur2"));
 }

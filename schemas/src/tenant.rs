@@ -1,10 +1,11 @@
 //! A tenant: all points whose ids share the part before the first `/`.
 //!
-//! Where a collection routes by that part, a tenant lives in one shard, so a search that names
-//! one asks that shard alone. It is a way to ask, not a right: whoever may search a collection
-//! may name any tenant of it.
+//! Where a collection routes by that part, a tenant lives in one shard; where it routes by ranges of
+//! ids, in those few whose ranges hold ids that begin so. A search that names a tenant asks these
+//! shards alone. It is a way to ask, not a right: whoever may search a collection may name any
+//! tenant of it.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
 use crate::{
     Collection, Partition,
@@ -21,7 +22,7 @@ pub struct Tenant(String);
 pub enum TenantError {
     /// The collection spreads one tenant's points over all shards.
     #[error(
-        "tenant `{tenant}` cannot be asked for: collection `{collection}` routes by the whole id, so a tenant has no shard of its own; filter on a declared field instead, or make a collection with route_by_key_prefix"
+        "tenant `{tenant}` cannot be asked for: collection `{collection}` routes by the whole id, so a tenant has no shard of its own; filter on a declared field instead, or make a collection with route_by_key_prefix or split_keys"
     )]
     NotRouted {
         /// As given.
@@ -50,7 +51,7 @@ impl Tenant {
     /// [`TenantError`].
     pub fn new(text: &str, collection: &Collection) -> Result<Self, TenantError> {
         let shown = || text.chars().take(80).collect();
-        if !collection.route_by_key_prefix {
+        if !collection.has_tenants() {
             return Err(TenantError::NotRouted {
                 tenant: shown(),
                 collection: collection.name.to_string(),
@@ -83,9 +84,9 @@ impl Tenant {
             .is_some_and(|(prefix, _)| prefix == self.0)
     }
 
-    /// The only shard with points of the tenant.
-    pub fn shard(&self, collection: &Collection) -> Partition {
-        route::partition_of_prefix(collection, &self.0)
+    /// The only shards with points of the tenant.
+    pub fn shards(&self, collection: &Collection) -> RangeInclusive<Partition> {
+        route::partitions_of_prefix(collection, &self.0)
     }
 
     /// The tenant's text, without the `/`.
@@ -150,7 +151,29 @@ mod tests {
             let id = PointId::new(&format!("{tenant}/{rest}")).unwrap();
             let tenant = Tenant::new(&tenant, &docs).unwrap();
             prop_assert!(tenant.holds(id.as_str()));
-            prop_assert_eq!(tenant.shard(&docs), route::partition_of(&docs, &id));
+            let shard = route::partition_of(&docs, &id);
+            prop_assert_eq!(tenant.shards(&docs), shard..=shard);
+        }
+
+        #[test]
+        fn every_point_of_a_tenant_is_in_a_shard_whose_range_can_hold_it(
+            splits in proptest::collection::btree_set("[ab/0]{1,4}", 1..6),
+            tenant in "[ab]{1,3}",
+            rest in "[ab/0]{1,4}",
+        ) {
+            let mut docs = collection(false);
+            docs.partitions = u32::try_from(splits.len() + 1).unwrap();
+            docs.split_keys = splits.into_iter().collect();
+            prop_assert!(docs.check().is_ok());
+            let id = PointId::new(&format!("{tenant}/{rest}")).unwrap();
+            let tenant = Tenant::new(&tenant, &docs).unwrap();
+            prop_assert!(tenant.shards(&docs).contains(&route::partition_of(&docs, &id)));
+            // None is asked in vain: each of its ranges begins before the tenant's ids end.
+            let shards = tenant.shards(&docs);
+            for shard in shards.start().0 + 1..=shards.end().0 {
+                let split = &docs.split_keys[usize::try_from(shard - 1).unwrap()];
+                prop_assert!(tenant.holds(split) || *split == format!("{tenant}/"), "{split}");
+            }
         }
     }
 }

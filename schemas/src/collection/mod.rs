@@ -2,6 +2,7 @@
 
 mod field;
 mod proto;
+mod ranges;
 
 use std::collections::BTreeMap;
 
@@ -9,10 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::CollectionName,
+    placement::{self, Labels, PlacementError},
     vector::{Dim, DimError},
 };
 
 pub use field::{FIELD_KINDS, FieldKind, FieldKindError, MAX_DECLARED_FIELDS};
+pub use ranges::SplitError;
 
 /// How near two vectors are. Smaller is nearer in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -107,6 +110,25 @@ pub struct Collection {
     /// Payload fields that searches can filter and group by. Default none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, FieldKind>,
+    /// Where ranges of ids part, one less than there are shards. Default none: ids are hashed.
+    ///
+    /// Ids from one split key up to the next are one shard, so ids that begin alike stay together.
+    /// Fixed once made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_keys: Vec<String>,
+    /// Labels that a node has to have to be given a shard of it. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub placement: Labels,
+    /// Further labels for the shards that hold ids of a tenant, by tenant. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenant_placement: BTreeMap<String, Labels>,
+    /// The collection whose topic it reads; `None` = its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<CollectionName>,
+    /// The collection whose records were copied into its topic: tokens of that one's writes hold here,
+    /// by key and version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fed_by: Option<CollectionName>,
 }
 
 /// 7 days: a shard or region away for less sees every delete.
@@ -173,6 +195,20 @@ pub enum DefinitionError {
         /// Its length.
         name_bytes: usize,
     },
+    /// Its split keys.
+    #[error(transparent)]
+    Splits(#[from] SplitError),
+    /// Its placement.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// It is to be another generation of itself, or of two.
+    #[error("collection `{name}` {why}")]
+    Lineage {
+        /// Its name.
+        name: CollectionName,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A number is out of range.
     #[error("{field} is {found}, allowed are {min} to {max}")]
     Range {
@@ -202,10 +238,31 @@ impl Collection {
             delete_retention_ms: default_delete_retention_ms(),
             max_record_bytes: default_max_record_bytes(),
             fields: BTreeMap::new(),
+            split_keys: Vec::new(),
+            placement: Labels::new(),
+            tenant_placement: BTreeMap::new(),
+            reads: None,
+            fed_by: None,
         }
     }
 
-    /// Checks every number that has a range, and the declared fields.
+    /// The collection whose topic holds its records: itself, unless it reads another one's.
+    pub fn home(&self) -> &CollectionName {
+        self.reads.as_ref().unwrap_or(&self.name)
+    }
+
+    /// The topic that holds its records.
+    pub fn topic(&self) -> String {
+        self.home().topic()
+    }
+
+    /// Whether the part of an id before its first `/` decides, alone or by its range, which shards
+    /// the id can be in: whether a tenant can be asked for.
+    pub fn has_tenants(&self) -> bool {
+        self.route_by_key_prefix || !self.split_keys.is_empty()
+    }
+
+    /// Checks every number that has a range, the split keys, the placement and the declared fields.
     ///
     /// # Errors
     /// [`DefinitionError`] for the first fault.
@@ -247,6 +304,18 @@ impl Collection {
                     max,
                 });
             }
+        }
+        ranges::check(self)?;
+        placement::check(self)?;
+        let why = match (&self.reads, &self.fed_by) {
+            (Some(other), _) if *other == self.name => Some("cannot read itself"),
+            (_, Some(other)) if *other == self.name => Some("cannot be fed by itself"),
+            (Some(_), Some(_)) => Some("either reads another's topic or is fed from it, not both"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let name = self.name.clone();
+            return Err(DefinitionError::Lineage { name, why });
         }
         field::check(&self.fields)
     }

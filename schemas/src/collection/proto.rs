@@ -8,7 +8,7 @@ use super::{
     Collection, DefinitionError, FieldKind, IndexParameters, Metric, Partitioner, Quantization,
     default_delete_retention_ms, default_max_record_bytes,
 };
-use crate::{v1, vector::Dim};
+use crate::{name::CollectionName, v1, vector::Dim};
 
 const METRICS: &str = "METRIC_COSINE, METRIC_INNER_PRODUCT, METRIC_L2";
 const PARTITIONERS: &str = "PARTITIONER_MURMUR2, PARTITIONER_CRC32";
@@ -44,6 +44,16 @@ impl Collection {
                 .iter()
                 .map(|(name, kind)| (name.clone(), kind.to_proto().into()))
                 .collect(),
+            split_keys: self.split_keys.clone(),
+            placement: self.placement.clone().into_iter().collect(),
+            tenant_placement: (self.tenant_placement.iter())
+                .map(|(tenant, labels)| {
+                    let labels = labels.clone().into_iter().collect();
+                    (tenant.clone(), v1::Labels { labels })
+                })
+                .collect(),
+            reads: named(self.reads.as_ref()),
+            fed_by: named(self.fed_by.as_ref()),
         }
     }
 
@@ -87,6 +97,13 @@ impl Collection {
                 given => given,
             },
             fields: declared(collection.fields)?,
+            split_keys: collection.split_keys,
+            placement: collection.placement.into_iter().collect(),
+            tenant_placement: (collection.tenant_placement.into_iter())
+                .map(|(tenant, labels)| (tenant, labels.labels.into_iter().collect()))
+                .collect(),
+            reads: other(&collection.reads)?,
+            fed_by: other(&collection.fed_by)?,
         };
         checked.check()?;
         Ok(checked)
@@ -145,6 +162,15 @@ impl FieldKind {
     }
 }
 
+/// Another collection's name; empty is none.
+fn named(name: Option<&CollectionName>) -> String {
+    name.map_or(String::new(), ToString::to_string)
+}
+
+fn other(name: &str) -> Result<Option<CollectionName>, DefinitionError> {
+    Ok((!name.is_empty()).then(|| name.parse()).transpose()?)
+}
+
 /// Declared fields, whose kinds have no default.
 fn declared(
     fields: std::collections::HashMap<String, i32>,
@@ -199,6 +225,7 @@ mod tests {
     use crate::{
         Collection, IndexParameters, Metric, Partitioner, Quantization,
         collection::{DefinitionError, FIELD_KINDS},
+        placement::Labels,
         v1,
     };
 
@@ -239,9 +266,20 @@ mod tests {
         given.delete_retention_ms = 1;
         given.max_record_bytes = 4096;
         given.fields = FIELD_KINDS.map(|kind| (kind.to_string(), kind)).into();
+        let gpu = Labels::from([("gpu".to_owned(), "true".to_owned())]);
+        given.placement = Labels::from([("region".to_owned(), "eu".to_owned())]);
+        given.tenant_placement = [("hot".to_owned(), gpu)].into();
+        given.reads = Some("older".parse().unwrap());
         assert_eq!(Collection::from_proto(given.to_proto()).unwrap(), given);
         let json = serde_json::to_string(&given).unwrap();
         assert_eq!(serde_json::from_str::<Collection>(&json).unwrap(), given);
+
+        let mut ranged = Collection::from_proto(minimal()).unwrap();
+        ranged.split_keys = ["b", "c/d", "x"].map(str::to_owned).into();
+        let back = Collection::from_proto(ranged.to_proto()).unwrap();
+        assert_eq!(back, ranged);
+        let json = serde_json::to_string(&ranged).unwrap();
+        assert_eq!(serde_json::from_str::<Collection>(&json).unwrap(), ranged);
     }
 
     #[test]
@@ -281,6 +319,16 @@ mod tests {
         );
         let nameless = with(|c| c.fields = [(String::new(), 1)].into());
         assert!(matches!(nameless, DefinitionError::FieldName { .. }));
+        for lineage in [
+            with(|c| c.reads = "docs".into()),
+            with(|c| c.fed_by = "docs".into()),
+            with(|c| (c.reads, c.fed_by) = ("a".into(), "b".into())),
+        ] {
+            assert!(
+                matches!(lineage, DefinitionError::Lineage { .. }),
+                "{lineage}"
+            );
+        }
         let many = with(|c| c.fields = (0..65).map(|n| (n.to_string(), 1)).collect());
         assert!(matches!(many, DefinitionError::Fields { found: 65 }));
         assert!(matches!(with(|c| c.dim = 1), DefinitionError::Dim(_)));

@@ -25,6 +25,8 @@ pub const VERSION: &str = "shoal-version";
 pub const ORIGIN: &str = "shoal-origin";
 /// The region or jurisdiction the record must not leave.
 pub const RESIDENCY: &str = "shoal-residency";
+/// Of a record that a re-indexing has copied: where it was, `<topic>/<partition>/<offset>`.
+pub const FED_FROM: &str = "shoal-fed-from";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 
