@@ -1,6 +1,10 @@
-//! Listening for gRPC: connections that send a small answer in one piece.
+//! gRPC between roles and their callers: what every server and every connection has in common.
 //!
-//! An answer is a head, a message and a tail. Over a connection that takes several buffers at a
+//! A connection carries up to [`MAX_STREAMS`] calls at a time, in either direction of the
+//! fleet. Both sides ask for a sign of life, so that a peer that is gone without a word is noticed
+//! while nothing is asked, and what waits for it ends.
+//!
+//! A [`Connection`] sends a small answer in one piece. An answer is a head, a message and a tail. Over a connection that takes several buffers at a
 //! time, HTTP/2's encoder sends every message of 256 bytes and more before it encodes the tail,
 //! which wakes the caller twice. Over one that does not, messages below a kilobyte are copied and
 //! go out together with both. So [`Connection`] says that it does not, and gathers what is
@@ -14,14 +18,28 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf},
-    net::{TcpListener, TcpStream},
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
+use tonic::transport::{Endpoint, Error, Server, server::Connected};
+
+/// Calls of one connection at a time.
+pub const MAX_STREAMS: u32 = 1000;
+/// How often a server asks an idle caller for a sign of life, and how long that may take.
+const SERVER_PING: Ping = Ping {
+    every: Duration::from_secs(20),
+    timeout: Duration::from_secs(20),
 };
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::server::{Connected, TcpIncoming};
+/// The same of a role that asks another one: sooner, since its own callers wait.
+const CLIENT_PING: Ping = Ping {
+    every: Duration::from_secs(10),
+    timeout: Duration::from_secs(5),
+};
+/// HTTP/2 flow control of one message and of a connection, bytes: a batch of a thousand vectors,
+/// and a usual answer, are in flight as a whole, without waiting for a window update.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// What is gathered at most before it is sent, bytes a connection; longer pieces go out uncopied.
 const GATHERED: usize = 16 << 10;
@@ -43,12 +61,45 @@ impl Drop for Open {
     }
 }
 
-/// The connections that come in on a listener, without waiting for acknowledgements.
-pub fn incoming(
-    listener: TcpListener,
-) -> impl Stream<Item = io::Result<Connection<TcpStream>>> + Send + Unpin {
-    let accepted = TcpIncoming::from(listener).with_nodelay(Some(true));
-    accepted.map(|one| one.map(Connection::new))
+/// Signs of life over HTTP/2.
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    every: Duration,
+    timeout: Duration,
+}
+
+/// A server before its services are added.
+pub fn server() -> Server {
+    server_with(SERVER_PING)
+}
+
+fn server_with(ping: Ping) -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(ping.every))
+        .http2_keepalive_timeout(Some(ping.timeout))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+/// Another role, before it is connected to.
+///
+/// # Errors
+/// If the address does not read.
+pub fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint, Error> {
+    endpoint_with(address, connect_timeout, CLIENT_PING)
+}
+
+fn endpoint_with(address: &str, connect_timeout: Duration, ping: Ping) -> Result<Endpoint, Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(ping.every)
+        .keep_alive_timeout(ping.timeout)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    Ok(endpoint)
 }
 
 impl<I: AsyncWrite> Connection<I> {
@@ -117,14 +168,78 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::{
+        future::poll_fn,
         io,
         pin::Pin,
         task::{Context, Poll},
+        time::Duration,
     };
 
-    use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+    use tonic::{
+        body::Body, codegen::http::Request, service::Routes, transport::server::TcpIncoming,
+    };
+    use tower::Service as _;
 
-    use super::{Connection, GATHERED};
+    use super::{Connection, GATHERED, Ping, endpoint_with, server_with};
+
+    const SOON: Ping = Ping {
+        every: Duration::from_millis(50),
+        timeout: Duration::from_millis(50),
+    };
+    const PATIENCE: Duration = Duration::from_secs(60);
+    /// How a connection begins: the preface, and settings that change nothing.
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    #[tokio::test]
+    async fn a_caller_without_a_sign_of_life_is_let_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = server_with(SOON).add_routes(Routes::default());
+        let serving = server.serve_with_incoming(TcpIncoming::from(listener));
+        let silent = async {
+            let mut caller = TcpStream::connect(address).await.unwrap();
+            caller.write_all(HELLO).await.unwrap();
+            let mut said = Vec::new();
+            // Ends when the server does.
+            let ended = timeout(PATIENCE, caller.read_to_end(&mut said)).await;
+            assert!(ended.is_ok(), "it is still connected");
+            assert!(!said.is_empty(), "it was never greeted");
+        };
+        tokio::select! {
+            _ = serving => panic!("the server ended"),
+            () = silent => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_to_a_role_without_a_sign_of_life_fails() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let endpoint = endpoint_with(&address, PATIENCE, SOON).unwrap();
+        let silent = async {
+            let mut open = Vec::new();
+            while let Ok((caller, _)) = listener.accept().await {
+                open.push(caller);
+            }
+        };
+        let asking = async {
+            let mut channel = endpoint.connect_lazy();
+            poll_fn(|context| channel.poll_ready(context))
+                .await
+                .unwrap();
+            let answer = timeout(PATIENCE, channel.call(Request::new(Body::empty()))).await;
+            assert!(answer.expect("it is given up").is_err());
+        };
+        tokio::select! {
+            () = silent => panic!("nobody listens"),
+            () = asking => {}
+        }
+    }
 
     /// Keeps what each write brings.
     #[derive(Default)]

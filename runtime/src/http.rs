@@ -15,10 +15,14 @@ use tokio_util::sync::CancellationToken;
 /// Says whether a part is ready: `Err` tells what it still waits for.
 type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// Something to tell beside.
+type Note = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// What has to hold before `/readyz` says yes. Cloning shares it.
 #[derive(Clone, Default)]
 pub struct Readiness {
     checks: Arc<Mutex<BTreeMap<String, Check>>>,
+    notes: Arc<Mutex<BTreeMap<String, Note>>>,
 }
 
 impl Readiness {
@@ -29,6 +33,26 @@ impl Readiness {
         check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) {
         self.lock().insert(part.into(), Box::new(check));
+    }
+
+    /// Adds or replaces what one part tells beside a yes. It is asked at every call and must not
+    /// block.
+    pub fn note(
+        &self,
+        part: impl Into<String>,
+        note: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        let mut notes = self.notes.lock().expect("a note does not panic");
+        notes.insert(part.into(), Box::new(note));
+    }
+
+    /// What is told beside a yes, one line a part.
+    pub fn noted(&self) -> Vec<String> {
+        let notes = self.notes.lock().expect("a note does not panic");
+        let told = notes
+            .iter()
+            .filter_map(|(part, note)| note().map(|note| format!("{part}: {note}")));
+        told.collect()
     }
 
     /// Takes the check of one part away.
@@ -73,7 +97,9 @@ pub fn ops_router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
 async fn readyz(State(ops): State<Ops>) -> (StatusCode, String) {
     let waiting = ops.readiness.waiting();
     if waiting.is_empty() {
-        (StatusCode::OK, "ready\n".into())
+        let mut told = vec!["ready".to_owned()];
+        told.extend(ops.readiness.noted());
+        (StatusCode::OK, told.join("\n") + "\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, waiting.join("\n") + "\n")
     }
