@@ -3,18 +3,21 @@
 //! Four narrow traits stand for the world outside: [`Reader`] follows partitions from explicit
 //! offsets, [`Writer`] appends, [`Admin`] makes and describes topics, [`Membership`] says which
 //! partitions this node owns. [`kafka`] is the real log and the only place that names librdkafka;
-//! [`memory`] keeps one in process for tests and simulation. Both pass [`conformance`].
+//! [`memory`] keeps one in process for tests and simulation. Both pass [`conformance`]. [`etcd`] keeps
+//! a copy of what the control topic says, for query nodes without Kafka.
 //!
 //! Reading is a plain blocking poll, not a stream: a shard is one thread that asks for the next
 //! batch when it has room, so back-pressure is not asking.
 #![forbid(unsafe_code)]
 
+mod absent;
 pub mod admin;
 pub mod broker;
 pub mod collections;
 pub mod conformance;
 pub mod control;
 pub mod deps;
+pub mod etcd;
 pub mod kafka;
 pub mod membership;
 pub mod memory;
@@ -30,7 +33,7 @@ pub use admin::{Admin, AdminError, Cleanup, TopicSpec};
 pub use deps::Deps;
 pub use membership::{Membership, MembershipEvent};
 pub use reader::{Fetched, FetchedRecord, ReadError, Reader, Start, Watermarks};
-pub use writer::{Delivery, WriteError, Writer};
+pub use writer::{Delivery, DeliveryFuture, WriteError, Writer};
 
 /// Everything a role needs of one cluster. Cloning shares the connections.
 #[derive(Clone)]

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use shoal_schemas::{Collection, FieldKind, IndexParameters};
+use shoal_schemas::{
+    Collection, CollectionName, FieldKind, IndexParameters,
+    placement::{Labels, told},
+};
 
 /// A field in which two definitions differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +33,14 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
         delete_retention_ms,
         max_record_bytes,
         fields,
+        split_keys,
+        placement,
+        tenant_placement,
+        reads,
+        fed_by,
     } = wanted;
+    let other =
+        |name: &Option<CollectionName>| name.as_ref().map_or("none".into(), ToString::to_string);
     let replicas =
         |factor: Option<u16>| factor.map_or("the broker's default".into(), |n| n.to_string());
     let index_of = |i: &IndexParameters| {
@@ -78,6 +88,19 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             max_record_bytes.to_string(),
         ),
         ("fields", spelt(&found.fields), spelt(fields)),
+        (
+            "split_keys",
+            listed_keys(&found.split_keys),
+            listed_keys(split_keys),
+        ),
+        ("placement", told(&found.placement), told(placement)),
+        (
+            "tenant_placement",
+            told_each(&found.tenant_placement),
+            told_each(tenant_placement),
+        ),
+        ("reads", other(&found.reads), other(reads)),
+        ("fed_by", other(&found.fed_by), other(fed_by)),
     ];
     pairs
         .into_iter()
@@ -90,6 +113,25 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
         .collect()
 }
 
+/// Those that two collections with one topic may not differ in.
+pub(super) fn log_differences(found: &Collection, wanted: &Collection) -> Vec<Difference> {
+    const FREE: [&str; 10] = [
+        "name",
+        "metric",
+        "index.m",
+        "index.ef_construction",
+        "index.ef_search",
+        "index.quantization",
+        "replication_factor",
+        "fields",
+        "reads",
+        "fed_by",
+    ];
+    let mut all = differences(found, wanted);
+    all.retain(|difference| !FREE.contains(&difference.field));
+    all
+}
+
 /// Declared fields as the command line spells them.
 fn spelt(fields: &BTreeMap<String, FieldKind>) -> String {
     if fields.is_empty() {
@@ -100,6 +142,25 @@ fn spelt(fields: &BTreeMap<String, FieldKind>) -> String {
         .map(|(name, kind)| format!("{name}={kind}"))
         .collect();
     all.join(",")
+}
+
+fn listed_keys(keys: &[String]) -> String {
+    if keys.is_empty() {
+        return "none".into();
+    }
+    // As JSON, where a comma within a key shows.
+    serde_json::to_string(keys).unwrap_or_default()
+}
+
+fn told_each(placement: &BTreeMap<String, Labels>) -> String {
+    if placement.is_empty() {
+        return "none".into();
+    }
+    let all = placement.iter();
+    let all: Vec<String> = all
+        .map(|(tenant, labels)| format!("{tenant}: {}", told(labels)))
+        .collect();
+    all.join("; ")
 }
 
 /// An enum's value as the definition spells it.

@@ -9,6 +9,7 @@
 //! later definition stands, and the caller of the other one gets [`CreateError::Differs`] if it
 //! is overtaken before it has read its own back.
 
+mod alias;
 mod difference;
 mod topics;
 
@@ -23,11 +24,12 @@ use shoal_schemas::{
 
 use crate::{
     AdminError, Cluster,
-    control::{ControlError, ControlHandle},
+    control::{ControlError, ControlHandle, ControlState},
 };
 
+pub use alias::{AliasError, Taken, drop_alias, set_alias};
 pub use difference::Difference;
-use difference::{differences, listed};
+use difference::{differences, listed, log_differences};
 
 /// How long the control topic may take to be read for the first time.
 const CAUGHT_UP: Duration = Duration::from_secs(10);
@@ -56,6 +58,24 @@ pub enum CreateError {
         name: CollectionName,
         /// Every field that differs.
         differences: Vec<Difference>,
+    },
+    /// An alias has that name.
+    #[error("`{name}` is an alias of collection `{target}`, so it cannot be a collection")]
+    Alias {
+        /// The name.
+        name: CollectionName,
+        /// What it stands for.
+        target: CollectionName,
+    },
+    /// It is to read a topic that is no collection's.
+    #[error("collection `{name}` cannot read the topic of `{reads}`: {why}")]
+    Reads {
+        /// The name.
+        name: CollectionName,
+        /// Whose topic it is to read.
+        reads: CollectionName,
+        /// What is wrong.
+        why: String,
     },
     /// A topic is there and cannot hold the collection.
     #[error("topic `{topic}` exists and does not fit: {}", .faults.join("; "))]
@@ -95,7 +115,11 @@ impl CreateError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Definition(_) | Self::Differs { .. } | Self::Misfit { .. } => ErrorKind::Caller,
+            Self::Definition(_)
+            | Self::Differs { .. }
+            | Self::Alias { .. }
+            | Self::Reads { .. }
+            | Self::Misfit { .. } => ErrorKind::Caller,
             Self::Dropped { .. } => ErrorKind::Retry,
             Self::Topic { source, .. } => source.kind(),
             Self::Control { source, .. } => source.kind(),
@@ -113,6 +137,24 @@ pub enum DropError {
         name: CollectionName,
         /// All names there are.
         existing: Vec<CollectionName>,
+    },
+    /// An alias stands for it.
+    #[error("alias `{alias}` stands for collection `{name}`; set or drop the alias first")]
+    Aliased {
+        /// The name.
+        name: CollectionName,
+        /// The alias.
+        alias: CollectionName,
+    },
+    /// Its topic is to go, and another collection reads it.
+    #[error(
+        "topic `{topic}` cannot be deleted, collection `{reader}` reads it; nothing was dropped"
+    )]
+    Read {
+        /// The topic.
+        topic: String,
+        /// Who reads it.
+        reader: CollectionName,
     },
     /// The control topic did not take the tombstones.
     #[error("collection `{name}` cannot be forgotten")]
@@ -138,7 +180,7 @@ impl DropError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing { .. } => ErrorKind::Caller,
+            Self::Missing { .. } | Self::Aliased { .. } | Self::Read { .. } => ErrorKind::Caller,
             Self::Control { source, .. } => source.kind(),
             Self::Topic { source, .. } => source.kind(),
         }
@@ -165,8 +207,13 @@ pub async fn create(
     };
     let state = control.caught_up(CAUGHT_UP).await.map_err(failed)?;
     let existing = state.collections.get(&name);
-    if let Some(found) = existing {
-        same(found, &wanted)?;
+    match (existing, state.aliases.get(&name)) {
+        (Some(found), _) => same(found, &wanted)?,
+        (None, Some(target)) => {
+            let target = target.clone();
+            return Err(CreateError::Alias { name, target });
+        }
+        (None, None) => can_read(&state, &wanted)?,
     }
     for which in [topics::Which::Home, topics::Which::DeadLetter] {
         let admin = cluster.admin.clone();
@@ -212,10 +259,25 @@ pub async fn drop(
         source,
     };
     let state = control.caught_up(CAUGHT_UP).await.map_err(refused)?;
-    if !state.collections.contains_key(name) {
+    let Some(collection) = state.collections.get(name) else {
         return Err(DropError::Missing {
             name: name.clone(),
             existing: state.collections.keys().cloned().collect(),
+        });
+    };
+    if let Some((alias, _)) = state.aliases.iter().find(|(_, target)| *target == name) {
+        return Err(DropError::Aliased {
+            name: name.clone(),
+            alias: alias.clone(),
+        });
+    }
+    let mut readers = state.readers(collection.home()).into_iter();
+    if let Some(other) = readers.find(|other| other.name != *name)
+        && delete_topics
+    {
+        return Err(DropError::Read {
+            topic: collection.topic(),
+            reader: other.name.clone(),
         });
     }
     let definition = Key::Collection(name.clone());
@@ -230,9 +292,13 @@ pub async fn drop(
         let claim = Key::Replica(of.clone(), *shard, set.clone());
         last = control.remove(&claim).await.map_err(refused)?;
     }
+    if state.feeds.contains_key(name) {
+        let feed = Key::Feed(name.clone());
+        last = control.remove(&feed).await.map_err(refused)?;
+    }
     control.wait_for(last, READ_BACK).await.map_err(refused)?;
     if delete_topics {
-        for topic in [name.topic(), name.dlq_topic()] {
+        for topic in [collection.topic(), collection.home().dlq_topic()] {
             let admin = cluster.admin.clone();
             blocking(move || {
                 admin
@@ -243,6 +309,36 @@ pub async fn drop(
         }
     }
     Ok(())
+}
+
+/// Passes if the topic that a definition reads is there for it: one of a collection that routes the
+/// same vectors in the same way.
+fn can_read(state: &ControlState, wanted: &Collection) -> Result<(), CreateError> {
+    let Some(reads) = &wanted.reads else {
+        return Ok(());
+    };
+    let readers = state.readers(reads);
+    let why = match readers.first() {
+        None => match state.collections.get(reads) {
+            None => format!("no collection has it; there are: {}", {
+                let names: Vec<_> = state.collections.keys().cloned().collect();
+                known(&names)
+            }),
+            Some(other) => format!("it reads that of `{}` itself; name that one", other.home()),
+        },
+        Some(reader) => {
+            let differences = log_differences(reader, wanted);
+            if differences.is_empty() {
+                return Ok(());
+            }
+            format!("of `{}`, {}", reader.name, listed(&differences))
+        }
+    };
+    Err(CreateError::Reads {
+        name: wanted.name.clone(),
+        reads: reads.clone(),
+        why,
+    })
 }
 
 /// Passes if both say the same.

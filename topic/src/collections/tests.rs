@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use shoal_runtime::{clock::System, tasks::Tasks};
 use shoal_schemas::{
     Collection, CollectionName, FieldKind, Metric, Partition, Partitioner,
-    control::{Claim, Entry, Key},
+    control::{Claim, Entry, Feed, Key},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{CreateError, DropError, create, drop, topics};
+use super::{
+    AliasError, CreateError, DropError, Taken, create, drop, drop_alias, set_alias, topics,
+};
 use crate::{
     Cleanup, TopicSpec,
     control::{ControlHandle, ControlLog},
@@ -204,6 +206,7 @@ async fn dropping_forgets_definition_and_claims_and_keeps_the_topic_unless_told(
             node: "a".into(),
             address: "127.0.0.1:1".into(),
             ready: true,
+            next_offset: None,
         });
         let key = Key::Shard(docs.name.clone(), Partition(1));
         world.control.put(&key, &claim).await.unwrap();
@@ -249,4 +252,127 @@ async fn a_broker_that_is_away_is_worth_a_retry() {
     world.log.set_down(true);
     let refused = world.create(&docs()).await.unwrap_err();
     assert_eq!(refused.kind(), shoal_runtime::ErrorKind::Retry, "{refused}");
+}
+
+/// A collection that reads the topic of `docs`.
+fn reader(name: &str) -> Collection {
+    Collection {
+        name: name.parse().unwrap(),
+        reads: Some(docs().name),
+        ..docs()
+    }
+}
+
+#[tokio::test]
+async fn a_collection_may_read_anothers_topic_and_the_topic_goes_with_its_last_reader() {
+    let world = World::new();
+    let cluster = world.log.cluster();
+    let mut second = reader("docs-g2");
+    let refused = world.create(&second).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("no collection has it"),
+        "{refused}"
+    );
+    world.create(&docs()).await.unwrap();
+    let mut other = second.clone();
+    other.partitions = 4;
+    let refused = world.create(&other).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("partitions is 3, asked for was 4"),
+        "{refused}"
+    );
+    // Whatever is of the index alone is free.
+    second.index.m = 32;
+    second.metric = Metric::L2;
+    second.fields = [("year".to_owned(), FieldKind::Integer)].into();
+    assert!(world.create(&second).await.unwrap());
+    assert_eq!(world.describe("embeddings.docs-g2"), None);
+    let mut third = reader("docs-g3");
+    third.reads = Some(second.name.clone());
+    let refused = world.create(&third).await.unwrap_err().to_string();
+    assert!(refused.contains("reads that of `docs` itself"), "{refused}");
+
+    let name = docs().name;
+    let refused = drop(&cluster, &world.control, &name, true).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, DropError::Read { .. }), "{refused}");
+    assert!(world.control.snapshot().collections.contains_key(&name));
+    drop(&cluster, &world.control, &name, false).await.unwrap();
+    // It reads on, and another one may join it.
+    world.create(&reader("docs-g4")).await.unwrap();
+    let fourth = reader("docs-g4").name;
+    drop(&cluster, &world.control, &fourth, false)
+        .await
+        .unwrap();
+    assert!(world.describe("embeddings.docs").is_some());
+    drop(&cluster, &world.control, &second.name, true)
+        .await
+        .unwrap();
+    assert_eq!(world.describe("embeddings.docs"), None);
+    assert_eq!(world.describe("shoal.dlq.embeddings.docs"), None);
+}
+
+#[tokio::test]
+async fn an_alias_stands_for_a_collection_and_shares_its_names() {
+    let world = World::new();
+    let control = &world.control;
+    let [live, docs_name]: [CollectionName; 2] = ["live", "docs"].map(|name| name.parse().unwrap());
+    let set = |taken| set_alias(control, &live, &docs_name, taken);
+    let refused = set(Taken::Refuse).await.unwrap_err();
+    assert!(matches!(refused, AliasError::Target { .. }), "{refused}");
+    world.create(&docs()).await.unwrap();
+    assert_eq!(set(Taken::Refuse).await.unwrap(), None);
+    assert_eq!(set(Taken::Refuse).await.unwrap(), Some(docs_name.clone()));
+    let state = control.snapshot();
+    assert_eq!(state.resolve(&live), Some(&docs()));
+    assert_eq!(state.written(&live), Some(&docs()));
+
+    let mut named = docs();
+    named.name = live.clone();
+    let refused = world.create(&named).await.unwrap_err();
+    assert!(matches!(refused, CreateError::Alias { .. }), "{refused}");
+    let refused = drop(&world.log.cluster(), control, &docs_name, false).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, DropError::Aliased { .. }), "{refused}");
+    let refused = set_alias(control, &docs_name, &docs_name, Taken::Refuse).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, AliasError::Taken { .. }), "{refused}");
+
+    // A re-indexing has the name of a collection stand for the next one.
+    world.create(&reader("docs-g2")).await.unwrap();
+    let next = reader("docs-g2").name;
+    let before = set_alias(control, &docs_name, &next, Taken::Shadow).await;
+    assert_eq!(before.unwrap(), None);
+    assert_eq!(
+        control.snapshot().resolve(&docs_name),
+        Some(&reader("docs-g2"))
+    );
+    drop_alias(control, &docs_name).await.unwrap();
+    assert_eq!(control.snapshot().resolve(&docs_name), Some(&docs()));
+    let refused = drop_alias(control, &docs_name).await.unwrap_err();
+    assert!(matches!(refused, AliasError::Missing { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn writes_for_a_collection_that_is_fed_go_to_where_it_is_fed_from() {
+    let world = World::new();
+    let control = &world.control;
+    let mut fed = docs();
+    fed.name = "docs-g2".parse().unwrap();
+    fed.partitions = 5;
+    fed.fed_by = Some(docs().name);
+    world.create(&docs()).await.unwrap();
+    world.create(&fed).await.unwrap();
+    let key = Key::Feed(fed.name.clone());
+    let feed = Entry::Feed(Feed {
+        from: docs().name,
+        closing: false,
+    });
+    let put = control.put(&key, &feed).await.unwrap();
+    let state = control.wait_for(put, super::READ_BACK).await.unwrap();
+    assert_eq!(state.resolve(&fed.name), Some(&fed));
+    assert_eq!(state.written(&fed.name), Some(&docs()));
+    let put = control.remove(&key).await.unwrap();
+    let state = control.wait_for(put, super::READ_BACK).await.unwrap();
+    assert_eq!(state.written(&fed.name), Some(&fed));
 }

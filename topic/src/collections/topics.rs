@@ -37,7 +37,7 @@ pub(super) fn home(collection: &Collection) -> TopicSpec {
     let record_bytes = u64::from(collection.max_record_bytes);
     let message_bytes = (record_bytes + OVERHEAD_BYTES).max(BATCH_FLOOR_BYTES);
     TopicSpec {
-        name: collection.name.topic(),
+        name: collection.topic(),
         partitions: collection.partitions,
         replication_factor: collection.replication_factor,
         cleanup: Cleanup::Compact,
@@ -66,7 +66,7 @@ pub(super) fn dead_letter(collection: &Collection) -> TopicSpec {
     // A refused record may be anything the home topic took.
     let home_bytes = (record_bytes + OVERHEAD_BYTES).max(BATCH_FLOOR_BYTES);
     TopicSpec {
-        name: collection.name.dlq_topic(),
+        name: collection.home().dlq_topic(),
         partitions: collection.partitions,
         replication_factor: collection.replication_factor,
         cleanup: Cleanup::Delete,

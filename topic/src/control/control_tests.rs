@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_runtime::{clock::System, eventually, tasks::Tasks};
 use shoal_schemas::{
     Collection, CollectionName, Metric, Offset, Partition, Record, ReplicaSet,
-    control::{Claim, Entry, Key},
+    control::{Announcement, Claim, Entry, Key},
     name::CONTROL_TOPIC,
 };
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,7 @@ fn claim(node: &str) -> Entry {
         node: node.into(),
         address: "127.0.0.1:1".into(),
         ready: true,
+        next_offset: None,
     })
 }
 
@@ -102,6 +103,36 @@ fn a_replica_sets_claim_stands_beside_the_owners_and_takes_nothing_from_it() {
     let removed = control.remove_blocking(&replica).unwrap();
     let state = control.wait_for_blocking(removed, DEADLINE).unwrap();
     assert!(state.replicas.is_empty() && state.shards.len() == 1);
+}
+
+#[test]
+fn a_node_that_says_that_it_lives_changes_nothing_else_and_leaves_with_a_tombstone() {
+    let followed = followed();
+    let control = &followed.control;
+    let key = Key::Node("a".into());
+    let beat = |beat| {
+        Entry::Node(Announcement {
+            address: "127.0.0.1:1".into(),
+            set: None,
+            labels: [("gpu".to_owned(), "true".to_owned())].into(),
+            weight: 1,
+            lease_ms: 1000,
+            beat,
+        })
+    };
+    let state = |put| control.wait_for_blocking(put, DEADLINE).unwrap();
+    let first = state(control.put_blocking(&key, &beat(1)).unwrap());
+    let second = state(control.put_blocking(&key, &beat(2)).unwrap());
+    assert_eq!(second.changed_at, first.changed_at);
+    let (announced, heard_at) = &second.nodes["a"];
+    assert_eq!(announced.beat, 2);
+    assert!(*heard_at >= first.nodes["a"].1);
+    // A claim says that its node lives, too.
+    let shard = Key::Shard(docs(), Partition(0));
+    let claimed = state(control.put_blocking(&shard, &claim("a")).unwrap());
+    assert!(claimed.nodes["a"].1 >= *heard_at && claimed.changed_at > second.changed_at);
+    let gone = control.remove_within(&key, DEADLINE).unwrap().unwrap();
+    assert!(state(gone).nodes.is_empty());
 }
 
 #[test]

@@ -93,8 +93,9 @@ impl Follower {
     }
 
     fn take(&mut self, fetched: &Fetched) {
+        let now = self.clock.monotonic();
         for record in &fetched.records {
-            self.state.apply(record.offset, &record.record);
+            self.state.apply(record.offset, &record.record, now);
         }
         let end = fetched.ends.iter().map(|(_, end)| *end).max();
         if let Some(end) = end {

@@ -76,6 +76,7 @@ impl ControlLog {
         Ok(ControlHandle {
             shared,
             writer: Arc::clone(&cluster.writer),
+            is_absent: false,
         })
     }
 }
@@ -90,6 +91,7 @@ struct Shared {
 pub struct ControlHandle {
     shared: Arc<Shared>,
     writer: Arc<dyn Writer>,
+    is_absent: bool,
 }
 
 /// Why a control record was not written, or not read back.
@@ -131,6 +133,25 @@ impl ControlError {
 }
 
 impl ControlHandle {
+    /// The control topic of a node without Kafka: nothing is known and nothing can be written.
+    pub fn absent() -> Self {
+        let (progress, _) = watch::channel(Offset(0));
+        let state = ArcSwap::from_pointee(ControlState {
+            stopped: true,
+            ..ControlState::default()
+        });
+        Self {
+            shared: Arc::new(Shared { state, progress }),
+            writer: Cluster::absent().writer,
+            is_absent: true,
+        }
+    }
+
+    /// Whether this node has no control topic at all.
+    pub fn is_absent(&self) -> bool {
+        self.is_absent
+    }
+
     /// What holds now. Cheap, never waits.
     pub fn snapshot(&self) -> Arc<ControlState> {
         self.shared.state.load_full()
@@ -184,6 +205,19 @@ impl ControlHandle {
         let puts = entries.iter().map(|(key, entry)| self.put(key, entry));
         let all = futures::future::try_join_all(puts);
         block_on_for(all, deadline).map(|done| done.map(drop))
+    }
+
+    /// [`ControlHandle::remove`] for a thread without a runtime, for at most `deadline`; a tombstone
+    /// that was not acknowledged by then may still be written.
+    ///
+    /// # Errors
+    /// [`ControlError::Write`]; `None` if it took too long.
+    pub fn remove_within(
+        &self,
+        key: &Key,
+        deadline: Duration,
+    ) -> Option<Result<Offset, ControlError>> {
+        block_on_for(self.remove(key), deadline)
     }
 
     /// [`ControlHandle::remove`] for a thread without a runtime.

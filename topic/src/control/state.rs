@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use shoal_schemas::{
     Collection, CollectionName, Offset, Partition, Record, ReplicaSet,
-    control::{Claim, Entry, Key},
+    control::{Alias, Announcement, Claim, Entry, Feed, Key, Reindex},
 };
 use tracing::warn;
 
@@ -21,6 +21,17 @@ pub struct ControlState {
     pub shards: BTreeMap<(CollectionName, Partition), (Claim, Offset)>,
     /// The latest claim of each shard by each replica set, with its offset.
     pub replicas: BTreeMap<(CollectionName, Partition, ReplicaSet), (Claim, Offset)>,
+    /// Nodes that announce themselves, by name, with when each was last heard of, by the clock's
+    /// monotonic time. It was not heard of again since; whether it lives is for the reader to say.
+    pub nodes: BTreeMap<String, (Announcement, Duration)>,
+    /// Behind the last record that was more than a node's sign of life.
+    pub changed_at: Offset,
+    /// What each alias stands for.
+    pub aliases: BTreeMap<CollectionName, CollectionName>,
+    /// Collections whose records are copied from another one's topic.
+    pub feeds: BTreeMap<CollectionName, Feed>,
+    /// Re-indexings under way, by the name they are for.
+    pub reindexes: BTreeMap<CollectionName, Reindex>,
     /// The first offset not read.
     pub next_offset: Offset,
     /// When it was last known that nothing newer exists, by the clock's monotonic time.
@@ -50,8 +61,31 @@ impl ControlState {
         }
     }
 
-    /// Applies one record. One that does not read is skipped and named.
-    pub(super) fn apply(&mut self, offset: Offset, record: &Record) {
+    /// The collection that a name stands for: an alias goes before a collection of its name.
+    pub fn resolve(&self, name: &CollectionName) -> Option<&Collection> {
+        let aliased = (self.aliases.get(name)).and_then(|target| self.collections.get(target));
+        aliased.or_else(|| self.collections.get(name))
+    }
+
+    /// The collection into whose topic a write for this name goes: while what it stands for is fed,
+    /// the one it is fed from.
+    pub fn written(&self, name: &CollectionName) -> Option<&Collection> {
+        let found = self.resolve(name)?;
+        let fed_from =
+            (self.feeds.get(&found.name)).and_then(|feed| self.collections.get(&feed.from));
+        Some(fed_from.unwrap_or(found))
+    }
+
+    /// The collections that read the topic of this one's records, in the order of their definitions.
+    pub fn readers(&self, home: &CollectionName) -> Vec<&Collection> {
+        let all = self.collections.values();
+        let mut readers: Vec<_> = all.filter(|one| one.home() == home).collect();
+        readers.sort_by_key(|one| self.defined_at.get(&one.name));
+        readers
+    }
+
+    /// Applies one record, read at `now`. One that does not read is skipped and named.
+    pub(super) fn apply(&mut self, offset: Offset, record: &Record, now: Duration) {
         self.next_offset = offset.next();
         let text = record
             .key
@@ -63,7 +97,11 @@ impl ControlState {
             return;
         };
         let Some(value) = record.value.as_deref() else {
+            self.changed_at = self.next_offset;
             match key {
+                Key::Node(name) => {
+                    self.nodes.remove(&name);
+                }
                 Key::Collection(name) => {
                     self.collections.remove(&name);
                     self.defined_at.remove(&name);
@@ -74,10 +112,31 @@ impl ControlState {
                 Key::Replica(name, shard, set) => {
                     self.replicas.remove(&(name, shard, set));
                 }
+                Key::Alias(name) => {
+                    self.aliases.remove(&name);
+                }
+                Key::Feed(name) => {
+                    self.feeds.remove(&name);
+                }
+                Key::Reindex(name) => {
+                    self.reindexes.remove(&name);
+                }
             }
             return;
         };
-        match (Entry::decode(&key, value), key) {
+        let decoded = Entry::decode(&key, value);
+        if let Ok(Entry::Node(announced)) = decoded {
+            self.hear(key, announced, now);
+            return;
+        }
+        self.changed_at = self.next_offset;
+        if let Ok(Entry::Shard(claim)) = &decoded
+            && let Some((_, heard_at)) = self.nodes.get_mut(&claim.node)
+        {
+            // A claim is as good a sign of life.
+            *heard_at = now;
+        }
+        match (decoded, key) {
             (Ok(Entry::Collection(found)), Key::Collection(name)) if found.name == name => {
                 self.defined_at.insert(name.clone(), offset);
                 self.collections.insert(name, *found);
@@ -88,9 +147,34 @@ impl ControlState {
             (Ok(Entry::Shard(claim)), Key::Replica(name, shard, set)) => {
                 self.replicas.insert((name, shard, set), (claim, offset));
             }
+            (Ok(Entry::Alias(Alias { collection })), Key::Alias(name)) => {
+                self.aliases.insert(name, collection);
+            }
+            (Ok(Entry::Feed(feed)), Key::Feed(name)) => {
+                self.feeds.insert(name, feed);
+            }
+            (Ok(Entry::Reindex(reindex)), Key::Reindex(name)) => {
+                self.reindexes.insert(name, reindex);
+            }
             (Ok(_), _) => skipped(&text, offset, &"its value is of another key"),
             (Err(error), _) => skipped(&text, offset, &shoal_runtime::chain(&error)),
         }
+    }
+
+    fn hear(&mut self, key: Key, announced: Announcement, now: Duration) {
+        let Key::Node(name) = key else { return };
+        let known = self.nodes.get(&name).map(|(known, _)| known);
+        let is_the_same = known.is_some_and(|known| {
+            let beat = announced.beat;
+            Announcement {
+                beat,
+                ..known.clone()
+            } == announced
+        });
+        if !is_the_same {
+            self.changed_at = self.next_offset;
+        }
+        self.nodes.insert(name, (announced, now));
     }
 }
 
