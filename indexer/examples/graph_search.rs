@@ -1,4 +1,5 @@
-//! Building a packed graph and searching it: rows a second, recall, processor time a search.
+//! Building a packed graph and searching it: rows a second, recall, processor time a search; then
+//! walks and scans among some of the rows only, which is what `fields::plan::COSTS` is fitted to.
 //!
 //! Takes a folder with `w_base_f16.npy`, `w_queries_f16.npy` and `w_gt.npy`, unit vectors all:
 //! `cargo run -p shoal-indexer --example graph_search tests/data/wordnet20k`.
@@ -10,7 +11,7 @@ use numkong::{Dot, f16};
 use rustix::time::{ClockId, clock_gettime};
 use shoal_indexer::index::{
     VectorIndex, hnsw,
-    packed::{self, Aligned, Builder, Graph},
+    packed::{self, Accept, Aligned, Builder, Graph},
     space::Space,
 };
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
@@ -22,6 +23,11 @@ const TRUE_NEIGHBOURS: usize = 100;
 /// Answers of a walk that are scored again.
 const RESCORED: usize = 15;
 const METRIC: Metric = Metric::Cosine;
+
+/// Beam of the walks among some rows.
+const BEAM: usize = 96;
+/// One row in so many is accepted.
+const ONE_IN: [usize; 9] = [1, 2, 3, 5, 8, 12, 20, 50, 200];
 
 type Answer<T> = Result<T, Box<dyn Error>>;
 
@@ -63,6 +69,74 @@ fn main() -> Answer<()> {
             let distances = distances / queries.len();
             println!(
                 "{name}, beam {beam}: recall@{K} .{recall:04}, {each:.1?}, {distances} distances"
+            );
+        }
+    }
+    among(
+        &Graph::open(Aligned::copy_of(&own(&base, &space)?))?,
+        &space,
+        &queries,
+    )
+}
+
+/// Accepted are rows by chance, then the rows nearest to some other row.
+fn among(graph: &Graph<Aligned>, space: &Space, queries: &[Vec<f16>]) -> Answer<()> {
+    let rows = usize::try_from(graph.rows())?;
+    let far: Vec<u32> = (0..graph.rows()).collect();
+    let from = space.encode_query(&floats(queries.first().ok_or("no queries")?));
+    let mut near = far.clone();
+    near.sort_by(|a, b| {
+        let [a, b] = [a, b].map(|row| graph.distance_to(&from, *row).unwrap_or(0.0));
+        a.total_cmp(&b)
+    });
+    let mixed = |row: &u32| row.wrapping_mul(2_654_435_761);
+    let mut by_chance = far;
+    by_chance.sort_by_key(mixed);
+    for (kind, order) in [("by chance", by_chance), ("together", near)] {
+        for one_in in ONE_IN {
+            let mut taken = vec![false; rows];
+            let mut list = order.get(..rows / one_in).unwrap_or_default().to_vec();
+            list.sort_unstable();
+            for row in &list {
+                *taken.get_mut(usize::try_from(*row)?).ok_or("no such row")? = true;
+            }
+            let takes =
+                |row: u32| usize::try_from(row).is_ok_and(|row| taken.get(row) == Some(&true));
+            let accept = Accept {
+                takes: &takes,
+                max_distances: usize::MAX,
+            };
+            let (mut found, mut distances) = (0, 0);
+            let (mut walking, mut scanning) = (Duration::ZERO, Duration::ZERO);
+            for query in queries.iter().step_by(5) {
+                let (query, before) = (space.encode_query(&floats(query)), cpu_time());
+                let walk = graph.search(&query, BEAM, K, Some(accept));
+                walking += cpu_time() - before;
+                let before = cpu_time();
+                let measured = list.iter().map(|row| graph.distance_to(&query, *row));
+                let mut all: Vec<f32> = measured.flatten().collect();
+                scanning += cpu_time() - before;
+                all.sort_by(f32::total_cmp);
+                let last = all.get(K - 1).ok_or("too few rows")?;
+                found += walk
+                    .near
+                    .iter()
+                    .filter(|near| near.distance <= *last)
+                    .count();
+                distances += walk.distances;
+            }
+            let asked = queries.len().div_ceil(5);
+            let each = |time: Duration, of: usize| {
+                time.as_secs_f64() * 1e9 / f64::from(u32::try_from(of.max(1)).unwrap_or(u32::MAX))
+            };
+            println!(
+                "{kind}, 1 in {one_in}: recall@{K} .{:04}, {} distances, {:.0} ns each, {:.0} us; scan {:.1} ns each, {:.0} us",
+                found * 10_000 / (K * asked),
+                distances / asked,
+                each(walking, distances),
+                each(walking, asked) / 1e3,
+                each(scanning, asked * list.len()),
+                each(scanning, asked) / 1e3,
             );
         }
     }

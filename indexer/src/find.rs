@@ -17,18 +17,12 @@ use crate::{
         self, RowSet,
         plan::{self, COSTS, Plan},
     },
-    index::{IndexError, Near, distance::Query},
+    index::{IndexError, Near, distance::Query, packed::Accept},
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
 };
 
-/// With fewer live rows than this many beams a segment is scanned, not walked.
-const SCAN_BEAMS: usize = 2;
-/// A beam that dead rows widen to one in so many rows visits most of them: a scan is cheaper.
-const WIDE_SHARE: usize = 16;
-/// A segment of more rows, dead ones counted, is walked all the same.
-const SCAN_ROWS: u32 = 32_768;
 /// Candidates re-scored from exact vectors beyond the k asked for, at least.
 ///
 /// Measured on 116,659 rows of 384 dimensions with codes of one byte: 5 more than k = 10 keep
@@ -228,18 +222,18 @@ impl<'a, 'w> Search<'a, 'w> {
         let live = size(segment.live_nodes());
         let beam = self.wanted.beam.max(self.want);
         let Some(set) = set else {
-            let few = live <= beam.saturating_mul(SCAN_BEAMS) && segment.len() <= SCAN_ROWS;
-            // A walk passes over dead rows, which take places of its beam.
-            let widened = beam.saturating_mul(rows) / live.clamp(1, rows);
-            let wide = widened > beam && widened.saturating_mul(WIDE_SHARE) >= rows;
-            return match few || wide || self.wanted.exact {
+            // One that has ended may be visible to this search still.
+            let live = live.max(1);
+            let segment = plan::Segment {
+                rows,
+                looked: rows,
+                live,
+                matches: live,
+                vector_bytes: segment.code_bytes(),
+            };
+            return match self.wanted.exact {
                 true => Plan::Scan,
-                false => Plan::Walk(plan::Walk {
-                    beam: widened,
-                    is_filtered: false,
-                    max_visits: usize::MAX,
-                    enough: 0,
-                }),
+                false => Plan::new(segment, self.want, beam, &COSTS),
             };
         };
         let matches = set.len().saturating_add(self.riders_that_match(segment));
@@ -250,6 +244,7 @@ impl<'a, 'w> Search<'a, 'w> {
         let is_every_row = set.len() >= size(segment.len()) && !segment.rides.has_carriers();
         let segment = plan::Segment {
             rows,
+            looked: matches.min(rows),
             live,
             matches: matches.min(rows),
             vector_bytes: segment.code_bytes(),
@@ -298,14 +293,20 @@ impl<'a, 'w> Search<'a, 'w> {
         }
         let walked = match near {
             Some(near) => near,
-            None => segment.walk(query, walk.beam, want, Some(&accept))?,
+            None => {
+                let accept = Accept {
+                    takes: &accept,
+                    max_distances: walk.max_visits,
+                };
+                segment.walk(query, walk.beam, want, Some(accept))?
+            }
         };
         self.told.distances += count(walked.distances);
         match own.is_some() {
             true => self.told.filtered += 1,
             false => self.told.walked += 1,
         }
-        if walk.is_starved(walked.near.len()) {
+        if walked.is_cut || walk.is_starved(walked.near.len()) {
             return self.scan(segment, folded, set);
         }
         for Near { row, distance } in walked.near {

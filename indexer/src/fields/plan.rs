@@ -1,14 +1,14 @@
-//! How a filtered search looks through one segment: scan the matching rows, or walk the graph.
+//! How a search looks through one segment: scan the rows it may answer with, or walk the graph.
 //!
-//! A scan measures every match, and is exact. A walk goes through the graph as ever and keeps
-//! matching rows only, so that it has to go on until enough of them were met: the fewer match, the
-//! further. Which is cheaper is a small sum over [`Costs`], whose numbers a
-//! benchmark can fit anew.
+//! A scan measures every such row, and is exact. A walk goes through the graph and keeps these rows
+//! only, so that it has to go on until a beam of them was met: the fewer there are, whether because
+//! of a filter or because rows have ended, the further. Which is cheaper is a small sum over
+//! [`Costs`], whose numbers a benchmark can fit anew.
 //!
-//! The sum takes matches for spread evenly. Where they are not, and the query is far from them,
-//! a walk starves. One that ends with too few shows by [`Walk::is_starved`], and the answer is the
-//! scan: a search never answers with few hits where there are many. One that runs past what the
-//! scan would have cost ([`Walk::max_visits`]) is not stopped: neither graph's walk can be yet.
+//! The sum takes the rows for spread evenly. Where they are not, and the query is far from them, a
+//! walk takes longer. Once it has cost as much as the scan it is given up ([`Walk::max_visits`]), and
+//! the answer is the scan, as it is for one that ends with too few ([`Walk::is_starved`]): a search
+//! never answers with few hits where there are many, and costs twice the scan at most.
 
 /// What the steps of a search cost, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,12 +29,10 @@ pub struct Costs {
     pub visits_a_doubling: f64,
     /// Less that many, for small graphs are all near.
     pub visits_less: f64,
-    /// A filtered walk visits 1 / share of matches to this power as many.
+    /// A walk among some rows only visits 1 / their share to this power as many.
     pub share_power: f64,
-    /// A beam is widened by 1 / share of matches to this power.
-    pub widen_power: f64,
-    /// A beam is widened to this many times itself at most.
-    pub widen_most: f64,
+    /// Of a row that a scan passes over.
+    pub look_ns: f64,
 }
 
 /// Fitted to walks and scans of 384 components. To fit them anew, measure these:
@@ -47,8 +45,7 @@ pub struct Costs {
 ///   the time of an unfiltered one for shares of 1/2, 1/4, 1/10, 1/20 and 1/50: the share to the
 ///   power of -0.75, for the way to the query is walked once whatever the share. Where the
 ///   matches were the vectors near some other one it took at most half as long again;
-/// - recall@10 of these walks was 0.994 to 1.000 with beam 64, rising with a falling share, and
-///   less than 0.004 better with twice the beam: so the beam is not widened;
+/// - recall@10 of these walks was 0.994 to 1.000 with beam 64, rising with a falling share;
 /// - scan and walk cost the same at a share of 1/4 of 20 thousand rows, which the caches hold,
 ///   and at 8 % of a million, which they do not: from these `visit_ns` and `miss_ns` follow.
 pub const COSTS: Costs = Costs {
@@ -61,8 +58,7 @@ pub const COSTS: Costs = Costs {
     visits_a_doubling: 2.8,
     visits_less: 16.0,
     share_power: 0.75,
-    widen_power: 0.0,
-    widen_most: 2.0,
+    look_ns: 2.0,
 };
 
 /// What a segment holds for one search.
@@ -70,6 +66,8 @@ pub const COSTS: Costs = Costs {
 pub struct Segment {
     /// Rows of the graph, ended ones too.
     pub rows: usize,
+    /// Rows that a scan has to look at to find those that match.
+    pub looked: usize,
     /// Rows of it that the search may answer with.
     pub live: usize,
     /// Of these, how many match.
@@ -96,7 +94,7 @@ pub struct Walk {
     pub beam: usize,
     /// Whether rows have to be asked for the filter at all: not if every live one matches.
     pub is_filtered: bool,
-    /// After visiting so many rows the scan would have been cheaper. No walk stops there yet.
+    /// After visiting so many rows the scan would have been cheaper.
     pub max_visits: usize,
     /// Accepted rows below which it is starved.
     pub enough: usize,
@@ -111,7 +109,7 @@ impl Walk {
 }
 
 impl Plan {
-    /// Decides for a search of the `k` nearest with a beam.
+    /// Decides for a search of the `k` nearest with a beam. Without a filter all live rows match.
     pub fn new(segment: Segment, k: usize, beam: usize, costs: &Costs) -> Self {
         let beam = beam.max(k).max(1);
         let Segment { live, matches, .. } = segment;
@@ -120,19 +118,16 @@ impl Plan {
         }
         let is_filtered = matches < live;
         let share = float(matches) / float(segment.rows.max(matches));
-        let widened = match is_filtered {
-            true => beam_widened(beam, share, costs),
-            false => beam,
-        };
-        let expected = costs.visits(segment.rows, widened, share);
+        let expected = costs.visits(segment.rows, beam, share);
         let walk_ns = expected * costs.visit(segment);
-        let scan_ns = float(matches) * costs.scan(segment);
+        let passed = segment.looked.saturating_sub(matches);
+        let scan_ns = float(matches) * costs.scan(segment) + float(passed) * costs.look_ns;
         // A walk cannot fill its beam from fewer rows than that: it would visit every row.
-        if matches <= widened || scan_ns <= walk_ns {
+        if matches <= beam || scan_ns <= walk_ns {
             return Self::Scan;
         }
         Self::Walk(Walk {
-            beam: widened,
+            beam,
             is_filtered,
             max_visits: whole(scan_ns / costs.visit(segment)),
             enough: beam.min(matches),
@@ -160,12 +155,6 @@ impl Costs {
     }
 }
 
-/// Where rows that do not match make the graph too thin, a wider beam makes up for it.
-fn beam_widened(beam: usize, share: f64, costs: &Costs) -> usize {
-    let factor = share.powf(-costs.widen_power).min(costs.widen_most);
-    whole(float(beam) * factor)
-}
-
 /// Row numbers have 32 bits, so no count of rows is more.
 fn float(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
@@ -190,6 +179,7 @@ mod tests {
     fn segment(rows: usize, matches: usize) -> Segment {
         Segment {
             rows,
+            looked: matches,
             live: rows,
             matches,
             vector_bytes: 384,
@@ -232,15 +222,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wider_beam_is_asked_for_what_the_search_wanted() {
-        let costs = Costs {
-            widen_power: 0.5,
-            ..COSTS
+    fn rows_that_a_scan_only_passes_over_count_too() {
+        // All live rows are wanted, and most have ended.
+        let worn = |looked| Segment {
+            rows: 1_000_000,
+            looked,
+            live: 20_000,
+            matches: 20_000,
+            vector_bytes: 384,
         };
-        let Plan::Walk(walk) = Plan::new(segment(100_000, 50_000), 10, 64, &costs) else {
-            panic!("half of a hundred thousand rows are not scanned");
+        assert_eq!(Plan::new(worn(20_000), 10, 64, &COSTS), Plan::Scan);
+        let Plan::Walk(walk) = Plan::new(worn(100_000_000), 10, 64, &COSTS) else {
+            panic!("passing over so many rows is dearer than the walk");
         };
-        assert_eq!((walk.beam, walk.enough), (91, 64));
+        assert!(!walk.is_filtered);
     }
 
     #[test]
@@ -275,7 +270,7 @@ mod tests {
         ) {
             let live = rows - rows * dead / 100;
             let matches = live * share / 100;
-            let segment = Segment { rows, live, matches, vector_bytes };
+            let segment = Segment { rows, looked: matches, live, matches, vector_bytes };
             match Plan::new(segment, k, beam, &COSTS) {
                 Plan::Skip => prop_assert_eq!(matches, 0),
                 Plan::Scan => prop_assert!(matches > 0),

@@ -4,16 +4,19 @@
 //! Vectors and payload stay in the shard's own log; what a delete or a refusal said is kept as
 //! an entry, because no row says it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use std::{
+    cell::Cell,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use shoal_schemas::{Payload, PointId, Vector, filter::Fields};
 
 use crate::{
     fields,
-    index::VectorIndex,
+    index::{IndexError, VectorIndex, packed},
     segment::{ALIVE, NewRow, Row, SegmentId, Sequence, entries::Entry},
     wal::Position,
 };
@@ -127,6 +130,36 @@ impl Growing {
     /// Says that rows below `folded` are in the graph. Only the builder.
     pub fn set_folded(&self, folded: u32) {
         self.folded.store(folded, Ordering::Release);
+    }
+
+    /// See [`super::Segment::walk`].
+    ///
+    /// usearch does not tell how far it walks and cannot be stopped, but asks of each row that it
+    /// may go on from whether it is accepted. Past the bound all are, so that it ends soon.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn walk(
+        &self,
+        query: &[f32],
+        beam: usize,
+        accept: Option<packed::Accept<'_>>,
+    ) -> Result<packed::Walk, IndexError> {
+        let asked = Cell::new(0usize);
+        let is_cut = |bound: usize| asked.get() > bound;
+        let takes = |row| {
+            asked.set(asked.get() + 1);
+            accept.is_none_or(|accept| is_cut(accept.max_distances) || (accept.takes)(row))
+        };
+        let near = match accept {
+            None => self.graph.search(query, beam, None),
+            Some(_) => self.graph.search(query, beam, Some(&takes)),
+        };
+        Ok(packed::Walk {
+            near: near?,
+            distances: asked.get(),
+            is_cut: accept.is_some_and(|accept| is_cut(accept.max_distances)),
+        })
     }
 
     /// Whether any row has an expiry.

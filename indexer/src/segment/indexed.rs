@@ -1,6 +1,6 @@
 //! Which payload fields of a collection have an index, and what of a point goes into it.
 //!
-//! Declared fields do. Where ids are routed by their part before `/`, that part is one more field
+//! Declared fields do. Where ids are routed by their part before `/`, or by range, that part is one more field
 //! under a name that filters from outside cannot carry past their check: so one tenant's search
 //! looks at no row of another.
 
@@ -16,7 +16,7 @@ const TENANT: &str = "\u{0}tenant";
 /// The fields that are indexed, with their kinds.
 pub fn fields(collection: &Collection) -> Fields {
     let mut fields = collection.fields.clone();
-    if collection.route_by_key_prefix {
+    if collection.has_tenants() {
         fields.insert(TENANT.to_owned(), FieldKind::Keyword);
     }
     fields

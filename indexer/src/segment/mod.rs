@@ -376,14 +376,10 @@ impl Segment {
         query: &Query<'_>,
         beam: usize,
         want: usize,
-        accept: Option<&dyn Fn(u32) -> bool>,
+        accept: Option<packed::Accept<'_>>,
     ) -> Result<packed::Walk, IndexError> {
         match &self.rows {
-            Rows::Growing(growing) => Ok(packed::Walk {
-                near: growing.graph.search(query.components(), beam, accept)?,
-                // usearch does not tell.
-                distances: 0,
-            }),
+            Rows::Growing(growing) => growing.walk(query.components(), beam, accept),
             Rows::Sealed(sealed) => Ok(sealed.walk(query, beam, want, accept)),
         }
     }

@@ -140,7 +140,7 @@ impl Sealed {
         query: &Query<'_>,
         beam: usize,
         want: usize,
-        accept: Option<&dyn Fn(u32) -> bool>,
+        accept: Option<packed::Accept<'_>>,
     ) -> packed::Walk {
         let code = self.graph.space().encode_query(query.components());
         self.graph.search(&code, beam, want, accept)

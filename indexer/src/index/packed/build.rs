@@ -18,7 +18,7 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         Aligned, WriteError, header, prune,
-        walk::{self, Far, Layers, Scratch, Spread},
+        walk::{self, Far, Layers, Scratch},
         write,
     },
     space::{Measure, Scale, Space, Visit},
@@ -220,13 +220,7 @@ impl Visit for Connect<'_> {
         let distance = measure.distance(Layers::code(builder, entry), builder.bias(entry));
         let (mut start, _) = walk::descend(builder, measure, (distance, entry), level + 1);
         for level in (0..=level.min(builder.edges.top_level())).rev() {
-            let spread = Spread {
-                level,
-                limit: builder.beam,
-                want: 0,
-                accept: None,
-            };
-            scratch.spread(builder, measure, start, &spread);
+            scratch.spread(builder, measure, start, level, builder.beam);
             candidates.clear();
             candidates.extend(scratch.found().filter(|(_, found)| *found != row));
             let Some(nearest) = candidates.first() else {

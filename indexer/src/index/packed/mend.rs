@@ -9,7 +9,7 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         build::{self, Builder},
-        walk::{Far, Layers, Spread},
+        walk::{Far, Layers},
     },
     space::{Measure, Visit},
 };
@@ -82,13 +82,7 @@ impl Visit for FromEntry<'_> {
         let mut scratch = std::mem::take(&mut builder.scratch);
         let entry = builder.edges.entry;
         let distance = measure.distance(builder.code(entry), builder.bias(entry));
-        let spread = Spread {
-            level: 0,
-            limit: builder.beam,
-            want: 0,
-            accept: None,
-        };
-        scratch.spread(builder, measure, (distance, entry), &spread);
+        scratch.spread(builder, measure, (distance, entry), 0, builder.beam);
         let found = scratch.found().collect();
         builder.scratch = scratch;
         found

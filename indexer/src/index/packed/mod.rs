@@ -19,7 +19,7 @@ pub use adopt::Adopt;
 pub use aligned::Aligned;
 pub use build::{Builder, Options};
 pub use header::OpenError;
-pub use walk::Walk;
+pub use walk::{Accept, Walk};
 pub use write::{WriteError, write};
 
 use crate::index::{
@@ -98,15 +98,16 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
     }
 
     /// The nearest `want` rows that `accept` takes, nearest first, found with a beam of `beam`
-    /// rows, accepted or not; with approximate distances.
+    /// accepted rows; with approximate distances.
     ///
-    /// The beam is at least `want`.
+    /// The beam is at least `want`. Fewer rows than wanted are found only if `accept` takes fewer
+    /// of those that the graph leads to, or the walk was cut.
     pub fn search(
         &self,
         query: &QueryCode,
         beam: usize,
         want: usize,
-        accept: Option<&dyn Fn(u32) -> bool>,
+        accept: Option<Accept<'_>>,
     ) -> Walk {
         walk::nearest(&self.layers(), query, beam, want, accept)
     }

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
-use super::{Aligned, Graph, OpenError, WriteError, write};
+use super::{Accept, Aligned, Graph, OpenError, WriteError, write};
 use crate::index::{
     VectorIndex,
     adjacency::Adjacency,
@@ -42,6 +42,14 @@ pub(super) fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
         row.collect()
     });
     rows.collect()
+}
+
+/// Rows to be found, however far they are.
+fn among(takes: &dyn Fn(u32) -> bool) -> Option<Accept<'_>> {
+    Some(Accept {
+        takes,
+        max_distances: usize::MAX,
+    })
 }
 
 fn adjacency(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f32>]) -> Adjacency {
@@ -149,7 +157,7 @@ fn a_filtered_search_answers_with_the_nearest_accepted_rows() {
     let graph = open(packed(&space, &edges, &rows));
     let query = space.encode_query(&rows[11]);
     let accept = |row: u32| row % 3 == 1;
-    let walk = graph.search(&query, 200, 10, Some(&accept));
+    let walk = graph.search(&query, 64, 10, among(&accept));
     let mut all: Vec<(f32, u32)> = (0..graph.rows())
         .filter(|row| accept(*row))
         .map(|row| (graph.distance_to(&query, row).unwrap(), row))
@@ -159,6 +167,36 @@ fn a_filtered_search_answers_with_the_nearest_accepted_rows() {
     let expected: Vec<f32> = all[..10].iter().map(|(distance, _)| *distance).collect();
     assert_eq!(distances, expected);
     assert!(walk.near.iter().all(|near| accept(near.row)));
+}
+
+#[test]
+fn a_walk_goes_on_through_rows_that_are_not_accepted_until_it_meets_those_that_are() {
+    let dim = dim(24);
+    let rows = vectors(dim, 3000);
+    let space = Space::new(dim, Metric::Cosine, Quantization::I8).unwrap();
+    let edges = adjacency(dim, Metric::Cosine, Quantization::I8, &rows);
+    let graph = open(packed(&space, &edges, &rows));
+    let query = space.encode_query(&rows[16]);
+    // One centre in 16, and not the one that the query is of.
+    let accept = |row: u32| row % 16 == 9;
+    let mut all: Vec<f32> = (0..graph.rows())
+        .filter(|row| accept(*row))
+        .map(|row| graph.distance_to(&query, row).unwrap())
+        .collect();
+    all.sort_by(f32::total_cmp);
+    let walk = graph.search(&query, 64, 10, among(&accept));
+    let found: Vec<f32> = walk.near.iter().map(|near| near.distance).collect();
+    assert_eq!(found, all[..10]);
+    assert!(!walk.is_cut);
+    let bound = walk.distances / 2;
+    let cut = Accept {
+        takes: &accept,
+        max_distances: bound,
+    };
+    let cut = graph.search(&query, 64, 10, Some(cut));
+    assert!(cut.is_cut);
+    // A row's neighbours are compared together.
+    assert!((bound..bound + 100).contains(&cut.distances));
 }
 
 #[test]
@@ -278,7 +316,7 @@ proptest! {
         let graph = open(bytes);
         let query = space.encode_query(&rows[seed % rows.len()]);
         let accept = |row: u32| row.is_multiple_of(2);
-        let accepts: [Option<&dyn Fn(u32) -> bool>; 2] = [None, Some(&accept)];
+        let accepts = [None, among(&accept)];
         for accept in accepts {
             let near = graph.search(&query, 20, 10, accept).near;
             prop_assert!(near.iter().all(|near| near.row < graph.rows()));

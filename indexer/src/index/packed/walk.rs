@@ -6,10 +6,15 @@
 //! faster than two heaps do. The rows to compare next are asked for from memory before the first
 //! of them is compared.
 //!
+//! Where an answer may hold some rows only, the beam is of *those*: the others lead on, however many
+//! they are, and take no place in it. So recall does not fall with the share of rows that are
+//! accepted, nor where the query stands amid rows that are not; the walk gets longer instead, and a
+//! bound says how long it may get.
+//!
 //! # Source
 //! SEARCH-LAYER and K-NN-SEARCH, algorithms 2 and 5 of Malkov and Yashunin, arXiv:1603.09320.
 
-use std::cell::Cell;
+use std::{cell::Cell, cmp::Reverse, collections::BinaryHeap};
 
 use crate::index::{
     Near,
@@ -21,6 +26,8 @@ use crate::index::{
 
 /// Marks a row of the beam whose neighbours were looked at. No segment has so many rows.
 const SEEN: u32 = 1 << 31;
+/// The bit of a float that says that it is negative.
+const SIGN: u32 = 1 << 31;
 
 /// What a search found and what it took.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +36,17 @@ pub struct Walk {
     pub near: Vec<Near>,
     /// Distances computed.
     pub distances: usize,
+    /// Whether it was given up at its bound: there may be nearer rows than it found.
+    pub is_cut: bool,
+}
+
+/// Which rows an answer may hold, and how far a walk goes for them.
+#[derive(Clone, Copy)]
+pub struct Accept<'a> {
+    /// Whether a row is one of them.
+    pub takes: &'a dyn Fn(u32) -> bool,
+    /// Distances after which the walk is given up.
+    pub max_distances: usize,
 }
 
 /// Codes and edges, wherever they lie.
@@ -49,9 +67,6 @@ pub(super) trait Layers {
     fn bias(&self, row: u32) -> f32;
 }
 
-/// Which rows an answer may hold, if not all.
-pub(super) type Accept<'a> = Option<&'a dyn Fn(u32) -> bool>;
-
 /// A row and its distance.
 pub(super) type Far = (f32, u32);
 
@@ -61,7 +76,7 @@ pub(super) fn nearest<L: Layers>(
     query: &QueryCode,
     beam: usize,
     want: usize,
-    accept: Accept<'_>,
+    accept: Option<Accept<'_>>,
 ) -> Walk {
     let rows = index(layers.rows());
     if rows == 0 || want == 0 {
@@ -89,7 +104,7 @@ struct Nearest<'a, L> {
     scratch: &'a mut Scratch,
     beam: usize,
     want: usize,
-    accept: Accept<'a>,
+    accept: Option<Accept<'a>>,
 }
 
 impl<L: Layers> Visit for Nearest<'_, L> {
@@ -102,24 +117,18 @@ impl<L: Layers> Visit for Nearest<'_, L> {
         let start = distance(layers, measure, layers.entry());
         let start = (start, layers.entry());
         let (start, descended) = descend(layers, measure, start, 1);
-        let spread = Spread {
-            level: 0,
-            limit: self.beam,
-            want: self.want,
-            accept: self.accept,
+        let (spread, is_cut) = match self.accept {
+            None => (scratch.spread(layers, measure, start, 0, self.beam), false),
+            Some(accept) => scratch.spread_among(layers, measure, start, self.beam, accept),
         };
-        let distances = 1 + descended + scratch.spread(layers, measure, start, &spread);
-        let found = match self.accept {
-            None => &scratch.beam,
-            Some(_) => &scratch.accepted,
-        };
-        let near = found.iter().take(self.want).map(|(distance, row)| Near {
-            row: row & !SEEN,
-            distance: measure.least(*distance),
+        let near = scratch.found().take(self.want).map(|(distance, row)| Near {
+            row,
+            distance: measure.least(distance),
         });
         Walk {
             near: near.collect(),
-            distances,
+            distances: 1 + descended + spread,
+            is_cut,
         }
     }
 }
@@ -128,78 +137,49 @@ impl<L: Layers> Visit for Nearest<'_, L> {
 #[derive(Default)]
 pub(super) struct Scratch {
     visits: Visits,
-    /// The nearest rows so far, nearest first.
+    /// The nearest rows so far that may be answered with, nearest first.
     beam: Vec<Far>,
-    /// Of a search that accepts not all: the nearest accepted so far, nearest first.
-    accepted: Vec<Far>,
+    /// Rows whose neighbours are to be looked at, nearest first, where not all are in the beam.
+    ahead: BinaryHeap<Reverse<Ordered>>,
     /// Neighbours to compare.
     next: Vec<u32>,
 }
 
-/// How far to look around.
-pub(super) struct Spread<'a> {
-    pub(super) level: usize,
-    /// Rows of the beam.
-    pub(super) limit: usize,
-    /// Accepted rows to keep.
-    pub(super) want: usize,
-    pub(super) accept: Accept<'a>,
-}
-
 impl Scratch {
-    /// What a spread without `accept` came to, nearest first.
+    /// What a spread came to, nearest first.
     pub(super) fn found(&self) -> impl Iterator<Item = Far> {
         self.beam
             .iter()
             .map(|(distance, row)| (*distance, row & !SEEN))
     }
 
-    /// Looks at neighbours, from `start` on, until those of every row of the beam were looked at;
-    /// gives how many distances that took.
+    /// Looks at neighbours, from `start` on, until those of every row of a beam of `limit` rows
+    /// were looked at; gives how many distances that took.
     #[inline(always)]
     pub(super) fn spread<L: Layers, K: Kernel>(
         &mut self,
         layers: &L,
         measure: &Measure<'_, K>,
         start: Far,
-        spread: &Spread<'_>,
+        level: usize,
+        limit: usize,
     ) -> usize {
-        let rows = layers.rows();
-        self.visits.start(index(rows));
+        self.visits.start(index(layers.rows()));
         self.visits.mark(start.1);
         self.beam.clear();
         self.beam.push(start);
-        self.accepted.clear();
-        if spread.accept.is_some_and(|accept| accept(start.1)) {
-            self.accepted.push(start);
-        }
         let mut distances = 0;
         let mut at = 0;
         while let Some((_, row)) = self.beam.get_mut(at) {
             let from = *row;
             *row |= SEEN;
-            self.next.clear();
-            for neighbour in links(layers, spread.level, from) {
-                if *neighbour >= rows {
-                    break;
-                }
-                if self.visits.mark(*neighbour) {
-                    self.next.push(*neighbour);
-                    prefetch::soon(layers.code(*neighbour));
-                }
-            }
+            self.look_from(layers, level, from);
             distances += self.next.len();
             let mut lowest = at + 1;
             for row in &self.next {
                 let distance = distance(layers, measure, *row);
-                if let Some(accept) = spread.accept
-                    && comes_in(&self.accepted, spread.want, distance)
-                    && accept(*row)
-                {
-                    put(&mut self.accepted, spread.want, (distance, *row));
-                }
-                if comes_in(&self.beam, spread.limit, distance) {
-                    lowest = lowest.min(put(&mut self.beam, spread.limit, (distance, *row)));
+                if comes_in(&self.beam, limit, distance) {
+                    lowest = lowest.min(put(&mut self.beam, limit, (distance, *row)));
                 }
             }
             at = lowest;
@@ -211,6 +191,96 @@ impl Scratch {
             }
         }
         distances
+    }
+
+    /// Looks at neighbours on level 0, from `start` on, until no row ahead is nearer than all of a
+    /// beam of `limit` accepted rows; gives how many distances that took, and whether it was given
+    /// up before.
+    #[inline(always)]
+    fn spread_among<L: Layers, K: Kernel>(
+        &mut self,
+        layers: &L,
+        measure: &Measure<'_, K>,
+        start: Far,
+        limit: usize,
+        accept: Accept<'_>,
+    ) -> (usize, bool) {
+        self.visits.start(index(layers.rows()));
+        self.visits.mark(start.1);
+        self.beam.clear();
+        self.ahead.clear();
+        if (accept.takes)(start.1) {
+            self.beam.push(start);
+        }
+        self.ahead.push(Reverse(Ordered::of(start)));
+        let mut distances = 0;
+        while let Some(Reverse(nearest)) = self.ahead.pop() {
+            let (nearest, from) = nearest.far();
+            if !comes_in(&self.beam, limit, nearest) {
+                break;
+            }
+            if distances >= accept.max_distances {
+                return (distances, true);
+            }
+            self.look_from(layers, 0, from);
+            distances += self.next.len();
+            for row in &self.next {
+                let far = (distance(layers, measure, *row), *row);
+                if comes_in(&self.beam, limit, far.0) {
+                    self.ahead.push(Reverse(Ordered::of(far)));
+                    if (accept.takes)(*row) {
+                        put(&mut self.beam, limit, far);
+                    }
+                }
+            }
+            if let Some(Reverse(next)) = self.ahead.peek() {
+                prefetch::soon(bytemuck::cast_slice(layers.base(next.far().1)));
+            }
+        }
+        (distances, false)
+    }
+
+    /// Marks the neighbours of a row that were not come to before, and asks for their codes.
+    #[inline(always)]
+    fn look_from<L: Layers>(&mut self, layers: &L, level: usize, from: u32) {
+        self.next.clear();
+        for neighbour in links(layers, level, from) {
+            if *neighbour >= layers.rows() {
+                break;
+            }
+            if self.visits.mark(*neighbour) {
+                self.next.push(*neighbour);
+                prefetch::soon(layers.code(*neighbour));
+            }
+        }
+    }
+}
+
+/// A row and its distance as one number, ordered by the distance.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Ordered(u64);
+
+impl Ordered {
+    /// Flips what makes the bits of a negative number order the other way round.
+    #[inline(always)]
+    fn of((distance, row): Far) -> Self {
+        let bits = distance.to_bits();
+        let ordered = match bits & SIGN {
+            0 => bits | SIGN,
+            _ => !bits,
+        };
+        Self(u64::from(ordered) << 32 | u64::from(row))
+    }
+
+    #[inline(always)]
+    fn far(self) -> Far {
+        let [a, b, c, d, row @ ..] = self.0.to_be_bytes();
+        let ordered = u32::from_be_bytes([a, b, c, d]);
+        let bits = match ordered & SIGN {
+            0 => !ordered,
+            _ => ordered & !SIGN,
+        };
+        (f32::from_bits(bits), u32::from_be_bytes(row))
     }
 }
 
