@@ -1,11 +1,18 @@
 //! Settings of an indexer.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration,
+};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
-use shoal_schemas::{RegionName, ReplicaSet};
+use shoal_schemas::{
+    RegionName, ReplicaSet,
+    control::{MAX_NODE_BYTES, is_node_name},
+    placement::{Labels, check_labels},
+};
+use shoal_topic::etcd;
 
 use crate::snapshot::url;
 
@@ -28,6 +35,12 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Which shards this node serves.
     pub ownership: Ownership,
+    /// What this node has, for collections whose `placement` asks for it, such as `gpu = "true"`.
+    /// Default: `region`, as set above.
+    pub labels: BTreeMap<String, String>,
+    /// This node's share of the shards beside that of others, where `ownership` is a ring. Default
+    /// 1, 0 to 16; with 0 it hands over what it has and is given nothing.
+    pub weight: u32,
     /// The replica set this node belongs to. Default: none, it is one of the home set, whose
     /// indexers own the shards.
     ///
@@ -62,6 +75,8 @@ pub struct Config {
     /// More are refused, and asked of another replica if there is one. A search waits at most until
     /// its deadline; too many and all of them are late.
     pub search_queue: u32,
+    /// An etcd to keep a copy of this node's claims in, for query nodes without Kafka. Default none.
+    pub announce: AnnounceConfig,
     /// Copies of shards in an object store.
     pub snapshot: SnapshotConfig,
     /// `/readyz` says no while any shard is further behind. Default 30 s.
@@ -95,6 +110,13 @@ pub enum Ownership {
         /// The numbers; empty means all.
         shards: Vec<u32>,
     },
+    /// Indexers announce themselves, and each takes the shards that a consistent-hash ring of those
+    /// that live gives it: one that comes or goes moves few shards, labels are kept, and a shard is
+    /// served by the node it leaves until the new one has it.
+    Ring {
+        /// A node that was not heard of for so long counts as dead.
+        lease: Duration,
+    },
 }
 
 /// Ownership as it is written: a kind, and the fields of every kind.
@@ -107,6 +129,8 @@ struct OwnershipSettings {
     kind: OwnershipKind,
     group: String,
     shards: Vec<u32>,
+    #[serde(with = "humantime_serde")]
+    lease: Duration,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -114,6 +138,7 @@ struct OwnershipSettings {
 enum OwnershipKind {
     Group,
     Static,
+    Ring,
 }
 
 impl Default for OwnershipSettings {
@@ -122,6 +147,7 @@ impl Default for OwnershipSettings {
             kind: OwnershipKind::Group,
             group: "shoal-indexers".into(),
             shards: Vec::new(),
+            lease: Duration::from_secs(10),
         }
     }
 }
@@ -134,6 +160,9 @@ impl From<OwnershipSettings> for Ownership {
             },
             OwnershipKind::Static => Self::Static {
                 shards: settings.shards,
+            },
+            OwnershipKind::Ring => Self::Ring {
+                lease: settings.lease,
             },
         }
     }
@@ -149,6 +178,11 @@ impl From<Ownership> for OwnershipSettings {
             Ownership::Static { shards } => Self {
                 kind: OwnershipKind::Static,
                 shards,
+                ..Self::default()
+            },
+            Ownership::Ring { lease } => Self {
+                kind: OwnershipKind::Ring,
+                lease,
                 ..Self::default()
             },
         }
@@ -200,6 +234,16 @@ pub struct EngineConfig {
     pub search_threads: NonZeroUsize,
 }
 
+/// Where claims are copied to, section `[indexer.announce]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnnounceConfig {
+    /// The etcd. Default none: no `endpoints`.
+    ///
+    /// The control topic stays the truth; the copy has its claims under a lease of 10 s.
+    pub etcd: etcd::Config,
+}
+
 /// Copies of shards in an object store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -219,6 +263,9 @@ pub struct SnapshotConfig {
     /// Snapshots kept of each shard; older ones are removed after each new one. Default 3.
     pub keep: NonZeroUsize,
 }
+
+/// A node that is so many times another would better be several.
+const MAX_WEIGHT: u32 = 16;
 
 /// Snapshots closer than this would be all an indexer does.
 const LEAST_EVERY: Duration = Duration::from_secs(10);
@@ -262,12 +309,15 @@ impl Default for Config {
             http_listen: ([127, 0, 0, 1], 7721).into(),
             advertise: None,
             ownership: OwnershipSettings::default().into(),
+            labels: BTreeMap::new(),
+            weight: 1,
             replica_set: None,
             engine: EngineConfig::default(),
             memory_budget: None,
             min_free_disk: ByteSize::mib(256),
             resolves: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN),
             search_queue: 1024,
+            announce: AnnounceConfig::default(),
             snapshot: SnapshotConfig::default(),
             ready_lag: Duration::from_secs(30),
             probe_interval: Duration::from_secs(1),
@@ -277,6 +327,14 @@ impl Default for Config {
 }
 
 impl Config {
+    /// This node's labels, its region among them unless it is set otherwise.
+    pub fn all_labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        let region = || self.region.as_str().to_owned();
+        labels.entry("region".to_owned()).or_insert_with(region);
+        labels
+    }
+
     /// The consumer group that shares the shards out, if `group` is the home set's.
     ///
     /// Names of sets hold no dot, so two sets never share a group.
@@ -312,6 +370,32 @@ impl Validate for Config {
             && group.is_empty()
         {
             faults.push("indexer.ownership.group is empty; name the consumer group".into());
+        }
+        if let Ownership::Ring { lease } = self.ownership {
+            let (least, most) = (Duration::from_secs(1), Duration::from_secs(600));
+            if !(least..=most).contains(&lease) {
+                faults.push(format!(
+                    "indexer.ownership.lease is {lease:?}, allowed are {least:?} to {most:?}"
+                ));
+            }
+            if !is_node_name(&self.node) {
+                faults.push(format!(
+                    "indexer.node is `{}`; in a ring it has 1 to {MAX_NODE_BYTES} bytes and no `/`",
+                    self.node
+                ));
+            }
+        }
+        if !self.announce.etcd.endpoints.is_empty() {
+            self.announce.etcd.validate("indexer.announce.etcd", faults);
+        }
+        if self.weight > MAX_WEIGHT {
+            faults.push(format!(
+                "indexer.weight is {}, allowed are 0 to {MAX_WEIGHT}",
+                self.weight
+            ));
+        }
+        if let Err(error) = check_labels(&self.all_labels()) {
+            faults.push(format!("indexer.labels: {error}"));
         }
         self.engine.validate(faults);
         self.snapshot.validate(faults);

@@ -3,11 +3,11 @@
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use shoal_runtime::{
-    http,
+    grpc, http,
     serving::{self, CountCalls, Incoming},
 };
 use shoal_schemas::v1;
-use shoal_topic::Deps;
+use shoal_topic::{Deps, etcd::Announcer};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,8 +22,6 @@ use crate::{
 
 /// Largest request and answer, bytes: 10,000 vectors of 4096 components would not fit, a batch does.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Requests of one connection at a time.
-const MAX_STREAMS: u32 = 1000;
 
 /// Where a role listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,14 +68,14 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         path: config.data_dir.clone(),
         source,
     })?;
-    let grpc = http::bind(config.grpc_listen)
+    let listener = http::bind(config.grpc_listen)
         .await
         .map_err(StartError::Listen)?;
     let ops = http::bind(config.http_listen)
         .await
         .map_err(StartError::Listen)?;
     let addresses = Addresses {
-        grpc: grpc.local_addr().map_err(StartError::Listen)?,
+        grpc: listener.local_addr().map_err(StartError::Listen)?,
         http: ops.local_addr().map_err(StartError::Listen)?,
     };
     let advertised = config
@@ -130,6 +128,16 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         .set_serving::<v1::shard_server::ShardServer<Service>>()
         .await;
     node.start().map_err(StartError::Thread)?;
+    let etcd = &config.announce.etcd;
+    if !etcd.endpoints.is_empty() {
+        let announcer = Announcer {
+            node: config.node.clone(),
+            config: etcd.clone(),
+            control: deps.control.clone(),
+            cluster: deps.cluster.clone(),
+        };
+        announcer.spawn(&deps.tasks);
+    }
     let cancel = deps.tasks.cancel().clone();
     deps.tasks.spawn("indexer resolves", {
         let cancel = cancel.clone();
@@ -139,9 +147,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
         }
     });
     let serve = move |connections: Incoming, cancel: CancellationToken| {
-        tonic::transport::Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+        grpc::server()
             .layer(CountCalls)
             .add_service(service.clone())
             .add_service(upkeep.clone())
@@ -150,7 +156,7 @@ pub async fn start(config: &Config, deps: &Deps) -> Result<Addresses, StartError
             .serve_with_incoming_shutdown(connections, cancel.cancelled_owned())
     };
     let threads = config.engine.search_threads;
-    serving::on_threads(&deps.tasks, "indexer grpc", grpc, threads, serve)
+    serving::on_threads(&deps.tasks, "indexer grpc", listener, threads, serve)
         .map_err(StartError::Thread)?;
     let router = http::ops_router(deps.readiness.clone(), deps.metrics.clone());
     deps.tasks

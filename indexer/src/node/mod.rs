@@ -1,18 +1,20 @@
 //! A node's shards: which it owns, and everything that keeps them going.
 //!
-//! Five threads beside the shards' own: *owner* follows the group (or the static list) and starts
-//! and stops shards; *syncer* makes their logs durable; *prober* asks the broker for its ends;
+//! Five threads beside the shards' own: *owner* follows the group (or the static list, or the ring)
+//! and starts and stops shards; *syncer* makes their logs durable; *prober* asks the broker for its ends;
 //! *limits* compares what the process uses with what it may; *claims* tells the control topic
 //! who serves what. The group only decides who owns a partition;
 //! a shard's data offsets are its own.
 
+mod generations;
 mod kept;
 mod owner;
+mod ring;
 mod saves;
 mod upkeep;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -21,12 +23,13 @@ use std::{
 };
 
 use metrics::Counter;
-use shoal_schemas::{CollectionName, Offset, Partition, control::Claim};
-use shoal_topic::{Deps, ReadError, control::ControlState};
+use shoal_schemas::{CollectionName, Offset, Partition, control::Claim, placement::Labels};
+use shoal_topic::{Deps, ReadError, TopicPartition, control::ControlState};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, Ownership},
+    node::ring::Listening,
     pressure::Pressure,
     serve::Pace,
     shard::{Shared, rescue::Snapshots},
@@ -79,8 +82,14 @@ pub struct Held {
     was_caught_up: AtomicBool,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
-    /// It is served under an earlier life's claim, see [`kept`].
+    /// It is served under an earlier claim although the group has not given it to this node, see [`kept`].
     is_kept: AtomicBool,
+    /// The ring gives it to this node; where there is no ring it says nothing.
+    is_given: AtomicBool,
+    /// The partition it reads.
+    home: TopicPartition,
+    /// See [`crate::shard::Spec::is_follower`].
+    is_follower: Arc<AtomicBool>,
     /// See [`crate::shard::Spec::incarnation`].
     incarnation: Offset,
     /// How long its searches take.
@@ -141,11 +150,17 @@ pub struct Node {
     pressure: Arc<Pressure>,
     /// Where shards without a folder begin.
     snapshots: Option<Snapshots>,
+    /// What this node has, and what it was told that it lacks.
+    labels: Arc<Labels>,
+    misplaced: Arc<Mutex<BTreeSet<ShardKey>>>,
+    /// Since when it hears what others say, see [`ring`].
+    listening: Arc<Listening>,
 }
 
 impl Node {
     /// A node without shards.
     pub fn new(config: Config, deps: Deps, address: String) -> Self {
+        let labels = Arc::new(config.all_labels());
         Self {
             config: Arc::new(config),
             deps,
@@ -154,6 +169,9 @@ impl Node {
             placed: Arc::default(),
             pressure: Arc::default(),
             snapshots: None,
+            labels,
+            misplaced: Arc::default(),
+            listening: Arc::default(),
         }
     }
 
@@ -233,6 +251,13 @@ impl Node {
             claims.claim();
             Ok::<_, std::convert::Infallible>(())
         })?;
+        if let Ownership::Ring { lease } = self.config.ownership {
+            let announcer = self.clone();
+            tasks.spawn_thread("announce", move || {
+                announcer.announce(lease);
+                Ok::<_, std::convert::Infallible>(())
+            })?;
+        }
         let node = self.clone();
         self.deps.readiness.set("indexer", move || node.readiness());
         Ok(())
@@ -252,7 +277,12 @@ impl Node {
                 .map(|(key, held)| (key.clone(), held.clone()))
                 .collect()
         };
+        let state = self.deps.control.snapshot();
         for ((collection, shard), held) in shards {
+            // Nobody asks it before its name stands for it.
+            if generations::is_built(&state, &collection) {
+                continue;
+            }
             let stopped = held.opened().and_then(|shared| shared.stopped_by());
             let stopped = stopped.map_or_else(String::new, |reached| {
                 format!("; ingest is stopped: {}", reached.told())

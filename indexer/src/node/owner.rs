@@ -1,4 +1,5 @@
-//! Ownership: which shards this node has, by consumer group or by a fixed list.
+//! Ownership: which shards this node has, by consumer group or by a fixed list; by a ring, see
+//! [`super::ring`].
 //!
 //! The group only decides who owns a partition. A shard that is revoked is stopped, its log made
 //! durable and its offsets committed before the group hands it on.
@@ -14,8 +15,8 @@ use std::{
 
 use metrics::counter;
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
-use shoal_schemas::{ClusterId, CollectionName, Offset, Partition};
-use shoal_topic::{Membership, MembershipEvent, TopicPartition, control::ControlState};
+use shoal_schemas::{ClusterId, Collection, CollectionName, Offset, Partition};
+use shoal_topic::{Membership, MembershipEvent, TopicPartition};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -23,7 +24,7 @@ use crate::{
     config::Ownership,
     dlq::wait,
     metrics as names,
-    node::{Held, Node, NodeError, RETRY_AFTER, ShardKey},
+    node::{Held, Node, NodeError, RETRY_AFTER, ShardKey, generations},
     serve::Pace,
     shard::{
         Spec,
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// How often the group is served.
-const GROUP_POLL: Duration = Duration::from_millis(100);
+pub(super) const GROUP_POLL: Duration = Duration::from_millis(100);
 /// How often it is looked whether a broker has answered for the first time.
 const FIRST_ANSWER_POLL: Duration = Duration::from_millis(10);
 /// How long the seat is served at a time while shards drain.
@@ -40,7 +41,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// A group says nothing to a member it has no shard for; after this long it has none.
 const SPARE_AFTER: Duration = Duration::from_secs(10);
 /// How often offsets are committed.
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 impl Node {
     pub(super) fn own(&self) -> Result<(), NodeError> {
@@ -53,6 +54,7 @@ impl Node {
                 self.own_by_group(&self.config.group_of_set(group), &cluster, &cancel)
             }
             Ownership::Static { shards } => self.own_static(shards, &cluster, &cancel),
+            Ownership::Ring { .. } => self.own_by_ring(&cluster, &cancel),
         };
         self.let_go(&self.all());
         outcome
@@ -98,18 +100,21 @@ impl Node {
         let mut assigned = BTreeSet::new();
         let mut since_asked = Stopwatch::start();
         let mut kept = self.take_kept(cluster)?;
+        let mut seen = None;
         if !kept.is_empty() {
             self.placed.store(true, Ordering::Release);
         }
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
             self.drop_overtaken(&mut kept);
+            self.follow_generations(&mut seen);
             // The group says it once; a definition may come, or come again, after that.
-            for partition in &assigned {
-                self.take(partition, cluster)?;
-            }
             let state = self.deps.control.snapshot();
-            let wanted = topics_of(&state);
+            let readers = generations::by_topic(&state);
+            for partition in &assigned {
+                self.take(partition, &readers, cluster)?;
+            }
+            let wanted: Vec<String> = readers.into_keys().collect();
             if wanted.is_empty() || since_asked.elapsed() > SPARE_AFTER {
                 self.placed.store(true, Ordering::Release);
             }
@@ -137,8 +142,9 @@ impl Node {
                 Ok(None) => {}
                 Ok(Some(MembershipEvent::Assigned(partitions))) => {
                     self.settle_kept(&mut kept, &partitions);
+                    let readers = generations::by_topic(&self.deps.control.snapshot());
                     for partition in partitions {
-                        if !self.take(&partition, cluster)? {
+                        if !self.take(&partition, &readers, cluster)? {
                             warn!(%partition, "assigned a partition of a collection nobody defined");
                         }
                         assigned.insert(partition);
@@ -147,24 +153,25 @@ impl Node {
                 }
                 Ok(Some(MembershipEvent::Revoked(partitions))) => {
                     assigned.retain(|one| !partitions.contains(one));
+                    self.commit(&**seat, &mut committed);
+                    let going = self.hand_over(&mut kept, &partitions);
                     // The seat is kept warm meanwhile; what it says is heard afterwards.
-                    self.stop(&partitions, || {
+                    self.stop(&going, || {
                         events.extend(seat.poll(DRAIN_POLL).ok().flatten());
                     });
-                    self.commit(&**seat, &mut committed);
-                    self.forget(&partitions);
+                    self.forget(&going);
                     seat.released();
                 }
                 Ok(Some(MembershipEvent::Lost(partitions))) => {
-                    warn!("the group gave this node's shards away; letting go");
+                    warn!("the group gave this node's shards away");
                     assigned.retain(|one| !partitions.contains(one));
-                    self.let_go(&partitions);
+                    let going = self.hand_over(&mut kept, &partitions);
+                    self.let_go(&going);
                 }
                 Err(error) if error.kind() == ErrorKind::Retry => wait(cancel, RETRY_AFTER),
                 Err(error) => return Err(group_error(error)),
             }
-            // For kept shards it has nothing to say yet.
-            if kept.is_empty() && since_commit.elapsed() >= COMMIT_EVERY {
+            if since_commit.elapsed() >= COMMIT_EVERY {
                 since_commit = Stopwatch::start();
                 self.commit(&**seat, &mut committed);
             }
@@ -182,76 +189,80 @@ impl Node {
         cluster: &ClusterId,
         cancel: &CancellationToken,
     ) -> Result<(), NodeError> {
-        let group = format!("shoal-indexer-{}", self.config.node);
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
+        let mut seen = None;
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
+            self.follow_generations(&mut seen);
             let state = self.deps.control.snapshot();
             for collection in state.collections.values() {
                 for number in 0..collection.partitions {
                     let is_ours = numbers.is_empty() || numbers.contains(&number);
                     if is_ours {
-                        let partition = TopicPartition {
-                            topic: collection.name.topic().into(),
-                            partition: Partition(number),
-                        };
-                        self.take(&partition, cluster)?;
+                        let key = (collection.name.clone(), Partition(number));
+                        self.take_as(&key, cluster, false)?;
                     }
                 }
             }
-            let dropped: Vec<_> = {
-                let shards = self.lock();
-                let gone = shards
-                    .keys()
-                    .filter(|(name, _)| !state.collections.contains_key(name));
-                gone.map(partition_of).collect()
-            };
-            self.let_go(&dropped);
             self.placed.store(true, Ordering::Release);
             if since_commit.elapsed() >= COMMIT_EVERY {
                 since_commit = Stopwatch::start();
-                let positions = self.durable(&mut committed);
-                let advice = self.deps.cluster.admin.commit_advice(&group, &positions);
-                if let Err(error) = advice {
-                    warn!(error = %chain(&error), "offsets not committed; only lag tools read them");
-                }
-                if !positions.is_empty() {
-                    shoal_runtime::crash::point("committed");
-                }
+                self.commit_alone(&mut committed);
             }
             wait(cancel, GROUP_POLL);
         }
         Ok(())
     }
 
-    /// Starts the shard of a partition, unless it is started; false if nobody defined it.
-    fn take(&self, partition: &TopicPartition, cluster: &ClusterId) -> Result<bool, NodeError> {
-        self.take_as(partition, cluster, false)
+    /// Commits offsets of a node without a group, under a name of its own.
+    pub(super) fn commit_alone(&self, committed: &mut BTreeMap<TopicPartition, Offset>) {
+        let group = format!("shoal-indexer-{}", self.config.node);
+        let positions = self.durable(committed);
+        let advice = self.deps.cluster.admin.commit_advice(&group, &positions);
+        if let Err(error) = advice {
+            warn!(error = %chain(&error), "offsets not committed; only lag tools read them");
+        }
+        if !positions.is_empty() {
+            shoal_runtime::crash::point("committed");
+        }
     }
 
-    pub(super) fn take_as(
+    /// Starts the shards that read a partition, unless they are started or this node may not serve them; false if
+    /// nobody defined one.
+    fn take(
         &self,
         partition: &TopicPartition,
+        readers: &BTreeMap<String, Vec<CollectionName>>,
+        cluster: &ClusterId,
+    ) -> Result<bool, NodeError> {
+        let mut is_defined = false;
+        for reader in readers.get(&*partition.topic).into_iter().flatten() {
+            let key = (reader.clone(), partition.partition);
+            is_defined |= self.take_as(&key, cluster, false)?;
+        }
+        Ok(is_defined)
+    }
+
+    /// Starts a shard, unless it is started; false if nobody defined its collection.
+    pub(super) fn take_as(
+        &self,
+        key: &ShardKey,
         cluster: &ClusterId,
         is_kept: bool,
     ) -> Result<bool, NodeError> {
-        let Some(key) = key_of(partition) else {
-            return Ok(false);
-        };
-        if self.lock().contains_key(&key) {
+        if self.lock().contains_key(key) {
             return Ok(true);
         }
+        let key = key.clone();
         let state = self.deps.control.snapshot();
         let Some(collection) = state.collections.get(&key.0) else {
             return Ok(false);
         };
-        let folder = self
-            .config
-            .data_dir
-            .join("shards")
-            .join(key.0.as_str())
-            .join(key.1.to_string());
+        if self.is_misplaced(collection, &key) {
+            return Ok(true);
+        }
+        let folder = self.folder_of(&key);
         let mut spec = Spec::of_home(
             Arc::new(collection.clone()),
             key.1,
@@ -263,6 +274,9 @@ impl Node {
         spec.pressure = self.pressure.clone();
         spec.is_replica = self.config.replica_set.is_some();
         spec.incarnation = state.defined_at.get(&key.0).copied().unwrap_or_default();
+        spec.is_follower = Arc::new(AtomicBool::new(
+            generations::followers(&state).contains(&key.0),
+        ));
         let label = spec.label();
         let held = Held {
             opened: Arc::default(),
@@ -271,6 +285,9 @@ impl Node {
             was_caught_up: AtomicBool::new(false),
             is_disclaimed: AtomicBool::new(false),
             is_kept: AtomicBool::new(is_kept),
+            is_given: AtomicBool::new(false),
+            home: partition_of(collection, key.1),
+            is_follower: spec.is_follower.clone(),
             incarnation: spec.incarnation,
             pace: Pace::default(),
             searches: counter!(names::SEARCHES_TOTAL, "shard" => label.clone()),
@@ -303,7 +320,7 @@ impl Node {
 
     /// Takes shards again that ended by themselves, because their folders did not lead on to the
     /// topic, and those whose collection was dropped and made again.
-    fn take_again(&self, cluster: &ClusterId) -> Result<(), NodeError> {
+    pub(super) fn take_again(&self, cluster: &ClusterId) -> Result<(), NodeError> {
         let state = self.deps.control.snapshot();
         let is_over = |key: &ShardKey, held: &Held| {
             let ended = held.ended.load(Ordering::Acquire) && !held.cancel.is_cancelled();
@@ -314,25 +331,29 @@ impl Node {
             let shards = self.lock();
             let over = shards.iter().filter(|(key, held)| is_over(key, held));
             let kept = |held: &Held| held.is_kept.load(Ordering::Acquire);
-            over.map(|(key, held)| (partition_of(key), kept(held)))
-                .collect()
+            over.map(|(key, held)| (key.clone(), kept(held))).collect()
         };
-        for (partition, is_kept) in over {
-            self.let_go(std::slice::from_ref(&partition));
-            self.take_as(&partition, cluster, is_kept)?;
+        for (key, is_kept) in over {
+            self.let_go(std::slice::from_ref(&key));
+            self.take_as(&key, cluster, is_kept)?;
         }
         Ok(())
     }
 
-    /// Stops the shards of these partitions and waits until they have ended, calling `meanwhile`
-    /// again and again.
-    fn stop(&self, partitions: &[TopicPartition], mut meanwhile: impl FnMut()) {
-        let going: Vec<_> = partitions
+    /// The shards here that read these partitions.
+    pub(super) fn keys_of(&self, partitions: &[TopicPartition]) -> Vec<ShardKey> {
+        let shards = self.lock();
+        let of = shards
             .iter()
-            .filter_map(|partition| {
-                let key = key_of(partition)?;
-                Some((self.shard(&key)?, key))
-            })
+            .filter(|(_, held)| partitions.contains(&held.home));
+        of.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Stops these shards and waits until they have ended, calling `meanwhile` again and again.
+    fn stop(&self, keys: &[ShardKey], mut meanwhile: impl FnMut()) {
+        let going: Vec<_> = keys
+            .iter()
+            .filter_map(|key| Some((self.shard(key)?, key.clone())))
             .collect();
         for (held, _) in &going {
             held.cancel.cancel();
@@ -349,22 +370,22 @@ impl Node {
         }
     }
 
-    fn forget(&self, partitions: &[TopicPartition]) {
-        for partition in partitions {
-            let gone = key_of(partition).and_then(|key| self.lock().remove(&key));
+    fn forget(&self, keys: &[ShardKey]) {
+        for key in keys {
+            let gone = self.lock().remove(key);
             if gone.is_some() {
-                info!(%partition, "shard let go");
+                info!(shard = %format!("{}/{}", key.0, key.1), "shard let go");
             }
         }
     }
 
-    pub(super) fn let_go(&self, partitions: &[TopicPartition]) {
-        self.stop(partitions, || std::thread::park_timeout(DRAIN_POLL));
-        self.forget(partitions);
+    pub(super) fn let_go(&self, keys: &[ShardKey]) {
+        self.stop(keys, || std::thread::park_timeout(DRAIN_POLL));
+        self.forget(keys);
     }
 
-    fn all(&self) -> Vec<TopicPartition> {
-        self.lock().keys().map(partition_of).collect()
+    fn all(&self) -> Vec<ShardKey> {
+        self.lock().keys().cloned().collect()
     }
 
     /// Durable home offsets that changed since they were last asked for.
@@ -372,19 +393,23 @@ impl Node {
         &self,
         committed: &mut BTreeMap<TopicPartition, Offset>,
     ) -> Vec<(TopicPartition, Offset)> {
-        let shards: Vec<_> = self.lock().values().cloned().collect();
-        let mut positions = Vec::new();
-        for shared in shards.iter().filter_map(|held| held.opened()) {
-            let Some(home) = shared.spec.sources.first() else {
+        let mut shards: Vec<_> = self.lock().values().cloned().collect();
+        // About those the group has given to nobody, or to somebody else, this node has nothing to say.
+        shards.retain(|held| !held.is_kept.load(Ordering::Acquire));
+        // Of several shards that read a partition the one that is furthest behind.
+        let mut durable: BTreeMap<TopicPartition, Offset> = BTreeMap::new();
+        for held in &shards {
+            let Some(shared) = held.opened() else {
                 continue;
-            };
-            let partition = TopicPartition {
-                topic: home.source.topic.clone(),
-                partition: home.source.partition,
             };
             let Some(next) = shared.durable().first().copied() else {
                 continue;
             };
+            let least = durable.entry(held.home.clone()).or_insert(next);
+            *least = next.min(*least);
+        }
+        let mut positions = Vec::new();
+        for (partition, next) in durable {
             if next.0 > 0 && committed.get(&partition) != Some(&next) {
                 committed.insert(partition.clone(), next);
                 positions.push((partition, next));
@@ -405,19 +430,9 @@ impl Node {
     }
 }
 
-pub(super) fn key_of(partition: &TopicPartition) -> Option<ShardKey> {
-    let name = CollectionName::from_topic(&partition.topic)?;
-    Some((name, partition.partition))
-}
-
-pub(super) fn partition_of(key: &ShardKey) -> TopicPartition {
+fn partition_of(collection: &Collection, shard: Partition) -> TopicPartition {
     TopicPartition {
-        topic: key.0.topic().into(),
-        partition: key.1,
+        topic: collection.topic().into(),
+        partition: shard,
     }
-}
-
-fn topics_of(state: &ControlState) -> Vec<String> {
-    let names = state.collections.keys();
-    names.map(CollectionName::topic).collect()
 }

@@ -5,7 +5,7 @@ use std::{fs::File, io};
 use shoal_runtime::ErrorKind;
 
 use crate::{
-    node::{Node, ShardKey, not_serving_text},
+    node::{Node, ShardKey, generations::is_built, not_serving_text},
     shard::save::{SaveError, Saved},
     snapshot::{
         Files, Owner, ShardPlace,
@@ -19,8 +19,12 @@ impl Source for Node {
             // The owners take them; one copy of a shard is enough.
             return Vec::new();
         }
+        let state = self.deps.control.snapshot();
         let shards = self.lock();
-        let serving = shards.iter().filter(|(_, held)| held.serving().is_ok());
+        // What a re-indexing builds is not worth a copy before it is known to be right.
+        let serving = shards
+            .iter()
+            .filter(|(key, held)| held.serving().is_ok() && !is_built(&state, &key.0));
         serving.map(|(key, _)| key.clone()).collect()
     }
 

@@ -152,10 +152,15 @@ impl Node {
             for (key, held) in shards {
                 // What is let go was said by who lets it go.
                 let is_kept = held.is_kept.load(Ordering::Acquire);
-                if held.opened().is_none() || held.cancel.is_cancelled() || is_kept {
+                let is_going = held.cancel.is_cancelled() || !self.is_defined(&key);
+                if held.opened().is_none() || is_going || is_kept {
                     continue;
                 }
                 let ready = held.serving().is_ok();
+                // Who serves it goes on until this node does.
+                if !self.may_claim(&key, &held, ready) {
+                    continue;
+                }
                 let is_good = |made: &Claimed| {
                     made.ready == ready
                         && made.held.ptr_eq(&Arc::downgrade(&held))
@@ -164,7 +169,7 @@ impl Node {
                 if claimed.get(&key).is_some_and(is_good) {
                     continue;
                 }
-                let (name, entry) = self.claim_of(&key, ready);
+                let (name, entry) = self.claim_of(&key, &held, ready);
                 match self.deps.control.put_blocking(&name, &entry) {
                     Ok(epoch) => {
                         info!(
@@ -191,11 +196,14 @@ impl Node {
         }
     }
 
-    fn claim_of(&self, key: &ShardKey, ready: bool) -> (Key, Entry) {
+    fn claim_of(&self, key: &ShardKey, held: &Held, ready: bool) -> (Key, Entry) {
+        let shared = held.opened();
+        let applied = shared.and_then(|shared| shared.progress().borrow().next.first().copied());
         let claim = Claim {
             node: self.config.node.clone(),
             address: self.address.to_string(),
             ready,
+            next_offset: applied,
         };
         let (name, shard) = key.clone();
         let key = match &self.config.replica_set {
@@ -222,9 +230,11 @@ impl Node {
                 let latest = self.claim_in_set(&state, key);
                 let is_ours = latest.is_none_or(|claim| claim.node == self.config.node);
                 let is_new = !held.is_disclaimed.swap(true, Ordering::AcqRel);
-                held.opened().is_some() && is_ours && is_new
+                // A claim of a collection that was dropped would outlive it.
+                let is_defined = state.collections.contains_key(&key.0);
+                held.opened().is_some() && is_ours && is_new && is_defined
             })
-            .map(|(_, key)| self.claim_of(key, false))
+            .map(|(held, key)| self.claim_of(key, held, false))
             .collect();
         if claims.is_empty() {
             return;
@@ -238,12 +248,19 @@ impl Node {
         }
     }
 
-    /// Whether another node's claim came after ours although the group says the shard is ours: one
+    /// Whether the latest claim in this node's set is another node's that serves the shard.
+    pub(super) fn is_served_elsewhere(&self, key: &ShardKey) -> bool {
+        let state = self.deps.control.snapshot();
+        let latest = self.claim_in_set(&state, key);
+        latest.is_some_and(|claim| claim.ready && claim.node != self.config.node)
+    }
+
+    /// Whether another node's claim came after ours although the group or the ring says the shard is ours: one
     /// that was written long ago and arrived late.
     fn is_overtaken(&self, key: &ShardKey, epoch: Offset) -> bool {
-        let Ownership::Group { .. } = self.config.ownership else {
+        if let Ownership::Static { .. } = self.config.ownership {
             return false;
-        };
+        }
         let state = self.deps.control.snapshot();
         let latest = self.claim_in_set(&state, key);
         let is_ours = latest.is_some_and(|claim| claim.node == self.config.node);

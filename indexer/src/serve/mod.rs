@@ -61,6 +61,13 @@ struct Meters {
     snapshot: Histogram,
 }
 
+/// What a call wants of each of its shards.
+struct Asked {
+    queries: Vec<v1::Query>,
+    /// Answers that the caller has already.
+    known: Vec<v1::KnownAnswer>,
+}
+
 /// A shard that serves: what the node knows of it, and the shard.
 struct Ready {
     held: Arc<Held>,
@@ -155,13 +162,14 @@ impl Service {
 
     /// The same for a search, which is done right here if it is expected to be short.
     ///
-    /// `alone` says that nothing else of the request waits for this thread; nor may another call.
+    /// `shards` is how many the request asks for: all of them together have to be short, one after
+    /// the other, and no other call may wait for this thread.
     async fn search_on_shard(
         &self,
         ready: Ready,
         asks: Vec<Ask>,
         deadline: Deadline,
-        alone: bool,
+        shards: u64,
     ) -> Result<(Vec<v1::HitList>, v1::ShardCoverage), Refusal> {
         let Ready { held, shared } = ready;
         let own_beam = usize::from(shared.spec.collection.index.ef_search);
@@ -179,8 +187,8 @@ impl Service {
             }
             found
         };
-        let is_short = walked.is_some_and(|points| held.pace.is_short(points));
-        if !(alone && is_short) || serving::others_wait() {
+        let is_short = |points: u64| held.pace.is_short(points.saturating_mul(shards));
+        if !walked.is_some_and(is_short) || serving::others_wait() {
             return self.on_shard(&self.searches, shared, work).await;
         }
         let _permit = self.searches.enter().await?;
@@ -201,29 +209,45 @@ impl Service {
         &self,
         collection: CollectionName,
         ask: v1::ShardAsk,
-        queries: &[v1::Query],
+        of: &Asked,
         deadline: Deadline,
-        alone: bool,
+        shards: u64,
     ) -> v1::ShardAnswer {
         let answered = async {
             let ready = self.ready_shard(&collection, &ask, deadline).await?;
-            let asks = ask::check(queries, &ready.shared.spec.collection)?;
+            let known = of.known.iter().find(|known| known.shard == ask.shard);
+            if let Some(known) = known {
+                // Before it is looked whether it still holds, as with every answer.
+                let coverage = ready.shared.coverage(self.node.name());
+                if (ready.shared).still_answers(&known.version, known.expires_at_ms) {
+                    return Ok(v1::ShardAnswer {
+                        coverage: Some(coverage),
+                        version: known.version.clone(),
+                        unchanged: true,
+                        ..v1::ShardAnswer::default()
+                    });
+                }
+            }
+            let asks = ask::check(&of.queries, &ready.shared.spec.collection)?;
             let count = u64::try_from(asks.len()).unwrap_or(u64::MAX);
             ready.held.searches.increment(count);
-            self.search_on_shard(ready, asks, deadline, alone).await
-        };
-        match answered.await {
-            Ok((results, coverage)) => v1::ShardAnswer {
+            let version = ready.shared.version();
+            let searched = self.search_on_shard(ready, asks, deadline, shards);
+            let (results, coverage) = searched.await?;
+            Ok(v1::ShardAnswer {
                 coverage: Some(coverage),
                 results,
-                code: 0,
-            },
-            Err(refusal) => v1::ShardAnswer {
+                version,
+                ..v1::ShardAnswer::default()
+            })
+        };
+        answered
+            .await
+            .unwrap_or_else(|refusal: Refusal| v1::ShardAnswer {
                 coverage: Some(self.uncovered(ask.shard, &refusal)),
-                results: Vec::new(),
                 code: refusal.number(),
-            },
-        }
+                ..v1::ShardAnswer::default()
+            })
     }
 
     async fn points_of_shard(
@@ -344,13 +368,16 @@ impl v1::shard_server::Shard for Service {
         let span = request_span("search_shards", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
-        let queries = request.queries;
+        let of = Asked {
+            queries: request.queries,
+            known: request.known,
+        };
         timed(&self.meters.search, async {
-            let alone = request.shards.len() == 1;
+            let count = u64::try_from(request.shards.len()).unwrap_or(u64::MAX);
             let asks = request
                 .shards
                 .into_iter()
-                .map(|ask| self.search_shard(collection.clone(), ask, &queries, deadline, alone));
+                .map(|ask| self.search_shard(collection.clone(), ask, &of, deadline, count));
             let shards = futures::future::join_all(asks).await;
             Ok(Response::new(v1::SearchShardsResponse { shards }))
         })
@@ -476,15 +503,18 @@ fn not_serving(shard: u32, why: &NotServing) -> Refusal {
     }
 }
 
-/// Does work on a shard; the coverage says how long it took.
+/// Does work on a shard; the coverage says where the shard stood and how long it took.
 fn measured<T>(
     shared: &Shared,
     node: &str,
     work: impl FnOnce(&Shared) -> Result<T, ReadError>,
 ) -> Result<(T, v1::ShardCoverage), Refusal> {
     let watch = Stopwatch::start();
+    // Before the work: what is applied while it goes on need not be in the answer.
+    let mut coverage = shared.coverage(node);
     let value = work(shared).map_err(|error| Refusal::from_read(&error))?;
-    Ok((value, shared.coverage(node, watch)))
+    coverage.shard_us = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Ok((value, coverage))
 }
 
 async fn timed<T>(meter: &Histogram, work: impl Future<Output = T>) -> T {

@@ -69,6 +69,7 @@ impl Shared {
         match &ask.group_by {
             None => {
                 let found = pager.page(filter.as_ref(), ask.after.as_ref(), ask.k)?;
+                answer.expires_at_ms = first_expiry(&found);
                 let watch = Stopwatch::start();
                 let hits = found.iter().map(|one| self.hit(one, ask));
                 answer.hits = hits.collect::<Result<_, _>>()?;
@@ -76,6 +77,7 @@ impl Shared {
             }
             Some(group_by) => {
                 let groups = pager.groups(filter.as_ref(), group_by)?;
+                answer.expires_at_ms = first_expiry(groups.iter().flat_map(|(_, found)| found));
                 let watch = Stopwatch::start();
                 for (value, found) in groups {
                     let hits = found.iter().map(|one| self.hit(one, ask));
@@ -348,6 +350,12 @@ fn explained(told: &Told, view: &View) -> v1::ShardExplain {
         rescore_us: told.rescore_us,
         payload_us: 0,
     }
+}
+
+/// When the first of these expires, 0 if none ever does.
+fn first_expiry<'a, 'v: 'a>(found: impl IntoIterator<Item = &'a Found<'v>>) -> i64 {
+    let times = found.into_iter().filter_map(|one| one.row.expires_at_ms);
+    times.min().unwrap_or(0)
 }
 
 fn micros(watch: Stopwatch) -> u64 {

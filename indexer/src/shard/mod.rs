@@ -26,6 +26,7 @@ pub mod save;
 pub mod search;
 mod tend;
 mod turns;
+mod version;
 pub mod writer;
 
 use std::{
@@ -99,6 +100,9 @@ pub struct Spec {
     pub pressure: Arc<Pressure>,
     /// Whether another node owns the shard: dead letters are that one's to write.
     pub is_replica: bool,
+    /// Whether another collection read the topic before this one: then dead letters are that one's to
+    /// write, until it is dropped.
+    pub is_follower: Arc<AtomicBool>,
 }
 
 impl Spec {
@@ -113,7 +117,7 @@ impl Spec {
     ) -> Self {
         let source = Source {
             cluster,
-            topic: collection.name.topic().into(),
+            topic: collection.topic().into(),
             partition: shard,
         };
         Self {
@@ -129,6 +133,7 @@ impl Spec {
             engine,
             pressure: Arc::default(),
             is_replica: false,
+            is_follower: Arc::default(),
         }
     }
 

@@ -33,6 +33,8 @@ struct Identity {
     partitions: u32,
     partitioner: Partitioner,
     route_by_key_prefix: bool,
+    #[serde(default)]
+    split_keys: Vec<String>,
 }
 
 /// Opens a folder as the shard it says it is.
@@ -55,6 +57,7 @@ pub fn open_offline(folder: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Shared>,
     let mut collection = Collection::new(name, dim, metric, partitions);
     collection.partitioner = identity.partitioner;
     collection.route_by_key_prefix = identity.route_by_key_prefix;
+    collection.split_keys = identity.split_keys;
     let engine = EngineConfig {
         // Nobody folds.
         memtable_rows: u32::MAX,

@@ -207,6 +207,8 @@ struct Identity {
     partitions: u32,
     partitioner: Partitioner,
     route_by_key_prefix: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    split_keys: Vec<String>,
 }
 
 /// Opens a shard's folder, making it if there is none.
@@ -433,6 +435,7 @@ fn check_identity(spec: &Spec) -> Result<(), OpenError> {
         partitions: collection.partitions,
         partitioner: collection.partitioner,
         route_by_key_prefix: collection.route_by_key_prefix,
+        split_keys: collection.split_keys.clone(),
     };
     let wanted_bytes =
         serde_json::to_vec_pretty(&wanted).map_err(|error| file_error(io::Error::other(error)))?;

@@ -419,7 +419,9 @@ impl Turns {
         self.is_torn = false;
         if !turn.refused.is_empty() {
             // The owner reads the same records and refuses the same ones.
-            let done = self.shared.spec.is_replica
+            let spec = &self.shared.spec;
+            let done = spec.is_replica
+                || spec.is_follower.load(Ordering::Relaxed)
                 || dlq::put(
                     &self.cluster,
                     &*self.shared.clock,

@@ -2,13 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test")]
 
+mod known;
+
 use std::{
+    future::{Future as _, poll_fn},
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::join_all;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_indexer::{
     Addresses, Config,
@@ -23,7 +29,7 @@ use shoal_runtime::{
 };
 use shoal_schemas::{
     Collection, CollectionName, Metric, Offset, Partition, Record, ReplicaSet,
-    avro::NoRegistry,
+    avro::{LookupError, WriterSchema, WriterSchemas},
     control::{Claim, Entry, Key},
     v1,
 };
@@ -32,6 +38,7 @@ use shoal_topic::{
     control::{ControlHandle, ControlLog},
     memory::MemoryLog,
 };
+use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request,
@@ -40,6 +47,8 @@ use tonic::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const DIM: u32 = 8;
+/// What one connection carries.
+const CALLS: usize = 1000;
 
 type Shard = v1::shard_client::ShardClient<Channel>;
 
@@ -50,6 +59,16 @@ struct World {
     name: CollectionName,
     addresses: Addresses,
     _folder: tempfile::TempDir,
+}
+
+/// A schema registry that does not answer.
+struct SilentRegistry;
+
+impl WriterSchemas for SilentRegistry {
+    fn by_id(&self, id: u32) -> Result<Arc<WriterSchema>, LookupError> {
+        let source = "nobody answers".into();
+        Err(LookupError::Unavailable { id, source })
+    }
 }
 
 /// The recorder is one a process.
@@ -67,16 +86,18 @@ impl World {
 
     /// The same, which asks the broker for its ends so often.
     async fn probing_every(points: u32, probe_interval: Duration) -> Self {
-        let world = Self::start_in(None, points, probe_interval).await;
+        let world = Self::start_in(None, points, probe_interval, None).await;
         world.claim(true).await;
         world
     }
 
-    /// An indexer of a replica set, or one that owns the shard.
+    /// An indexer of a replica set, or one that owns the shard. If another node claimed the shard before, it never catches
+    /// up: the last record's schema is not to be had.
     async fn start_in(
         replica_set: Option<ReplicaSet>,
         points: u32,
         probe_interval: Duration,
+        claimed: Option<Claim>,
     ) -> Self {
         let log = MemoryLog::new("test-cluster", System::shared());
         let cluster = log.cluster();
@@ -122,11 +143,22 @@ impl World {
             };
             cluster.writer.send(&to, &record).unwrap().await.unwrap();
         }
+        if let Some(claim) = claimed {
+            let record = Record {
+                key: Some("late".into()),
+                value: Some(Bytes::from_static(&[0, 0, 0, 0, 1, 0])),
+                headers: Vec::new(),
+                timestamp_ms: 1_700_000_000_000,
+            };
+            cluster.writer.send(&to, &record).unwrap().await.unwrap();
+            let key = Key::Shard(name.clone(), Partition(0));
+            control.put(&key, &Entry::Shard(claim)).await.unwrap();
+        }
         let deps = Deps {
             cluster,
             control: control.clone(),
             clock: System::shared(),
-            schemas: Arc::new(NoRegistry),
+            schemas: Arc::new(SilentRegistry),
             readiness: Readiness::default(),
             metrics: metrics(),
             tasks: tasks.clone(),
@@ -156,6 +188,21 @@ impl World {
             addresses,
             _folder: folder,
         }
+    }
+
+    async fn put(&self, id: &'static str, vector: Vec<f32>) {
+        let to = TopicPartition {
+            topic: self.name.topic().into(),
+            partition: Partition(0),
+        };
+        let record = Record {
+            key: Some(Bytes::from(id)),
+            value: Some(format!("{{\"vector\": {vector:?}}}").into()),
+            headers: Vec::new(),
+            timestamp_ms: 1_700_000_000_000,
+        };
+        let writer = &self.log.cluster().writer;
+        writer.send(&to, &record).unwrap().await.unwrap();
     }
 
     fn shard(&self) -> Shard {
@@ -192,6 +239,7 @@ fn search(queries: Vec<v1::Query>) -> v1::SearchShardsRequest {
         collection: "docs".into(),
         shards: vec![v1::ShardAsk::default()],
         queries,
+        known: Vec::new(),
     }
 }
 
@@ -243,6 +291,53 @@ async fn searches_are_answered_alike_whatever_thread_they_run_on() {
     };
     let status = shard.shard_status(status).await.unwrap().into_inner();
     assert_eq!(status.shards.first().unwrap().live_points, 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_holds_a_thousand_calls() {
+    let world = World::start(3).await;
+    let mut shard = world.shard();
+    // Each waits for a write that is made once all of them are there.
+    let to_come = v1::Token {
+        cluster_id: "test-cluster".into(),
+        topic: world.name.topic(),
+        offset: 3,
+        key: "id-3".into(),
+        ..v1::Token::default()
+    };
+    let calls = (0..CALLS - 1).map(|_| {
+        let mut shard = shard.clone();
+        let mut asked = search(vec![query(3, false)]);
+        asked.shards = vec![v1::ShardAsk {
+            shard: 0,
+            at_least: vec![to_come.clone()],
+        }];
+        let mut request = Request::new(asked);
+        request.set_timeout(DEADLINE);
+        async move { shard.search_shards(request).await }
+    });
+    let mut held = pin!(unconstrained(join_all(calls)));
+    let polled = poll_fn(|context| Poll::Ready(held.as_mut().poll(context).is_pending()));
+    assert!(polled.await, "they wait");
+    // Sent behind all the others, and answered while they are held.
+    let status = v1::ShardStatusRequest {
+        collection: "docs".into(),
+        shards: Vec::new(),
+    };
+    let status = tokio::time::timeout(DEADLINE, shard.shard_status(status));
+    tokio::select! {
+        _ = held.as_mut() => panic!("nothing was written"),
+        status = status => {
+            let status = status.unwrap().unwrap().into_inner();
+            assert_eq!(status.shards[0].live_points, 3);
+        }
+    }
+    world.put("id-3", vector(3)).await;
+    for answer in held.await {
+        let answer = answer.unwrap().into_inner().shards.remove(0);
+        assert_eq!(answer.code, 0, "{answer:?}");
+        assert_eq!(answer.results[0].hits[0].id, "id-3");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -306,12 +401,14 @@ async fn a_shard_that_is_let_go_is_claimed_as_not_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done_once() {
     let set: ReplicaSet = "b".parse().unwrap();
-    let world = World::start_in(Some(set.clone()), 5, Config::default().probe_interval).await;
+    let often = Config::default().probe_interval;
+    let world = World::start_in(Some(set.clone()), 5, often, None).await;
     // The owner is another node.
     let owner = Claim {
         node: "owner".into(),
         address: "127.0.0.1:1".into(),
         ready: true,
+        next_offset: None,
     };
     let key = Key::Shard(world.name.clone(), Partition(0));
     let owned = world.control.put(&key, &Entry::Shard(owner)).await.unwrap();
@@ -399,4 +496,56 @@ async fn a_shard_that_is_let_go_and_taken_again_at_once_is_not_in_its_own_way() 
         (claim.ready && *epoch > defined).then_some(())
     };
     blocking(move || eventually(DEADLINE, "a claim of the new shard", found)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_another_node_serves_is_not_claimed_before_it_can_be_served_here() {
+    let of_other = |ready| Claim {
+        node: "other".into(),
+        address: "127.0.0.1:1".into(),
+        ready,
+        next_offset: None,
+    };
+    let often = Config::default().probe_interval;
+    let world = World::start_in(None, 5, often, Some(of_other(true))).await;
+    let control = world.control.clone();
+    let epoch = |control: &ControlHandle| {
+        let state = control.snapshot();
+        state.owner(&world.name, Partition(0)).unwrap().1
+    };
+    let served = epoch(&control);
+    // It is open, and lacks the last record.
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let opened = async {
+        loop {
+            ticks.tick().await;
+            let status = v1::ShardStatusRequest {
+                collection: "docs".into(),
+                shards: vec![v1::ShardAsk::default()],
+            };
+            let Ok(told) = world.shard().shard_status(status).await else {
+                continue;
+            };
+            let shard = told.into_inner().shards.remove(0);
+            if shard.coverage.unwrap().error.contains("catching up") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, opened).await.unwrap();
+    // Once the other one serves it no longer, it says that it restores it; and not before.
+    let key = Key::Shard(world.name.clone(), Partition(0));
+    let let_go = Entry::Shard(of_other(false));
+    let let_go = control.put(&key, &let_go).await.unwrap();
+    assert_eq!(let_go.0, served.0 + 1, "nobody claimed it in between");
+    let found = {
+        let (control, name) = (control.clone(), world.name.clone());
+        move || {
+            let state = control.snapshot();
+            let (claim, _) = state.owner(&name, Partition(0))?;
+            (claim.node == "node-1").then(|| claim.clone())
+        }
+    };
+    let claim = blocking(move || eventually(DEADLINE, "a claim", found)).await;
+    assert!(!claim.ready);
 }
