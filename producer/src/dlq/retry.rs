@@ -207,7 +207,7 @@ pub async fn retry_all(
     schemas: &Arc<dyn WriterSchemas>,
 ) -> Retried {
     let (to, mut entries) = mpsc::channel::<Entry>(AHEAD);
-    let (cluster, collection) = (cluster.clone(), publisher.collection().name.clone());
+    let (cluster, collection) = (cluster.clone(), publisher.collection().home().clone());
     let limit = filter.limit;
     let reading = blocking(move || {
         let done = match filter.retried {

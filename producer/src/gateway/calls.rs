@@ -1,7 +1,7 @@
 //! What a call does, whichever way it came: check all, send all, wait for all.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, BTreeSet, btree_map},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use shoal_schemas::{
 };
 use shoal_topic::{
     Cluster, Deps, WriteError,
-    control::ControlHandle,
+    control::{ControlHandle, ControlState},
     registry::{Registry, RegistryError},
 };
 
@@ -51,6 +51,14 @@ pub enum CallError {
     /// The definitions are not known yet.
     #[error("definitions are still being read from Kafka; repeat the call in a moment")]
     NotCaughtUp,
+    /// What the name stands for is about to be written into another topic.
+    #[error(
+        "`{name}` is being moved to another topic, writes that depend on a point wait for that; repeat the call in a moment, nothing was written"
+    )]
+    Moving {
+        /// The name.
+        name: CollectionName,
+    },
     /// Nothing to do.
     #[error("call has no {what}, allowed are 1 to {MAX_POINTS}")]
     Empty {
@@ -258,7 +266,7 @@ impl Calls {
                 versions: true,
             },
             deadline: config.deadline,
-            owners: Owners::default(),
+            owners: Owners::new(),
             quotas: Quotas::new(config.quota.clone(), Arc::clone(&deps.clock)),
             publishers: Mutex::default(),
         }
@@ -338,17 +346,29 @@ impl Calls {
         Ok(self.quotas.take(publisher.collection(), sizes)?)
     }
 
-    /// The publisher of a collection as it is defined now.
+    /// The publisher of what a name stands for, as it is defined now.
     pub(super) async fn publisher(&self, name: &str) -> Result<Publisher, CallError> {
         let name: CollectionName = name.parse()?;
-        let state = self.control.snapshot();
+        self.publisher_in(&self.control.snapshot(), name).await
+    }
+
+    /// The same by one state of the definitions.
+    pub(super) async fn publisher_in(
+        &self,
+        state: &ControlState,
+        name: CollectionName,
+    ) -> Result<Publisher, CallError> {
         if state.caught_up_at.is_none() {
             return Err(CallError::NotCaughtUp);
         }
-        let Some(defined) = state.collections.get(&name) else {
-            let existing = existing(state.collections.keys());
+        let Some(defined) = state.written(&name) else {
+            let names: BTreeSet<_> = (state.collections.keys())
+                .chain(state.aliases.keys())
+                .collect();
+            let existing = existing(names.into_iter());
             return Err(CallError::UnknownCollection { name, existing });
         };
+        let name = defined.name.clone();
         if let Some(known) = self.publishers().get(&name)
             && known.collection() == defined
         {
@@ -357,7 +377,7 @@ impl Calls {
         let clock = Arc::clone(&self.clock);
         let mut publish = self.publish.clone();
         if let Some(registry) = &self.registry {
-            publish = publish.through(registry, &name).await?;
+            publish = publish.through(registry, defined.home()).await?;
         }
         let made = Publisher::new(&self.cluster, clock, defined.clone(), publish).await;
         let made = made.map_err(|source| CallError::Away { source })?;

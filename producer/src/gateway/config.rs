@@ -1,6 +1,6 @@
 //! Settings of the gateway.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,10 @@ pub struct Config {
     pub grpc_listen: SocketAddr,
     /// Where JSON, health and metrics are answered. Default `127.0.0.1:7711`.
     pub http_listen: SocketAddr,
+    /// Threads that serve gRPC. Default: the number of processors.
+    ///
+    /// A caller's connection stays on one of them.
+    pub grpc_threads: NonZeroUsize,
     /// How long a call waits for the log to acknowledge its records. Default 10 s, 10 ms to 10 min.
     ///
     /// A caller's own shorter deadline counts. Too short, and calls fail that the log was about
@@ -48,6 +52,7 @@ impl Default for Config {
         Self {
             grpc_listen: SocketAddr::from(([127, 0, 0, 1], 7710)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7711)),
+            grpc_threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             deadline: Duration::from_secs(10),
             max_body: ByteSize::mib(32),
             origin: None,

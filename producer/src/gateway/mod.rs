@@ -24,12 +24,16 @@ mod stream;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use shoal_runtime::{clock::Clock, grpc::incoming, http::bind};
+use shoal_runtime::{
+    clock::Clock,
+    grpc as runtime_grpc,
+    http::bind,
+    serving::{self, Incoming},
+};
 use shoal_schemas::v1::publish_server::PublishServer;
 use shoal_topic::{Deps, control::ControlHandle, registry::Registry};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::info;
 
@@ -57,6 +61,9 @@ pub enum StartError {
     /// An address is taken or not ours.
     #[error("gateway cannot listen")]
     Listen(#[source] io::Error),
+    /// A thread.
+    #[error("gateway gets no thread")]
+    Thread(#[source] io::Error),
     /// The descriptors do not read.
     #[error("gateway cannot describe its services")]
     Reflection(#[source] tonic_reflection::server::Error),
@@ -67,6 +74,7 @@ impl StartError {
     pub fn kind(&self) -> shoal_runtime::ErrorKind {
         match self {
             Self::Listen(_) => shoal_runtime::ErrorKind::Caller,
+            Self::Thread(_) => shoal_runtime::ErrorKind::Retry,
             Self::Reflection(_) => shoal_runtime::ErrorKind::Bug,
         }
     }
@@ -84,10 +92,10 @@ pub async fn start(
     registry: Option<Arc<Registry>>,
 ) -> Result<Addresses, StartError> {
     crate::metrics::describe();
-    let grpc = bind(config.grpc_listen).await.map_err(StartError::Listen)?;
+    let listener = bind(config.grpc_listen).await.map_err(StartError::Listen)?;
     let http = bind(config.http_listen).await.map_err(StartError::Listen)?;
     let addresses = Addresses {
-        grpc: grpc.local_addr().map_err(StartError::Listen)?,
+        grpc: listener.local_addr().map_err(StartError::Listen)?,
         http: http.local_addr().map_err(StartError::Listen)?,
     };
     let (control, clock) = (deps.control.clone(), Arc::clone(&deps.clock));
@@ -108,12 +116,16 @@ pub async fn start(
     let publish = PublishServer::new(grpc::Service::new(Arc::clone(&calls), streams))
         .max_decoding_message_size(config.max_body_bytes());
     let cancel = deps.tasks.cancel().clone();
-    let serving = Server::builder()
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(publish)
-        .serve_with_incoming_shutdown(incoming(grpc), cancel.clone().cancelled_owned());
-    deps.tasks.spawn("gateway-grpc", serving);
+    let serve = move |connections: Incoming, cancel: CancellationToken| {
+        runtime_grpc::server()
+            .add_service(health.clone())
+            .add_service(reflection.clone())
+            .add_service(publish.clone())
+            .serve_with_incoming_shutdown(connections, cancel.cancelled_owned())
+    };
+    let threads = config.grpc_threads;
+    serving::on_threads(&deps.tasks, "gateway grpc", listener, threads, serve)
+        .map_err(StartError::Thread)?;
 
     let readiness = deps.readiness.clone();
     deps.tasks.spawn("gateway-health", async move {
@@ -176,6 +188,8 @@ async fn report_health(
     }
 }
 
+#[cfg(test)]
+mod alias_tests;
 #[cfg(test)]
 mod openapi_tests;
 #[cfg(test)]

@@ -9,12 +9,10 @@ use std::{
     time::Duration,
 };
 
+use shoal_runtime::grpc;
 use shoal_schemas::{headers::TRACEPARENT, v1};
-use tonic::{
-    Code, ConnectError, Request, Status,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tokio::runtime::Handle;
+use tonic::{Code, ConnectError, Request, Status, metadata::MetadataValue, transport::Channel};
 
 use crate::trace;
 
@@ -22,13 +20,12 @@ type Stub = v1::shard_client::ShardClient<Channel>;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How often an idle connection is asked for a sign of life, and how long that may take.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// Connections by address.
-#[derive(Default)]
+/// Connections by address, shared by all threads.
 pub(super) struct Owners {
     open: Mutex<HashMap<String, Stub>>,
+    /// What drives them.
+    runtime: Handle,
 }
 
 /// Why an owner gave no answer.
@@ -41,6 +38,14 @@ pub(super) enum AskError {
 }
 
 impl Owners {
+    /// No connection yet; they will be driven by the runtime that this is called in.
+    pub(super) fn new() -> Self {
+        Self {
+            open: Mutex::default(),
+            runtime: Handle::current(),
+        }
+    }
+
     /// Has the owner at an address make changes.
     pub(super) async fn resolve(
         &self,
@@ -76,15 +81,11 @@ impl Owners {
         if let Some(stub) = open.get(address) {
             return Ok(stub.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        let endpoint = grpc::endpoint(address, CONNECT)
             .map_err(|error| format!("claim names no address that reads, `{address}`: {error}"))?;
-        let channel = endpoint
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+        // Whoever asks first may be a thread that ends before the others' answers are here.
+        let _shared = self.runtime.enter();
+        let channel = endpoint.connect_lazy();
         let stub = Stub::new(channel)
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);

@@ -1,6 +1,6 @@
 //! What each tenant may write: records and bytes a second.
 //!
-//! A tenant is the part of an id before its first `/`, in collections that route by it, and its
+//! A tenant is the part of an id before its first `/`, in collections that route by it or by range, and its
 //! quota counts over all of them. Where ids have no tenant there is no quota. Writing is paid for
 //! afterwards: a call is taken while its tenant is not over a second ahead of its rate, and then
 //! as a whole, so that a batch that is larger than a second's worth is taken, too, and its tenant
@@ -132,7 +132,7 @@ impl Quotas {
         collection: &Collection,
         records: impl Iterator<Item = (&'a str, usize)>,
     ) -> Result<(), QuotaError> {
-        if !collection.route_by_key_prefix || self.config == QuotaConfig::default() {
+        if !collection.has_tenants() || self.config == QuotaConfig::default() {
             return Ok(());
         }
         let mut wanted: BTreeMap<&str, Written> = BTreeMap::new();

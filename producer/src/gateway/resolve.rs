@@ -14,7 +14,7 @@ use futures::future::join_all;
 use prost::Message as _;
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{
-    Collection, Condition, Offset, Partition, Patch, PointId,
+    Collection, CollectionName, Condition, Offset, Partition, Patch, PointId,
     avro::Framing,
     json,
     patch::PatchError,
@@ -104,7 +104,7 @@ impl Calls {
         deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("points", patches.len())?;
-        let publisher = self.publisher(collection).await?;
+        let publisher = self.settled_publisher(collection, deadline).await?;
         let defined = publisher.collection();
         let checked: Result<Vec<Routed>, CallError> = patches
             .into_iter()
@@ -133,7 +133,7 @@ impl Calls {
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("points", points.len())?;
         check_conditions(points.len(), conditions.len())?;
-        let publisher = self.publisher(collection).await?;
+        let publisher = self.settled_publisher(collection, deadline).await?;
         let defined = publisher.collection();
         let prepared = prepare(&publisher, points)?;
         self.take(&publisher, &prepared)?;
@@ -161,7 +161,7 @@ impl Calls {
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("ids", ids.len())?;
         check_conditions(ids.len(), conditions.len())?;
-        let publisher = self.publisher(collection).await?;
+        let publisher = self.settled_publisher(collection, deadline).await?;
         let defined = publisher.collection();
         let changes: Result<Vec<Routed>, CallError> = ids
             .iter()
@@ -181,6 +181,29 @@ impl Calls {
         let sizes = changes.iter().map(|(_, change)| size_of(change));
         self.quotas.take(defined, sizes)?;
         self.forward(&publisher, changes, deadline).await
+    }
+
+    /// The publisher of what a name stands for, once it is sure in which topic the newest record of its
+    /// points is: the end of a re-indexing's feed is waited for.
+    async fn settled_publisher(
+        &self,
+        name: &str,
+        deadline: Deadline,
+    ) -> Result<Publisher, CallError> {
+        let name: CollectionName = name.parse()?;
+        let mut changes = self.control.changed();
+        loop {
+            changes.mark_unchanged();
+            let state = self.control.snapshot();
+            let feed = (state.resolve(&name)).and_then(|found| state.feeds.get(&found.name));
+            if feed.is_none_or(|feed| !feed.closing) {
+                return self.publisher_in(&state, name).await;
+            }
+            let changed = tokio::time::timeout(deadline.left(), changes.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return Err(CallError::Moving { name });
+            }
+        }
     }
 
     /// Forwards changes to the owners of their shards; answers one result a change, in order.

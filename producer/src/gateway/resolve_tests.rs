@@ -52,7 +52,7 @@ impl Owner {
         })
     }
 
-    fn times_asked(&self) -> usize {
+    pub(super) fn times_asked(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 
@@ -152,11 +152,22 @@ fn shard(docs: &Collection, key: &str) -> u32 {
 }
 
 pub(super) async fn claim(world: &World, shard: u32, at: SocketAddr, ready: bool) {
-    let key = Key::Shard("docs".parse().unwrap(), Partition(shard));
+    claim_of(world, &world.docs, shard, at, ready).await;
+}
+
+pub(super) async fn claim_of(
+    world: &World,
+    of: &Collection,
+    shard: u32,
+    at: SocketAddr,
+    ready: bool,
+) {
+    let key = Key::Shard(of.name.clone(), Partition(shard));
     let claim = Claim {
         node: at.to_string(),
         address: at.to_string(),
         ready,
+        next_offset: None,
     };
     let put = world.control.put(&key, &Entry::Shard(claim)).await.unwrap();
     let read_back = world.control.wait_for(put, Duration::from_secs(20));

@@ -95,13 +95,13 @@ impl Calls {
     async fn late(&self, publisher: &Publisher, acknowledged: usize, of: usize) -> CallError {
         let admin = self.cluster.admin.clone();
         let at = TopicPartition {
-            topic: publisher.collection().name.topic().into(),
+            topic: publisher.collection().topic().into(),
             partition: Partition(0),
         };
         match blocking(move || admin.watermarks(&at, PROBE)).await {
             Err(AdminError::Unreachable { detail }) => CallError::Away {
                 source: WriteError::Unreachable {
-                    partition: publisher.collection().name.topic(),
+                    partition: publisher.collection().topic(),
                     detail,
                 },
             },

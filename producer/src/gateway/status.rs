@@ -9,6 +9,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::CallError;
 
+/// When a full queue to Kafka may have room: it takes records again as soon as some are
+/// acknowledged, and loses them all after the deadline where Kafka is away.
+const QUEUE_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The call's canonical code.
 pub(super) fn code(error: &CallError) -> Code {
     match error {
@@ -25,7 +29,9 @@ pub(super) fn code(error: &CallError) -> Code {
         | CallError::BrokeOff { .. } => Code::InvalidArgument,
         CallError::Line { source, .. } => code(source),
         CallError::UnknownCollection { .. } => Code::NotFound,
-        CallError::NotCaughtUp | CallError::Away { .. } => Code::Unavailable,
+        CallError::NotCaughtUp | CallError::Moving { .. } | CallError::Away { .. } => {
+            Code::Unavailable
+        }
         CallError::QueueFull { .. } | CallError::Quota(_) => Code::ResourceExhausted,
         CallError::Deadline { .. } => Code::DeadlineExceeded,
         CallError::Schema(error) => match error.kind() {
@@ -58,6 +64,7 @@ pub(super) fn status(error: &CallError) -> Status {
 pub(super) fn retry_after(error: &CallError) -> Option<Duration> {
     match error {
         CallError::Quota(error) => Some(error.retry_after),
+        CallError::QueueFull { .. } => Some(QUEUE_PATIENCE),
         CallError::Line { source, .. } => retry_after(source),
         _ => None,
     }

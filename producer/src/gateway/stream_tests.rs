@@ -102,6 +102,30 @@ async fn a_stream_is_answered_in_order_with_tokens_and_a_bad_request_ends_nothin
 }
 
 #[tokio::test]
+async fn one_connection_holds_a_thousand_streams() {
+    let world = World::start(Config::default()).await;
+    let mut client = world.grpc().await;
+    let mut open = Vec::new();
+    for at in 0..1000_u64 {
+        let (sender, requests) = mpsc::channel(1);
+        let requests = stream::unfold(requests, |mut requests| async move {
+            Some((requests.recv().await?, requests))
+        });
+        let opened = client.write_stream(requests);
+        let opened = tokio::time::timeout(PATIENCE, opened).await;
+        let answers = opened.expect("another stream").unwrap().into_inner();
+        open.push((at, sender, answers));
+    }
+    // All of them are open, and each of them works.
+    for (at, sender, answers) in &mut open {
+        let id = at.to_string();
+        sender.send(put(*at, &[&id])).await.unwrap();
+        let (request, outcome) = next(answers).await;
+        assert_eq!((request, keys(outcome)), (*at, vec![id]));
+    }
+}
+
+#[tokio::test]
 async fn writes_of_one_id_reach_the_log_in_the_order_of_the_stream() {
     let world = World::start(Config::default()).await;
     // Many points are checked off the thread that answers, few are not: neither overtakes.

@@ -22,6 +22,7 @@ use shoal_topic::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt as _;
 
 use super::{Addresses, Config, start};
 use crate::publisher::tests::{collection, id, point, records};
@@ -449,6 +450,8 @@ async fn while_the_broker_is_away_calls_say_so_and_work_again_afterwards() {
         last = client.upsert(upsert("docs", &many)).await.unwrap_err();
     }
     assert_eq!(last.code(), Code::ResourceExhausted, "{last}");
+    let retry = last.get_details_retry_info().unwrap();
+    assert!(retry.retry_delay.is_some(), "{last}");
 
     world.log.set_down(false);
     let tokens = client

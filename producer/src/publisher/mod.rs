@@ -164,7 +164,7 @@ impl Publisher {
     ) -> Result<Self, WriteError> {
         let writer = cluster.writer.clone();
         let id = blocking(move || writer.cluster_id()).await?;
-        let topic: Arc<str> = collection.name.topic().into();
+        let topic: Arc<str> = collection.topic().into();
         let partitions = (0..collection.partitions).map(|partition| TopicPartition {
             topic: topic.clone(),
             partition: Partition(partition),
@@ -360,7 +360,7 @@ impl Publisher {
     /// [`WriteError`].
     pub(crate) async fn mark_put_back(&self, entry: &dlq::Entry) -> Result<(), WriteError> {
         let to = TopicPartition {
-            topic: self.shared.collection.name.dlq_topic().into(),
+            topic: self.shared.collection.home().dlq_topic().into(),
             partition: entry.source.partition,
         };
         let mark = dlq::mark(entry, self.shared.clock.now_ms());

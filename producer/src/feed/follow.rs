@@ -1,0 +1,283 @@
+//! The thread of a feed: what the target holds, then record after record of the source.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, executor::block_on};
+use shoal_schemas::{Collection, Offset, Partition, PointId, Record, route};
+use shoal_topic::{
+    FetchedRecord, Reader, Start, TopicPartition, WriteError, writer::DeliveryFuture,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    Feed, FeedError, Progress,
+    held::{Holdings, Noted, Origin},
+};
+
+const BATCH: usize = 1000;
+/// How long the source may be silent before the target is looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// How long the target is looked at: what is there comes at once.
+const GLANCE: Duration = Duration::from_millis(1);
+/// How long the broker may take to tell an end.
+const ENDS: Duration = Duration::from_secs(10);
+/// Copies that may be under way.
+const UNDER_WAY: usize = 10_000;
+
+/// One run of a feed, from the beginning of both topics.
+struct Run<'a> {
+    feed: &'a Feed,
+    cancel: &'a CancellationToken,
+    told: &'a watch::Sender<Progress>,
+    holdings: Holdings,
+    source_topic: Arc<str>,
+    targets: Vec<TopicPartition>,
+    target: Box<dyn Reader>,
+    /// First offset not read, by the source's partitions.
+    read: Vec<Offset>,
+    under_way: VecDeque<UnderWay>,
+    seen: u64,
+    copied: u64,
+    passed_over: u64,
+}
+
+/// A copy that is not acknowledged yet.
+struct UnderWay {
+    source: usize,
+    offset: Offset,
+    delivery: DeliveryFuture,
+}
+
+pub(super) fn partitions(collection: &Collection) -> Vec<TopicPartition> {
+    let topic: Arc<str> = collection.topic().into();
+    let all = (0..collection.partitions).map(|number| TopicPartition {
+        topic: topic.clone(),
+        partition: Partition(number),
+    });
+    all.collect()
+}
+
+impl Feed {
+    /// Copies until it is cancelled.
+    pub(super) fn follow(
+        &self,
+        cancel: &CancellationToken,
+        told: &watch::Sender<Progress>,
+    ) -> Result<(), FeedError> {
+        let targets = partitions(&self.to);
+        let from_beginning = |all: &[TopicPartition]| {
+            let starts = all.iter().map(|one| (one.clone(), Start::Beginning));
+            self.cluster
+                .connect
+                .open_reader(&starts.collect::<Vec<_>>())
+        };
+        let sources = partitions(&self.from);
+        let mut run = Run {
+            feed: self,
+            cancel,
+            told,
+            holdings: Holdings::default(),
+            source_topic: self.from.topic().into(),
+            target: from_beginning(&targets)?,
+            targets,
+            read: vec![Offset(0); sources.len()],
+            under_way: VecDeque::new(),
+            seen: 0,
+            copied: 0,
+            passed_over: 0,
+        };
+        run.scan()?;
+        let mut source = from_beginning(&sources)?;
+        while !cancel.is_cancelled() {
+            run.glance()?;
+            let fetched = source.poll(BATCH, POLL)?;
+            for record in &fetched.records {
+                run.take(record)?;
+            }
+            for (partition, end) in fetched.ends {
+                run.has_read(partition, end);
+            }
+            run.settle(0)?;
+            run.tell();
+        }
+        run.settle(UNDER_WAY)
+    }
+}
+
+impl Run<'_> {
+    /// Reads what the target holds when the run begins.
+    fn scan(&mut self) -> Result<(), FeedError> {
+        let admin = &self.feed.cluster.admin;
+        let mut left = Vec::new();
+        for at in &self.targets {
+            let ends = admin.watermarks(at, ENDS)?;
+            left.push((ends.low < ends.high).then_some(ends.high));
+        }
+        let mut records = 0_u64;
+        while left.iter().any(Option::is_some) && !self.cancel.is_cancelled() {
+            let fetched = self.target.poll(BATCH, POLL)?;
+            let mut reach = |partition: usize, next: Offset| {
+                if let Some(end) = left.get_mut(partition)
+                    && end.is_some_and(|end| next >= end)
+                {
+                    *end = None;
+                }
+            };
+            for one in &fetched.records {
+                records += 1;
+                self.note(one, true)?;
+                reach(one.source, one.offset.next());
+            }
+            for (partition, end) in fetched.ends {
+                reach(partition, end);
+            }
+        }
+        if records > 0 {
+            info!(records, "feed goes on with what its target holds");
+        }
+        Ok(())
+    }
+
+    /// Reads what has come into the target meanwhile, its own copies too.
+    fn glance(&mut self) -> Result<(), FeedError> {
+        loop {
+            let fetched = self.target.poll(BATCH, GLANCE)?;
+            for one in &fetched.records {
+                self.note(one, false)?;
+            }
+            if fetched.records.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn note(&mut self, one: &FetchedRecord, scanning: bool) -> Result<(), FeedError> {
+        let origin = Origin::of(&one.record, &self.source_topic);
+        let noted = (self.holdings).note(&one.record, one.offset, origin, scanning);
+        match noted {
+            Noted::Fine => Ok(()),
+            Noted::Buried(offset) => self.bring_back(one.source, offset),
+        }
+    }
+
+    /// Writes a record of the target again, so that it is the newest of its key.
+    fn bring_back(&mut self, partition: usize, offset: Offset) -> Result<(), FeedError> {
+        let Some(at) = self.targets.get(partition) else {
+            return Ok(());
+        };
+        let starts = [(at.clone(), Start::At(offset))];
+        let mut reader = self.feed.cluster.connect.open_reader(&starts)?;
+        while !self.cancel.is_cancelled() {
+            let fetched = reader.poll(1, POLL)?;
+            if let Some(found) = fetched.records.first() {
+                if found.offset == offset {
+                    block_on(self.feed.cluster.writer.send(at, &found.record)?)?;
+                } else {
+                    warn!(partition = %at, %offset, "a direct write was compacted before a copy behind it was undone");
+                }
+                return Ok(());
+            }
+            if !fetched.ends.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies one record of the source, unless the target has no use for it.
+    fn take(&mut self, one: &FetchedRecord) -> Result<(), FeedError> {
+        self.seen += 1;
+        let to = self.place(one);
+        match to {
+            Some(to) if self.holdings.lacks(&one.record, one.offset) => {
+                let delivery = self.send(&to, one)?;
+                self.under_way.push_back(UnderWay {
+                    source: one.source,
+                    offset: one.offset,
+                    delivery,
+                });
+            }
+            _ => self.passed_over += 1,
+        }
+        self.has_read(one.source, one.offset.next());
+        Ok(())
+    }
+
+    /// Where a record goes; `None` if the source's shard refuses it for its place.
+    fn place(&self, one: &FetchedRecord) -> Option<TopicPartition> {
+        let key = std::str::from_utf8(one.record.key.as_ref()?).ok()?;
+        let id = PointId::new(key).ok()?;
+        let at = route::partition_of(&self.feed.from, &id);
+        if usize::try_from(at.0).ok()? != one.source {
+            return None;
+        }
+        let to = route::partition_of(&self.feed.to, &id);
+        self.targets.get(usize::try_from(to.0).ok()?).cloned()
+    }
+
+    fn send(
+        &mut self,
+        to: &TopicPartition,
+        one: &FetchedRecord,
+    ) -> Result<DeliveryFuture, FeedError> {
+        let origin = Origin {
+            partition: Partition(u32::try_from(one.source).unwrap_or(u32::MAX)),
+            offset: one.offset,
+        };
+        let mut copy: Record = one.record.clone();
+        copy.headers.push(origin.header(&self.source_topic));
+        loop {
+            match self.feed.cluster.writer.send(to, &copy) {
+                Err(WriteError::QueueFull) if !self.under_way.is_empty() => self.settle(1)?,
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Takes note of copies that are acknowledged; waits for at least so many, and for those that are
+    /// too many.
+    fn settle(&mut self, least: usize) -> Result<(), FeedError> {
+        let too_many = self.under_way.len().saturating_sub(UNDER_WAY);
+        let mut due = least.max(too_many);
+        while let Some(front) = self.under_way.front_mut() {
+            let outcome = if due > 0 {
+                Some(block_on(&mut front.delivery))
+            } else {
+                (&mut front.delivery).now_or_never()
+            };
+            let Some(outcome) = outcome else {
+                break;
+            };
+            outcome?;
+            due = due.saturating_sub(1);
+            self.copied += 1;
+            self.under_way.pop_front();
+        }
+        Ok(())
+    }
+
+    fn has_read(&mut self, partition: usize, next: Offset) {
+        if let Some(read) = self.read.get_mut(partition) {
+            *read = next.max(*read);
+        }
+    }
+
+    fn tell(&self) {
+        let mut next = self.read.clone();
+        // The first that is under way of each partition.
+        for one in self.under_way.iter().rev() {
+            if let Some(next) = next.get_mut(one.source) {
+                *next = one.offset;
+            }
+        }
+        self.told.send_replace(Progress {
+            next,
+            seen: self.seen,
+            copied: self.copied,
+            passed_over: self.passed_over,
+            failed: None,
+        });
+    }
+}
