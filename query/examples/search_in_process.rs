@@ -34,6 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             node: name.into(),
             address: name.into(),
             ready: true,
+            next_offset: None,
         };
         let owner = Replica::owner(claim, Offset(0));
         claims.push((docs.name.clone(), Partition(number), owner));

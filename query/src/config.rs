@@ -1,11 +1,11 @@
 //! Settings of a query node: what a person tunes, with the faults they can have.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 
-use crate::{admission, hedge};
+use crate::{admission, cache, edge, hedge, source};
 
 /// Settings of the query role, section `[query]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,11 @@ pub struct Config {
     /// Where JSON over HTTP, `/healthz`, `/readyz` and `/metrics` listen. Default
     /// `127.0.0.1:7731`; port 0 picks a free one.
     pub http_listen: SocketAddr,
+    /// Threads that serve gRPC. Default: the number of processors.
+    ///
+    /// A caller's connection stays on one of them, and each has its own connections to the
+    /// indexers. Too few and processors idle; too many and the indexers have connections to spare.
+    pub grpc_threads: NonZeroUsize,
     /// Time a call may take that names none. Default 2 s.
     ///
     /// Too short and a slow shard is missing from answers; too long and a dead one is waited for.
@@ -48,8 +53,14 @@ pub struct Config {
     /// Origins whose pages may ask this node from a browser, over JSON and grpc-web alike, such as
     /// `https://app.example.com`; `*` is any. Default none: only pages of the node's own origin.
     pub cors_origins: Vec<String>,
+    /// Where the shard map is learned. Default from the control topic.
+    pub map: source::Config,
     /// Where texts become vectors. Default nowhere: searches by text are refused.
     pub embedding: EmbeddingConfig,
+    /// What is kept of answers. Default nothing.
+    pub cache: cache::Config,
+    /// The regions that an edge node forwards to. Default none: the node asks shards itself.
+    pub edge: edge::Config,
 }
 
 /// An endpoint that turns texts into vectors, section `[query.embedding]`.
@@ -114,6 +125,7 @@ impl Default for Config {
         Self {
             grpc_listen: SocketAddr::from(([127, 0, 0, 1], 7730)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7731)),
+            grpc_threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             default_deadline: Duration::from_secs(2),
             max_k: 10_000,
             max_batch_queries: 1_000,
@@ -124,7 +136,10 @@ impl Default for Config {
             hedge: hedge::Config::default(),
             max_stream_searches: 64,
             cors_origins: Vec::new(),
+            map: source::Config::default(),
             embedding: EmbeddingConfig::default(),
+            cache: cache::Config::default(),
+            edge: edge::Config::default(),
         }
     }
 }
@@ -165,12 +180,28 @@ impl Validate for Config {
         }
         self.admission.validate(faults);
         self.hedge.validate(faults);
+        self.cache.validate(faults);
+        self.edge.validate(faults);
+        let (stale, keep) = (self.edge.max_stale, self.cache.keep);
+        if !stale.is_zero() && !self.cache.keeps() {
+            faults.push(
+                "query.edge.max_stale is set, but neither query.cache.memory nor query.cache.redis \
+                 is: there is nothing to give"
+                    .to_owned(),
+            );
+        } else if stale > keep || self.cache.ttl > keep {
+            faults.push(format!(
+                "query.cache.keep is {keep:?}, it has to be no less than query.cache.ttl and \
+                 query.edge.max_stale"
+            ));
+        }
         for origin in self.cors_origins.iter().filter(|one| !is_origin(one)) {
             faults.push(format!(
                 "query.cors_origins has `{origin}`, wanted are origins such as \
                  https://app.example.com, without a path, or *"
             ));
         }
+        self.map.validate(faults);
         self.embedding.validate(faults);
         if self.grpc_listen == self.http_listen && self.grpc_listen.port() != 0 {
             faults.push(format!(
@@ -188,6 +219,7 @@ mod tests {
     use shoal_runtime::config::Validate;
 
     use super::{Config, EmbeddingConfig};
+    use crate::source;
 
     fn faults(config: &Config) -> Vec<String> {
         let mut faults = Vec::new();
@@ -211,6 +243,11 @@ mod tests {
                 "https://a.example/path".into(),
                 "https://good.example".into(),
             ],
+            map: source::Config {
+                source: source::Source::File,
+                poll: Duration::ZERO,
+                ..source::Config::default()
+            },
             embedding: EmbeddingConfig {
                 url: Some("localhost/v1".into()),
                 timeout: Duration::ZERO,
@@ -226,6 +263,8 @@ mod tests {
             "default_deadline",
             "max_stream_searches",
             "cors_origins",
+            "map.path",
+            "map.poll",
             "embedding.url",
             "embedding.timeout",
             "http_listen",

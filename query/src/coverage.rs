@@ -3,12 +3,15 @@
 //! An answer may lack shards and says which. It is none if a shard that has to show a token's
 //! write is missing, if the caller insists on all of them, or if none answered at all.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use shoal_runtime::ErrorKind;
 use shoal_schemas::{Partition, v1};
 
 use crate::{client::Outcome, plan::Orphan, scatter::Terms};
+
+/// When busy shards may take a call that is made again: their queues hold less than that.
+pub(crate) const BUSY_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A shard without an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,17 @@ impl From<Orphan> for Miss {
 pub(crate) struct Gathered<B> {
     pub(crate) answers: Vec<(v1::ShardCoverage, B)>,
     pub(crate) misses: Vec<Miss>,
+}
+
+impl<B> Gathered<B> {
+    /// The same with what is made of each answer.
+    pub(crate) fn map<C>(self, mut make: impl FnMut(B) -> C) -> Gathered<C> {
+        let answers = self.answers.into_iter();
+        Gathered {
+            answers: answers.map(|(shard, body)| (shard, make(body))).collect(),
+            misses: self.misses,
+        }
+    }
 }
 
 impl<B> Default for Gathered<B> {
@@ -76,6 +90,17 @@ pub enum CoverageError {
          without the token", listed(.0)
     )]
     TokenTooLate(Vec<Unanswered>),
+    /// Shards that were needed have more to do than they take, and nothing else is missing.
+    #[error(
+        "{} of {asked} shards have more to do than they take; try again in {} ms: {}",
+        .shards.len(), BUSY_PATIENCE.as_millis(), listed(.shards)
+    )]
+    Busy {
+        /// How many were asked.
+        asked: usize,
+        /// Those that are busy.
+        shards: Vec<Unanswered>,
+    },
     /// Shards that were needed did not answer.
     #[error("{} of {asked} shards did not answer: {}", .shards.len(), listed(.shards))]
     Missing {
@@ -91,7 +116,7 @@ impl CoverageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused(_) | Self::Unsupported(_) => ErrorKind::Caller,
-            Self::TokenTooLate(_) | Self::Missing { .. } => ErrorKind::Retry,
+            Self::TokenTooLate(_) | Self::Busy { .. } | Self::Missing { .. } => ErrorKind::Retry,
         }
     }
 }
@@ -148,16 +173,14 @@ pub(crate) fn judge<B>(
     }
     let is_nothing = answers.is_empty() && asked > 0;
     if !promised.is_empty() || is_nothing || *require_all && !misses.is_empty() {
-        return Err(CoverageError::Missing {
-            asked,
-            shards: misses.iter().map(told).collect(),
-        });
+        return Err(missing(asked, &misses));
     }
     answers.sort_unstable_by_key(|(coverage, _)| coverage.shard);
     let mut coverage = v1::Coverage {
         shards_asked: number(asked),
         shards_answered: number(answers.len()),
         shards: Vec::with_capacity(asked),
+        ..v1::Coverage::default()
     };
     let mut bodies = Vec::with_capacity(answers.len());
     for (shard, body) in answers {
@@ -180,6 +203,19 @@ pub(crate) fn judge<B>(
         coverage.shards.sort_by_key(|shard| shard.shard);
     }
     Ok((bodies, coverage))
+}
+
+/// Why there is no answer where these shards are missing of so many.
+pub(crate) fn missing(asked: usize, misses: &[Miss]) -> CoverageError {
+    let shards = misses.iter().map(|miss| Unanswered {
+        shard: miss.shard,
+        why: miss.why.clone(),
+    });
+    let shards = shards.collect();
+    match misses.iter().all(|miss| miss.outcome == Outcome::Busy) {
+        true => CoverageError::Busy { asked, shards },
+        false => CoverageError::Missing { asked, shards },
+    }
 }
 
 /// Takes back that a shard answered, because it did not answer all that was asked of it.
@@ -279,6 +315,24 @@ mod tests {
             refused.unwrap_err(),
             CoverageError::Missing { asked: 1, .. }
         ));
+    }
+
+    #[test]
+    fn shards_that_are_all_busy_are_told_from_ones_that_are_away() {
+        let busy = |missed: &[(u32, Outcome)], terms: &Terms| {
+            judge(gathered(&[0], missed), terms).unwrap_err()
+        };
+        let (one, two) = ((1, Outcome::Busy), (2, Outcome::Busy));
+        let told = busy(&[one, two], &all());
+        assert!(matches!(told, CoverageError::Busy { asked: 3, .. }));
+        assert!(told.to_string().contains("2 of 3 shards"), "{told}");
+        let told = busy(&[one, (2, Outcome::Unreachable)], &all());
+        assert!(matches!(told, CoverageError::Missing { .. }));
+        let told = busy(&[one], &token_of(1));
+        assert!(matches!(told, CoverageError::Busy { .. }));
+        let nothing = judge(gathered(&[], &[one]), &Terms::default());
+        assert!(matches!(nothing.unwrap_err(), CoverageError::Busy { .. }));
+        assert!(judge(gathered(&[0], &[one]), &Terms::default()).is_ok());
     }
 
     #[test]

@@ -8,11 +8,14 @@ use shoal_schemas::{
 };
 use shoal_topic::{
     Cluster,
-    collections::{self, CreateError, Created, DropError},
+    collections::{self, AliasError, CreateError, Created, DropError, Taken},
     control::ControlHandle,
 };
 
-use crate::shard_map::{Maps, Replica, Shards};
+use crate::{
+    edge::EdgeError,
+    shard_map::{Maps, Replica, Shards},
+};
 
 /// The collection verbs. Cloning shares everything.
 #[derive(Clone)]
@@ -26,8 +29,15 @@ pub struct Definitions {
 #[derive(Debug, thiserror::Error)]
 pub enum DefinitionsError {
     /// The definitions have not been read yet.
-    #[error("collections have not been read from the control topic yet; try again in a moment")]
+    #[error(
+        "collections have not been read yet from the control topic, or where query.map.source says; try again in a moment"
+    )]
     NotCaughtUp,
+    /// This node has no control topic to write to.
+    #[error(
+        "this query node has no Kafka (query.map.source), so it changes no collection; ask one that has, the gateway, or `shoal collection`"
+    )]
+    NoKafka,
     /// There is none of that name.
     #[error("collection `{name}` does not exist; there are: {existing}")]
     Unknown {
@@ -48,6 +58,20 @@ pub enum DefinitionsError {
     /// It was not dropped.
     #[error("collection was not dropped")]
     Drop(#[source] DropError),
+    /// What the regions of an edge node did.
+    #[error(transparent)]
+    Edge(EdgeError),
+    /// An edge node changes nothing.
+    #[error(
+        "an edge node changes no collections and no aliases; ask a gateway or a query node of each region"
+    )]
+    OnEdge,
+    /// A name that no alias can have.
+    #[error("alias is refused")]
+    AliasName(#[source] NameError),
+    /// An alias was not set or dropped.
+    #[error("alias was not changed")]
+    Alias(#[source] AliasError),
 }
 
 impl Definitions {
@@ -91,8 +115,9 @@ impl Definitions {
     /// Makes a collection, or finds that an equal one is there.
     ///
     /// # Errors
-    /// [`DefinitionsError::Create`].
+    /// [`DefinitionsError::Create`] and [`DefinitionsError::NoKafka`].
     pub async fn create(&self, collection: Collection) -> Result<Created, DefinitionsError> {
+        self.can_change()?;
         collections::create(&self.cluster, &self.control, collection)
             .await
             .map_err(DefinitionsError::Create)
@@ -101,14 +126,66 @@ impl Definitions {
     /// Forgets a collection, and deletes its topics if asked to.
     ///
     /// # Errors
-    /// [`DefinitionsError::Drop`] and [`DefinitionsError::Unknown`].
+    /// [`DefinitionsError::Drop`], [`DefinitionsError::Unknown`] and [`DefinitionsError::NoKafka`].
     pub async fn drop(&self, name: &str, delete_topics: bool) -> Result<(), DefinitionsError> {
+        self.can_change()?;
         let Ok(checked): Result<CollectionName, NameError> = name.parse() else {
             return Err(self.unknown(name));
         };
         collections::drop(&self.cluster, &self.control, &checked, delete_topics)
             .await
             .map_err(DefinitionsError::Drop)
+    }
+
+    fn can_change(&self) -> Result<(), DefinitionsError> {
+        if self.control.is_absent() {
+            return Err(DefinitionsError::NoKafka);
+        }
+        Ok(())
+    }
+
+    /// Every alias with what it stands for, by name.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::NotCaughtUp`].
+    pub fn aliases(&self) -> Result<Vec<(String, String)>, DefinitionsError> {
+        let map = self.maps.now();
+        if !map.is_complete() {
+            return Err(DefinitionsError::NotCaughtUp);
+        }
+        let all = map.aliases();
+        Ok(all
+            .map(|(alias, target)| (alias.to_owned(), target.to_owned()))
+            .collect())
+    }
+
+    /// Has a name stand for a collection, and says what it stood for before.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::AliasName`], [`DefinitionsError::Alias`] and [`DefinitionsError::NoKafka`].
+    pub async fn set_alias(
+        &self,
+        name: &str,
+        collection: &str,
+    ) -> Result<Option<String>, DefinitionsError> {
+        self.can_change()?;
+        let name: CollectionName = name.parse().map_err(DefinitionsError::AliasName)?;
+        let Ok(target): Result<CollectionName, NameError> = collection.parse() else {
+            return Err(self.unknown(collection));
+        };
+        let before = collections::set_alias(&self.control, &name, &target, Taken::Refuse).await;
+        Ok(before.map_err(DefinitionsError::Alias)?.map(String::from))
+    }
+
+    /// Takes an alias away.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::AliasName`], [`DefinitionsError::Alias`] and [`DefinitionsError::NoKafka`].
+    pub async fn drop_alias(&self, name: &str) -> Result<(), DefinitionsError> {
+        self.can_change()?;
+        let name: CollectionName = name.parse().map_err(DefinitionsError::AliasName)?;
+        let dropped = collections::drop_alias(&self.control, &name).await;
+        dropped.map_err(DefinitionsError::Alias)
     }
 
     fn unknown(&self, name: &str) -> DefinitionsError {

@@ -12,22 +12,40 @@ use std::{
 
 use shoal_schemas::v1;
 
+/// A merged list, and what became of the lists it was made of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// The nearest hits.
+    pub hits: Vec<v1::Hit>,
+    /// Of each list, whether the merge took all of it: then what its shard did not name might have
+    /// been taken, too.
+    pub used_up: Vec<bool>,
+}
+
 /// Merges `lists` into the nearest `k` hits, by (distance, id), each id once.
 ///
 /// # Shapes
 /// Lists may have any length and may be empty; the result holds at most `k`.
-pub fn merge(mut lists: Vec<Vec<v1::Hit>>, k: usize) -> Vec<v1::Hit> {
-    lists.retain(|list| !list.is_empty());
+pub fn merge(lists: Vec<Vec<v1::Hit>>, k: usize) -> Vec<v1::Hit> {
+    merge_noting(lists, k).hits
+}
+
+/// The same, noting which lists are used up.
+pub fn merge_noting(mut lists: Vec<Vec<v1::Hit>>, k: usize) -> Merged {
     for list in &mut lists {
         // A shard keeps this order; the check costs one pass and saves trusting it.
         if !list.is_sorted_by(|a, b| by_distance_then_id(a, b).is_le()) {
             list.sort_unstable_by(by_distance_then_id);
         }
     }
-    if let [_] = lists.as_slice() {
-        let mut only = lists.pop().unwrap_or_default();
-        only.truncate(k);
-        return only;
+    let mut used_up = vec![true; lists.len()];
+    let filled = lists.iter_mut().zip(&mut used_up);
+    let mut filled = filled.filter(|(list, _)| !list.is_empty());
+    if let (Some((only, used_up_only)), None) = (filled.next(), filled.next()) {
+        let mut hits = std::mem::take(only);
+        *used_up_only = hits.len() <= k;
+        hits.truncate(k);
+        return Merged { hits, used_up };
     }
     drop_older_versions(&mut lists);
     let mut rests: Vec<std::vec::IntoIter<v1::Hit>> =
@@ -37,15 +55,20 @@ pub fn merge(mut lists: Vec<Vec<v1::Hit>>, k: usize) -> Vec<v1::Hit> {
         heads.extend(rest.next().map(|hit| Reverse(Head { hit, list })));
     }
     let total: usize = heads.len() + rests.iter().map(ExactSizeIterator::len).sum::<usize>();
-    let mut merged = Vec::with_capacity(k.min(total));
-    while merged.len() < k
+    let mut hits = Vec::with_capacity(k.min(total));
+    while hits.len() < k
         && let Some(Reverse(Head { hit, list })) = heads.pop()
     {
-        merged.push(hit);
+        hits.push(hit);
         let next = rests.get_mut(list).and_then(Iterator::next);
         heads.extend(next.map(|hit| Reverse(Head { hit, list })));
     }
-    merged
+    for Reverse(Head { list, .. }) in heads {
+        if let Some(used_up) = used_up.get_mut(list) {
+            *used_up = false;
+        }
+    }
+    Merged { hits, used_up }
 }
 
 /// Merges pages of points into one, by the bytes of their ids, each id once in its highest
@@ -139,7 +162,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
     use shoal_schemas::v1;
 
-    use super::{by_distance_then_id, merge, merge_points};
+    use super::{by_distance_then_id, merge, merge_noting, merge_points};
 
     fn hit(id: impl ToString, distance: f32, version: u64) -> v1::Hit {
         v1::Hit {
@@ -247,6 +270,22 @@ mod tests {
             hits.sort_by(by_distance_then_id);
             hits
         }
+    }
+
+    #[test]
+    fn a_list_is_used_up_once_all_of_it_is_taken() {
+        let lists = vec![
+            vec![hit("a", 0.1, 0), hit("b", 0.4, 0)],
+            vec![],
+            vec![hit("c", 0.2, 0)],
+        ];
+        let used_up = |k| merge_noting(lists.clone(), k).used_up;
+        assert_eq!(used_up(1), [false, true, false]);
+        assert_eq!(used_up(2), [false, true, true]);
+        assert_eq!(used_up(9), [true, true, true]);
+        let alone = vec![vec![], vec![hit("a", 0.1, 0), hit("b", 0.4, 0)]];
+        assert_eq!(merge_noting(alone.clone(), 1).used_up, [true, false]);
+        assert_eq!(merge_noting(alone, 2).used_up, [true, true]);
     }
 
     proptest! {

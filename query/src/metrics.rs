@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    histogram,
+};
 
 use crate::client::Outcome;
 
@@ -30,6 +33,38 @@ pub const QUERY_RETRIES_TOTAL: &str = "query_retries_total";
 pub const QUERY_INDEXERS_OUT_TOTAL: &str = "query_indexers_out_total";
 /// Calls that waited for others to end before they began.
 pub const QUERY_CALLS_QUEUED_TOTAL: &str = "query_calls_queued_total";
+/// Calls answered with what an equal one under way at the time was answered.
+pub const QUERY_SHARED_TOTAL: &str = "query_shared_total";
+
+/// Questions looked up among kept answers. Labels: `outcome` (`fresh`: given without asking,
+/// `unchanged`: every shard said that it still holds, `changed`: some shard searched, `missing`,
+/// `stale`: given by an edge node that reaches no region).
+pub const QUERY_CACHE_LOOKUPS_TOTAL: &str = "query_cache_lookups_total";
+/// Kept answers found. Labels: `store` (`memory`, `redis`).
+pub const QUERY_CACHE_FOUND_TOTAL: &str = "query_cache_found_total";
+/// Kept answers forgotten in memory, because others needed the room.
+pub const QUERY_CACHE_EVICTED_TOTAL: &str = "query_cache_evicted_total";
+/// Times Redis was not asked, did not answer, or was not sent an answer to keep.
+pub const QUERY_CACHE_STORE_FAILURES_TOTAL: &str = "query_cache_store_failures_total";
+
+/// Milliseconds to a region and back, as a smoothed mean of probes. Labels: `region`.
+pub const NETWORK_CROSS_REGION_RTT_MS: &str = "network_cross_region_rtt_ms";
+/// 1 while a region is asked, 0 while it is left alone. Labels: `region`.
+pub const QUERY_EDGE_REGION_REACHABLE: &str = "query_edge_region_reachable";
+/// Calls forwarded to a region. Labels: `region`, `outcome` (`answered`, `refused`: by the region
+/// for good, `failed`: another one is asked).
+pub const QUERY_EDGE_CALLS_TOTAL: &str = "query_edge_calls_total";
+
+/// Shards asked a second time by a search, because all they named was among the nearest.
+pub const QUERY_SHARDS_ASKED_AGAIN_TOTAL: &str = "query_shards_asked_again_total";
+/// Seconds the embedding endpoint took for a text. Labels: `outcome` (`ok`, `caller`, `deadline`,
+/// `unavailable`).
+pub const QUERY_EMBED_SECONDS: &str = "query_embed_seconds";
+
+/// Readings of the shard map's source that failed.
+pub const QUERY_MAP_FAILURES_TOTAL: &str = "query_map_failures_total";
+/// 1 while the shard map is the last good one because its source cannot be read.
+pub const QUERY_MAP_STALE: &str = "query_map_stale";
 
 /// What is asked. A label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +196,8 @@ pub(crate) struct Meters {
     out_unreachable: Counter,
     out_slow: Counter,
     queued: Counter,
+    shared: Counter,
+    asked_again: Counter,
 }
 
 impl Meters {
@@ -187,6 +224,8 @@ impl Meters {
             out_unreachable: counter!(QUERY_INDEXERS_OUT_TOTAL, "reason" => "unreachable"),
             out_slow: counter!(QUERY_INDEXERS_OUT_TOTAL, "reason" => "slow"),
             queued: counter!(QUERY_CALLS_QUEUED_TOTAL),
+            shared: counter!(QUERY_SHARED_TOTAL),
+            asked_again: counter!(QUERY_SHARDS_ASKED_AGAIN_TOTAL),
         }
     }
 
@@ -215,6 +254,12 @@ impl Meters {
         self.queued.increment(1);
     }
 
+    /// A call got the answer of another one, to so many queries.
+    pub(crate) fn shared(&self, queries: usize) {
+        self.shared.increment(1);
+        self.vectors.increment(u64::try_from(queries).unwrap_or(0));
+    }
+
     pub(crate) fn request(&self, verb: Verb, ending: Ending) {
         let found = self
             .requests
@@ -236,11 +281,21 @@ impl Meters {
         self.coordinator.record(own);
     }
 
+    pub(crate) fn asked_again(&self, shards: usize) {
+        self.asked_again
+            .increment(u64::try_from(shards).unwrap_or(0));
+    }
+
     pub(crate) fn unanswered(&self, shards: u32) {
         if shards > 0 {
             self.unanswered.increment(u64::from(shards));
         }
     }
+}
+
+/// A text was embedded, or not.
+pub(crate) fn embedded(ending: Ending, took: Duration) {
+    histogram!(QUERY_EMBED_SECONDS, "outcome" => ending.label()).record(took);
 }
 
 fn describe() {
@@ -264,13 +319,34 @@ fn describe() {
         QUERY_HEDGES_TOTAL,
         "second calls made while the first one might still answer"
     );
+    describe_counter!(
+        QUERY_MAP_FAILURES_TOTAL,
+        "readings of the shard map's source that failed"
+    );
+    describe_gauge!(
+        QUERY_MAP_STALE,
+        "1 while the shard map is the last good one"
+    );
     describe_counter!(QUERY_RETRIES_TOTAL, "shards asked for at another replica");
     describe_counter!(
         QUERY_INDEXERS_OUT_TOTAL,
         "times an indexer was left alone for a while"
     );
     describe_counter!(
+        QUERY_SHARDS_ASKED_AGAIN_TOTAL,
+        "shards asked a second time by a search"
+    );
+    describe_histogram!(
+        QUERY_EMBED_SECONDS,
+        Unit::Seconds,
+        "time the embedding endpoint took for a text"
+    );
+    describe_counter!(
         QUERY_CALLS_QUEUED_TOTAL,
         "calls that waited for others to end before they began"
+    );
+    describe_counter!(
+        QUERY_SHARED_TOTAL,
+        "calls answered with what an equal one under way was answered"
     );
 }

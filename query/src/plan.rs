@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_schemas::Partition;
+use shoal_schemas::{Partition, placement};
 
 use crate::shard_map::{Replica, Shards};
 
@@ -188,7 +188,6 @@ fn pick(
 }
 
 fn orphan(shards: &Shards, shard: Partition) -> Orphan {
-    let collection = &shards.collection.name;
     match shards.replicas(shard).first() {
         Some(Replica { claim, .. }) => Orphan {
             shard,
@@ -201,9 +200,35 @@ fn orphan(shards: &Shards, shard: Partition) -> Orphan {
         None => Orphan {
             shard,
             node: String::new(),
-            why: format!("no indexer has claimed this shard of `{collection}`; is one running?"),
+            why: nobody(shards, shard),
         },
     }
+}
+
+/// Why no node has claimed a shard, and what would help.
+pub(crate) fn nobody(shards: &Shards, shard: Partition) -> String {
+    let collection = &shards.collection.name;
+    let required = placement::required(&shards.collection, shard);
+    if required.is_empty() {
+        return format!("no indexer has claimed this shard of `{collection}`; is one running?");
+    }
+    let needs = placement::told(&required);
+    let nodes = shards.nodes();
+    if nodes
+        .values()
+        .any(|labels| placement::fits(&required, labels))
+        || nodes.is_empty()
+    {
+        return format!(
+            "no indexer has claimed this shard of `{collection}`, which needs {needs}; is one with \
+             these labels running?"
+        );
+    }
+    format!(
+        "no indexer may serve this shard of `{collection}`: it needs {needs}, which none of the {} \
+         that announced themselves has; set indexer.labels of one",
+        nodes.len()
+    )
 }
 
 #[cfg(test)]

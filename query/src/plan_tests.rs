@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use shoal_schemas::{Collection, Metric, Offset, Partition, control::Claim};
 
 use super::{Choice, Plan, Rank, Standing, plan};
-use crate::shard_map::{Replica, Shards};
+use crate::shard_map::{Replica, ShardMap, Shards};
 
 const SETS: [Option<&str>; 3] = [None, Some("b"), Some("c")];
 
@@ -23,6 +23,7 @@ fn shards(claims: &[[(u8, bool); 3]]) -> Shards {
                 node: format!("n{node}"),
                 address: format!("n{node}:1"),
                 ready: *ready,
+                next_offset: None,
             };
             let replica = Replica {
                 set: set.map(|set| set.parse().unwrap()),
@@ -209,4 +210,29 @@ proptest! {
         nodes.dedup();
         prop_assert_eq!(nodes.len(), plan.asks.len());
     }
+}
+
+#[test]
+fn a_shard_that_no_node_may_serve_says_which_labels_are_missing() {
+    let dim = 3.try_into().unwrap();
+    let mut docs = Collection::new("docs".parse().unwrap(), dim, Metric::L2, 1);
+    docs.placement = [("gpu".to_owned(), "true".to_owned())].into();
+    let told = |nodes: &[(&str, &str)]| {
+        let nodes = nodes.iter().map(|(name, gpu)| {
+            let labels = [("gpu".to_owned(), (*gpu).to_owned())].into();
+            ((*name).to_owned(), labels)
+        });
+        let map = ShardMap::with_nodes([docs.clone()], [], nodes.collect(), true);
+        let plan = planned(map.find("docs").unwrap(), &|_| IDLE, 0);
+        plan.orphans[0].why.clone()
+    };
+    assert!(
+        told(&[]).contains("needs gpu=true; is one"),
+        "{}",
+        told(&[])
+    );
+    let nobody = told(&[("a", "false"), ("b", "no")]);
+    assert!(nobody.contains("none of the 2"), "{nobody}");
+    let away = told(&[("a", "true")]);
+    assert!(away.contains("is one with these labels running"), "{away}");
 }

@@ -1,4 +1,5 @@
-//! Which indexer serves which shard: a view of the control topic, rebuilt at every change.
+//! Which indexer serves which shard: a view of the control topic, or of another source, rebuilt at
+//! every change.
 //!
 //! [`ShardMap::of`] is a pure function of the control state. [`Maps`] holds the newest map for
 //! everybody to look at; a search takes one map and keeps it, so it never sees half a change.
@@ -13,7 +14,9 @@ use std::{
 };
 
 use shoal_runtime::tasks::Tasks;
-use shoal_schemas::{Collection, CollectionName, Offset, Partition, ReplicaSet, control::Claim};
+use shoal_schemas::{
+    Collection, CollectionName, Offset, Partition, ReplicaSet, control::Claim, placement::Labels,
+};
 use shoal_topic::control::{ControlHandle, ControlState};
 use tokio::sync::watch;
 use tracing::{debug, info};
@@ -47,6 +50,8 @@ pub struct Shards {
     pub collection: Collection,
     /// The replicas of each shard, by its number: the owner first, then by set.
     replicas: Vec<Vec<Replica>>,
+    /// Labels of the nodes that announced themselves, by name.
+    nodes: Arc<BTreeMap<String, Labels>>,
 }
 
 impl Shards {
@@ -56,6 +61,7 @@ impl Shards {
         Self {
             collection,
             replicas: vec![Vec::new(); shards],
+            nodes: Arc::default(),
         }
     }
 
@@ -89,16 +95,22 @@ impl Shards {
         first.filter(|replica| replica.set.is_none())
     }
 
+    /// Labels of the nodes that announced themselves, whether they live or not.
+    pub fn nodes(&self) -> &BTreeMap<String, Labels> {
+        &self.nodes
+    }
+
     /// All shards' numbers.
     pub fn numbers(&self) -> impl Iterator<Item = Partition> + use<> {
         (0..self.collection.partitions).map(Partition)
     }
 }
 
-/// All collections with the owners of their shards.
+/// All collections with the owners of their shards, and their other names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardMap {
     collections: BTreeMap<String, Arc<Shards>>,
+    aliases: BTreeMap<String, String>,
     is_complete: bool,
 }
 
@@ -114,25 +126,42 @@ impl ShardMap {
             let set = Some(set.clone());
             (name.clone(), *shard, Replica { set, claim, epoch })
         });
-        Self::new(
+        let nodes = state.nodes.iter();
+        let nodes = nodes.map(|(name, (node, _))| (name.clone(), node.labels.clone()));
+        Self::with_nodes(
             state.collections.values().cloned(),
             owners.chain(others),
+            nodes.collect(),
             state.caught_up_at.is_some(),
         )
+        .aliased(state.aliases.clone())
     }
 
     /// A map of these collections and claims. Claims of shards that do not exist are left out.
     ///
-    /// `is_complete` says whether the control topic has been read to its end.
+    /// `is_complete` says whether the source has been read to its end.
     pub fn new(
         collections: impl IntoIterator<Item = Collection>,
         claims: impl IntoIterator<Item = (CollectionName, Partition, Replica)>,
         is_complete: bool,
     ) -> Self {
+        Self::with_nodes(collections, claims, BTreeMap::new(), is_complete)
+    }
+
+    /// The same, with the labels of the nodes that announced themselves.
+    pub fn with_nodes(
+        collections: impl IntoIterator<Item = Collection>,
+        claims: impl IntoIterator<Item = (CollectionName, Partition, Replica)>,
+        nodes: BTreeMap<String, Labels>,
+        is_complete: bool,
+    ) -> Self {
+        let nodes = Arc::new(nodes);
         let mut map: BTreeMap<String, Shards> = BTreeMap::new();
         for collection in collections {
             let name = collection.name.as_str().to_owned();
-            map.insert(name, Shards::unclaimed(collection));
+            let mut shards = Shards::unclaimed(collection);
+            shards.nodes = nodes.clone();
+            map.insert(name, shards);
         }
         for (name, shard, replica) in claims {
             if let Some(shards) = map.get_mut(name.as_str()) {
@@ -144,13 +173,41 @@ impl ShardMap {
             .map(|(name, shards)| (name, Arc::new(shards)));
         Self {
             collections: shared.collect(),
+            aliases: BTreeMap::new(),
             is_complete,
         }
     }
 
-    /// One collection by its name.
-    pub fn find(&self, collection: &str) -> Option<&Arc<Shards>> {
-        self.collections.get(collection)
+    /// The same map with these aliases, each with the collection that it stands for.
+    #[must_use]
+    pub fn aliased(
+        self,
+        aliases: impl IntoIterator<Item = (CollectionName, CollectionName)>,
+    ) -> Self {
+        let aliases = aliases.into_iter();
+        Self {
+            aliases: aliases
+                .map(|(alias, target)| (alias.into(), target.into()))
+                .collect(),
+            ..self
+        }
+    }
+
+    /// The collection that a name stands for: an alias goes before a collection of its name.
+    pub fn find(&self, name: &str) -> Option<&Arc<Shards>> {
+        let aliased = (self.aliases.get(name)).and_then(|target| self.collections.get(target));
+        aliased.or_else(|| self.collections.get(name))
+    }
+
+    /// The collection of this very name, whatever an alias of it stands for.
+    pub fn collection(&self, name: &str) -> Option<&Arc<Shards>> {
+        self.collections.get(name)
+    }
+
+    /// Every alias with what it stands for, by name.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.aliases.iter();
+        all.map(|(alias, target)| (alias.as_str(), target.as_str()))
     }
 
     /// All collections, by name.
@@ -158,23 +215,22 @@ impl ShardMap {
         self.collections.values()
     }
 
-    /// The collections' names for an error's text, at most twenty.
+    /// The collections' and aliases' names for an error's text, at most twenty.
     pub fn listed_names(&self) -> String {
         const SHOWN: usize = 20;
-        let shown: Vec<&str> = self
-            .collections
-            .keys()
-            .take(SHOWN)
+        let names: BTreeSet<&str> = (self.collections.keys())
+            .chain(self.aliases.keys())
             .map(String::as_str)
             .collect();
-        match self.collections.len().saturating_sub(SHOWN) {
+        let shown: Vec<&str> = names.iter().copied().take(SHOWN).collect();
+        match names.len().saturating_sub(SHOWN) {
             0 if shown.is_empty() => "none".into(),
             0 => shown.join(", "),
             more => format!("{} and {more} more", shown.join(", ")),
         }
     }
 
-    /// Whether the control topic has been read to its end, so that what is absent is absent.
+    /// Whether the source has been read to its end, so that what is absent is absent.
     pub fn is_complete(&self) -> bool {
         self.is_complete
     }
@@ -186,6 +242,40 @@ impl ShardMap {
         replicas
             .map(|replica| replica.claim.address.clone())
             .collect()
+    }
+}
+
+/// Where a source puts each map it has read.
+pub(crate) struct Feed {
+    maps: watch::Sender<Arc<ShardMap>>,
+    changed: Box<dyn Fn(&ShardMap) + Send + Sync>,
+}
+
+impl Feed {
+    pub(crate) fn new(
+        maps: watch::Sender<Arc<ShardMap>>,
+        changed: impl Fn(&ShardMap) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            maps,
+            changed: Box::new(changed),
+        }
+    }
+
+    /// Makes a map the newest, if it says anything new.
+    pub(crate) fn put(&self, map: ShardMap) {
+        self.maps.send_if_modified(|held| {
+            let is_new = **held != map;
+            if is_new {
+                if map.is_complete && !held.is_complete {
+                    info!(collections = map.collections.len(), "shard map is read");
+                }
+                debug!(collections = map.collections.len(), "shard map changed");
+                (self.changed)(&map);
+                *held = Arc::new(map);
+            }
+            is_new
+        });
     }
 }
 
@@ -204,13 +294,15 @@ impl Maps {
     pub fn follow(
         control: &ControlHandle,
         tasks: &Tasks,
-        changed: impl Fn(&ShardMap) + Send + 'static,
+        changed: impl Fn(&ShardMap) + Send + Sync + 'static,
     ) -> Self {
         let mut changes = control.changed();
         changes.mark_unchanged();
         let first = ShardMap::of(&control.snapshot());
         changed(&first);
         let (sender, maps) = Self::channel(first);
+        let feed = Feed::new(sender, changed);
+        let mut seen = (Offset(0), false);
         let (control, cancel) = (control.clone(), tasks.cancel().clone());
         tasks.spawn("query shard map", async move {
             loop {
@@ -222,19 +314,13 @@ impl Maps {
                 if !is_open {
                     break;
                 }
-                let map = ShardMap::of(&control.snapshot());
-                sender.send_if_modified(|held| {
-                    let is_new = **held != map;
-                    if is_new {
-                        if map.is_complete && !held.is_complete {
-                            info!(collections = map.collections.len(), "control topic is read");
-                        }
-                        debug!(collections = map.collections.len(), "shard map changed");
-                        changed(&map);
-                        *held = Arc::new(map);
-                    }
-                    is_new
-                });
+                let state = control.snapshot();
+                let now = (state.changed_at, state.caught_up_at.is_some());
+                if std::mem::replace(&mut seen, now) == now {
+                    // Nodes have said that they live, no more.
+                    continue;
+                }
+                feed.put(ShardMap::of(&state));
             }
             Ok::<_, Infallible>(())
         });
@@ -246,7 +332,7 @@ impl Maps {
         self.0.borrow().clone()
     }
 
-    /// Waits until the control topic has been read to its end; forever if it never is.
+    /// Waits until the source has been read to its end; forever if it never is.
     pub async fn complete(&self) {
         let mut maps = self.0.clone();
         if maps.wait_for(|map| map.is_complete()).await.is_err() {
@@ -283,6 +369,7 @@ mod tests {
             node: node.into(),
             address: format!("{node}:1"),
             ready,
+            next_offset: None,
         }
     }
 
@@ -309,6 +396,27 @@ mod tests {
             "a claim of no shard is left out"
         );
         assert!(map.find("nothing").is_none());
+    }
+
+    #[test]
+    fn an_alias_goes_before_a_collection_of_its_name_while_it_leads_somewhere() {
+        let named = |name: &str| {
+            let dim = 3.try_into().unwrap();
+            Collection::new(name.parse().unwrap(), dim, Metric::L2, 1)
+        };
+        let to = |target: &str| {
+            let map = ShardMap::new([named("docs"), named("docs-g2")], [], true);
+            map.aliased([("docs".parse().unwrap(), target.parse().unwrap())])
+        };
+        let found =
+            |map: &ShardMap, name: &str| map.find(name).unwrap().collection.name.to_string();
+        let map = to("docs-g2");
+        assert_eq!(found(&map, "docs"), "docs-g2");
+        assert_eq!(found(&map, "docs-g2"), "docs-g2");
+        assert_eq!(map.collection("docs").unwrap().collection, named("docs"));
+        assert_eq!(map.aliases().collect::<Vec<_>>(), [("docs", "docs-g2")]);
+        assert_eq!(map.listed_names(), "docs, docs-g2");
+        assert_eq!(found(&to("gone"), "docs"), "docs");
     }
 
     #[test]

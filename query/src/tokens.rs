@@ -1,8 +1,8 @@
 //! Which shard has to show a token's write: pure.
 //!
 //! A token of this cluster's home topic names its shard itself, by its partition. One of another
-//! cluster, or of a mirrored topic, is waited for where its key lives. One that fits nowhere is
-//! refused: a token is never passed over.
+//! cluster, of a mirrored topic, or of the topic that the collection was fed from, is waited for
+//! where its key lives. One that fits nowhere is refused: a token is never passed over.
 
 use std::collections::BTreeMap;
 
@@ -88,7 +88,12 @@ fn shard_of(
             return Err(TokenError::Missing { at, field });
         }
     }
-    let topic = collection.name.topic();
+    let topic = collection.topic();
+    let key = || PointId::new(&token.key).map_err(|source| TokenError::Key { at, source });
+    // As many partitions as it likes: what it says is a key and a version.
+    if (collection.fed_by.as_ref()).is_some_and(|feeder| token.topic == feeder.topic()) {
+        return Ok(route::partition_of(collection, &key()?));
+    }
     let is_home_topic = token.topic == topic;
     if !is_home_topic && !is_mirror(&token.topic, &topic) {
         return Err(TokenError::OtherTopic {
@@ -109,8 +114,7 @@ fn shard_of(
     if is_home_topic && *token.cluster_id == *home.0 {
         return Ok(Partition(token.partition));
     }
-    let key = PointId::new(&token.key).map_err(|source| TokenError::Key { at, source })?;
-    Ok(route::partition_of(collection, &key))
+    Ok(route::partition_of(collection, &key()?))
 }
 
 /// Whether `topic` is `<region>.<home>`.
@@ -179,6 +183,31 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_generation_takes_the_tokens_of_the_topic_it_reads_or_was_fed_from() {
+        let by = |docs: &Collection, token| {
+            let sorted = by_shard(docs, &ClusterId::from("home"), vec![token])?;
+            Ok::<_, TokenError>(*sorted.first_key_value().unwrap().0)
+        };
+        let mut reader = docs();
+        reader.name = "docs-g2".parse().unwrap();
+        reader.reads = Some("docs".parse().unwrap());
+        let given = token("home", "embeddings.docs", 3, "k");
+        assert_eq!(by(&reader, given.clone()), Ok(Partition(3)));
+        let own = token("home", "embeddings.docs-g2", 3, "k");
+        assert!(by(&reader, own.clone()).is_err());
+
+        let mut fed = docs();
+        fed.name = "docs-g2".parse().unwrap();
+        fed.fed_by = Some("docs".parse().unwrap());
+        fed.partitions = 2;
+        let lives = route::partition_of(&fed, &PointId::new("k").unwrap());
+        assert_eq!(by(&fed, given), Ok(lives));
+        let far = token("home", "embeddings.docs-g2", 1, "k");
+        assert_eq!(by(&fed, far), Ok(Partition(1)));
+        assert!(by(&fed, own).is_err(), "its own topic has two partitions");
     }
 
     #[test]

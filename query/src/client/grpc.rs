@@ -1,7 +1,9 @@
 //! The indexers over gRPC: one HTTP/2 connection an address, opened when first needed.
 //!
-//! Many calls share a connection. It is kept alive by pings, so that a dead peer is noticed while
-//! nothing is asked, and let go when no claim names its address any more.
+//! Many calls share a connection. It is kept alive by pings ([`shoal_runtime::grpc`]), so that a
+//! dead peer is noticed while nothing is asked, and let go when no claim names its address any
+//! more. It is driven by the runtime of the call that opened it, so calls of different runtimes
+//! have [`Channels`] of their own.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,27 +13,15 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use shoal_runtime::grpc;
 use shoal_schemas::{headers::TRACEPARENT, v1};
-use tonic::{
-    Code, Request, Response, Status,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Response, Status, metadata::MetadataValue, transport::Channel};
 use tracing::debug;
 
 use crate::client::{CallError, ShardCall, ShardClient};
 
 /// The generated client.
 type Stub = v1::shard_client::ShardClient<Channel>;
-
-/// How often an idle connection is asked for a sign of life.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long that sign may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 flow control of one answer and of a connection, bytes: a usual answer is in flight as
-/// a whole, without waiting for a window update.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// Connections to indexers, by address.
 #[derive(Debug)]
@@ -65,21 +55,12 @@ impl Channels {
             return Ok(stub.clone());
         }
         drop(open);
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
-            CallError::Unreachable {
-                address: address.to_owned(),
-                detail: format!("its claim names no address that reads: {error}"),
-            }
+        let endpoint = grpc::endpoint(address, self.connect_timeout);
+        let endpoint = endpoint.map_err(|error| CallError::Unreachable {
+            address: address.to_owned(),
+            detail: format!("its claim names no address that reads: {error}"),
         })?;
-        let channel = endpoint
-            .connect_timeout(self.connect_timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .connect_lazy();
+        let channel = endpoint.connect_lazy();
         let stub = Stub::new(channel)
             .max_decoding_message_size(self.max_message_bytes)
             .max_encoding_message_size(self.max_message_bytes);
@@ -144,7 +125,7 @@ fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
 }
 
 /// Whether the transport failed, and not because time was over.
-fn is_broken(status: &Status) -> bool {
+pub(super) fn is_broken(status: &Status) -> bool {
     let first = std::error::Error::source(status);
     let mut sources = std::iter::successors(first, |error| error.source());
     first.is_some() && !sources.any(|error| error.is::<tonic::TimeoutExpired>())

@@ -6,6 +6,7 @@
 
 mod grpc;
 pub mod memory;
+pub(crate) mod regions;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,10 +1,12 @@
 //! The query node itself: check, plan, scatter, merge, answer. Knows no transport.
 //!
-//! gRPC and HTTP both end here, with the same messages, so they cannot disagree. Nothing is kept
-//! between calls; everything a call needs is the newest shard map and the clients.
+//! gRPC and HTTP both end here, with the same messages, so they cannot disagree. Everything a call
+//! needs is the newest shard map and the clients; what is kept of answers (`kept.rs`) only spares
+//! work.
 
 mod check;
 mod entry;
+mod kept;
 mod nearest;
 mod question;
 mod reads;
@@ -27,9 +29,12 @@ pub use wanted::QueryFault;
 
 use crate::{
     admission::{self, Admission},
+    cache::Cache,
     call::{Call, TimeoutError},
     client::ShardClient,
+    coordinator::kept::SearchFlights,
     coverage::{CoverageError, Gathered, judge},
+    edge::EdgeError,
     fleet::Fleet,
     hedge::{self, Hedging},
     metrics::{Ending, Meters, Verb},
@@ -41,23 +46,30 @@ use crate::{
 /// The id of the cluster whose tokens name their shard; empty until a broker has told it.
 pub type HomeCluster = Arc<SetOnce<ClusterId>>;
 
-/// Answers searches, gets, counts and scrolls. Share it in an `Arc`.
+/// Answers searches, gets, counts and scrolls. Clones are one to their callers: they share what they
+/// let in and what they know of the indexers.
+#[derive(Clone)]
 pub struct Coordinator {
     limits: Limits,
     maps: Maps,
     client: Arc<dyn ShardClient>,
     home: HomeCluster,
-    meters: Meters,
-    admission: Admission,
-    fleet: Fleet,
-    hedging: Hedging,
+    meters: Arc<Meters>,
+    admission: Arc<Admission>,
+    fleet: Arc<Fleet>,
+    hedging: Arc<Hedging>,
+    cache: Option<Arc<Cache>>,
+    /// Equal searches under way; `None` where each is for itself.
+    flights: Option<Arc<SearchFlights>>,
 }
 
 /// Why a call got no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum QueryError {
     /// The definitions have not been read yet.
-    #[error("collections have not been read from the control topic yet; try again in a moment")]
+    #[error(
+        "collections have not been read yet from the control topic, or where query.map.source says; try again in a moment"
+    )]
     NotCaughtUp,
     /// There is no such collection.
     #[error("collection `{name}` does not exist; there are: {existing}")]
@@ -141,6 +153,9 @@ pub enum QueryError {
     /// What came back is no answer.
     #[error(transparent)]
     Coverage(#[from] CoverageError),
+    /// What the regions of an edge node did.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
 }
 
 impl QueryError {
@@ -151,14 +166,16 @@ impl QueryError {
                 ErrorKind::Retry
             }
             Self::Coverage(error) => error.kind(),
+            Self::Edge(error) => error.kind(),
             _ => ErrorKind::Caller,
         }
     }
 
-    fn ending(&self) -> Ending {
+    pub(crate) fn ending(&self) -> Ending {
         match self {
             Self::NoTime | Self::Coverage(CoverageError::TokenTooLate(_)) => Ending::Deadline,
-            Self::Busy { .. } => Ending::Busy,
+            Self::Busy { .. } | Self::Coverage(CoverageError::Busy { .. }) => Ending::Busy,
+            Self::Edge(EdgeError::NoTime(_)) => Ending::Deadline,
             other if other.kind() == ErrorKind::Caller => Ending::Caller,
             _ => Ending::Unavailable,
         }
@@ -185,10 +202,22 @@ impl Coordinator {
             maps,
             client,
             home,
-            meters: Meters::new(),
-            admission: Admission::new(admission::Config::default()),
-            fleet: Fleet::new(),
-            hedging: Hedging::new(hedge::Config::default()),
+            meters: Arc::new(Meters::new()),
+            admission: Arc::new(Admission::new(admission::Config::default())),
+            fleet: Arc::new(Fleet::new()),
+            hedging: Arc::new(Hedging::new(hedge::Config::default())),
+            cache: None,
+            flights: Some(Arc::default()),
+        }
+    }
+
+    /// The same coordinator, which asks through another client: connections of its own for a
+    /// thread of its own.
+    #[must_use]
+    pub fn through(&self, client: Arc<dyn ShardClient>) -> Self {
+        Self {
+            client,
+            ..self.clone()
         }
     }
 
@@ -196,7 +225,7 @@ impl Coordinator {
     #[must_use]
     pub fn admitting(self, config: admission::Config) -> Self {
         Self {
-            admission: Admission::new(config),
+            admission: Arc::new(Admission::new(config)),
             ..self
         }
     }
@@ -205,7 +234,22 @@ impl Coordinator {
     #[must_use]
     pub fn hedging(self, config: hedge::Config) -> Self {
         Self {
-            hedging: Hedging::new(config),
+            hedging: Arc::new(Hedging::new(config)),
+            ..self
+        }
+    }
+
+    /// The same coordinator, which keeps answers there.
+    #[must_use]
+    pub(crate) fn keeping(self, cache: Option<Arc<Cache>>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The same coordinator, in which equal searches wait for each other, or do not.
+    #[must_use]
+    pub fn sharing(self, shares: bool) -> Self {
+        Self {
+            flights: shares.then(Arc::default),
             ..self
         }
     }
@@ -237,9 +281,13 @@ impl Coordinator {
             explain: request.explain,
             tenant: request.tenant,
         };
-        let search = self.nearest(request.collection, vec![query], request.read, call);
+        let asked = v1::SearchBatchRequest {
+            collection: request.collection,
+            queries: vec![query],
+            read: request.read,
+        };
         let answer = async {
-            let answer = self.admitted(call, search).await;
+            let answer = self.searched(asked, call).await;
             self.note(Verb::Search, &answer, |answer| &answer.1);
             answer
         };
@@ -263,9 +311,8 @@ impl Coordinator {
         call: Call,
     ) -> Result<v1::SearchBatchResponse, QueryError> {
         let span = call.span(Verb::SearchBatch.label(), &request.collection);
-        let search = self.nearest(request.collection, request.queries, request.read, call);
         let answer = async {
-            let answer = self.admitted(call, search).await;
+            let answer = self.searched(request, call).await;
             self.note(Verb::SearchBatch, &answer, |answer| &answer.1);
             answer
         };
@@ -287,7 +334,7 @@ impl Coordinator {
     ) -> Result<v1::SearchResponse, QueryError> {
         let span = call.span(Verb::Recommend.label(), &request.collection);
         let answer = async {
-            let answer = self.alike(request, call).await;
+            let answer = self.admitted(call, self.alike(request, call)).await;
             self.note(Verb::Recommend, &answer, |answer| &answer.1);
             answer
         };
@@ -365,7 +412,7 @@ impl Coordinator {
     ) -> Result<v1::ShardsResponse, QueryError> {
         let span = call.span(Verb::Shards.label(), &request.collection);
         let answer = async {
-            let answer = self.served(request, call).await;
+            let answer = self.admitted(call, self.served(request, call)).await;
             let ending = answer.as_ref().map_or_else(QueryError::ending, |answer| {
                 let is_whole = answer.shards.iter().all(|shard| shard.answered);
                 if is_whole {
@@ -389,7 +436,8 @@ impl Coordinator {
         call: Call,
     ) -> Result<Told<Q::Body>, QueryError> {
         let (gathered, waited) = self.gather(shards, question, wanted, terms, call).await?;
-        let (bodies, coverage) = judge(gathered, terms)?;
+        let (bodies, mut coverage) = judge(gathered, terms)?;
+        coverage.collection = shards.collection.name.to_string();
         Ok(Told {
             bodies,
             coverage,
@@ -470,6 +518,10 @@ static UNCOVERED: v1::Coverage = v1::Coverage {
     shards_asked: 0,
     shards_answered: 0,
     shards: Vec::new(),
+    age_ms: None,
+    region: String::new(),
+    expires_at_ms: 0,
+    collection: String::new(),
 };
 
 fn covered_by_get(answer: &v1::GetResponse) -> &v1::Coverage {

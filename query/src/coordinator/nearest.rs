@@ -1,14 +1,17 @@
-//! Searches: ask the shards, merge, and ask once more where groups are spread.
+//! Searches: ask the shards, merge, and ask once more where that was not enough: where groups are
+//! spread, and where a shard held more of the nearest than it was asked for.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{Partition, v1};
 
 use crate::{
+    cache::soonest,
     call::Call,
-    coordinator::{Coordinator, QueryError, Told, question::SearchOf, wanted::Wanted},
-    coverage::{self, Unanswered},
+    coordinator::{Coordinator, QueryError, Told, kept::Kept, question::SearchOf, wanted::Wanted},
+    coverage,
+    depth::Depth,
     scatter::Terms,
     shard_map::Shards,
     tokens::TokensByShard,
@@ -30,16 +33,35 @@ impl Coordinator {
         read: Option<v1::ReadOptions>,
         call: Call,
     ) -> Result<(Vec<v1::HitList>, v1::Coverage), QueryError> {
-        let since = Stopwatch::start();
         let shards = self.shards(&collection)?;
+        self.nearest_of(shards, queries, read, call).await
+    }
+
+    /// The same of a collection that was looked up already.
+    pub(super) async fn nearest_of(
+        &self,
+        shards: Arc<Shards>,
+        queries: Vec<v1::Query>,
+        read: Option<v1::ReadOptions>,
+        call: Call,
+    ) -> Result<(Vec<v1::HitList>, v1::Coverage), QueryError> {
+        let since = Stopwatch::start();
         let wanted = self.limits.check_queries(&shards.collection, queries)?;
         let terms = self.terms(&shards, read, &call).await?;
-        let question = SearchOf {
-            collection,
-            queries: wanted.iter().map(|wanted| wanted.ask.clone()).collect(),
-        };
         let asked_shards = shards_of(&wanted, &shards, &terms.tokens);
-        let asked = self.ask(&shards, &question, asked_shards, &terms, call);
+        let is_grouped = wanted.iter().any(|wanted| wanted.ask.group_by.is_some());
+        let depths: Vec<Depth> = match is_grouped {
+            // One way for all queries of a batch.
+            true => wanted.iter().map(Wanted::whole).collect(),
+            false => {
+                let of = |wanted: &Wanted| wanted.depth(&shards.collection, asked_shards.len());
+                wanted.iter().map(of).collect()
+            }
+        };
+        let asks = wanted.iter().zip(&depths);
+        let queries = asks.map(|(wanted, depth)| wanted.at(*depth)).collect();
+        let question = SearchOf::new(shards.collection.name.to_string(), queries);
+        let asked = self.ask_once(&shards, question, asked_shards, &terms, call);
         let Told {
             bodies,
             mut coverage,
@@ -50,24 +72,112 @@ impl Coordinator {
             terms: &terms,
             call,
         };
-        let results = if wanted.iter().any(|wanted| wanted.ask.group_by.is_some()) {
-            let before = Stopwatch::start();
-            let results = self
-                .grouped(&wanted, bodies, &mut coverage, &further)
-                .await?;
-            waited += before.elapsed();
-            results
-        } else {
-            merge_each(&wanted, bodies)
+        let before = Stopwatch::start();
+        let (results, is_asked_again) = match is_grouped {
+            true => {
+                let grouped = self.grouped(&wanted, bodies, &mut coverage, &further);
+                (grouped.await?, true)
+            }
+            false => {
+                let ranked = self.ranked(&wanted, &depths, bodies, &mut coverage, &further);
+                ranked.await?
+            }
         };
+        if is_asked_again {
+            waited += before.elapsed();
+        }
+        coverage.expires_at_ms = soonest(results.iter().map(|list| list.expires_at_ms));
         let total = since.elapsed();
         self.meters.searched(wanted.len(), total, waited);
-        if terms.tokens.is_empty() && coverage.shards_answered == coverage.shards_asked {
+        if coverage.age_ms.is_none()
+            && terms.tokens.is_empty()
+            && coverage.shards_answered == coverage.shards_asked
+        {
             let slowest_us = coverage.shards.iter().map(|shard| shard.shard_us).max();
             let slowest = Duration::from_micros(slowest_us.unwrap_or(0));
             self.meters.coordinated(total.saturating_sub(slowest));
         }
         Ok((results, coverage))
+    }
+
+    /// Merges, and asks shards again that may have more of the nearest than they were asked for.
+    /// Also whether any was.
+    async fn ranked(
+        &self,
+        wanted: &[Wanted],
+        depths: &[Depth],
+        bodies: Vec<Vec<v1::HitList>>,
+        coverage: &mut v1::Coverage,
+        by: &Further<'_>,
+    ) -> Result<(Vec<v1::HitList>, bool), QueryError> {
+        let answered = answered(coverage);
+        let mut shards: Vec<_> = bodies.into_iter().map(Vec::into_iter).collect();
+        let mut merged = Vec::with_capacity(wanted.len());
+        let mut queries = Vec::new();
+        let mut again = BTreeSet::new();
+        for (at, (wanted, depth)) in wanted.iter().zip(depths).enumerate() {
+            let lists: Vec<_> = shards.iter_mut().filter_map(Iterator::next).collect();
+            let full: Vec<bool> = lists
+                .iter()
+                .map(|list| wanted.may_have_more(list, *depth))
+                .collect();
+            let (list, used_up) = wanted.merge_noting(lists);
+            merged.push(list);
+            let lists = answered.iter().zip(full.into_iter().zip(used_up));
+            let short = lists.filter(|(_, (is_full, is_used_up))| *is_full && *is_used_up);
+            let short: Vec<Partition> = short.map(|(shard, _)| *shard).collect();
+            if !short.is_empty() {
+                queries.push((at, wanted));
+                again.extend(short);
+            }
+        }
+        let is_asked_again = !again.is_empty();
+        if is_asked_again {
+            self.meters.asked_again(again.len());
+            let asks = queries
+                .iter()
+                .map(|(_, wanted)| wanted.ask.clone())
+                .collect();
+            let second = self.ask_again(asks, again, coverage, by).await?;
+            let mut second: Vec<_> = second.into_iter().map(Vec::into_iter).collect();
+            for (at, wanted) in queries {
+                let lists: Vec<_> = second.iter_mut().filter_map(Iterator::next).collect();
+                if let Some(merged) = merged.get_mut(at) {
+                    *merged = wanted.merge_again(std::mem::take(merged), lists);
+                }
+            }
+        }
+        for (wanted, merged) in wanted.iter().zip(&mut merged) {
+            wanted.skip(merged);
+        }
+        Ok((merged, is_asked_again))
+    }
+
+    /// Asks shards once more that have answered; one that does not answer again counts as missing.
+    async fn ask_again(
+        &self,
+        queries: Vec<v1::Query>,
+        shards: impl IntoIterator<Item = Partition>,
+        coverage: &mut v1::Coverage,
+        by: &Further<'_>,
+    ) -> Result<Vec<Vec<v1::HitList>>, QueryError> {
+        let question = SearchOf::new(by.shards.collection.name.to_string(), queries);
+        let shards = shards.into_iter().collect();
+        let second = self.gather_kept(by.shards, question, shards, by.terms, by.call);
+        let Kept {
+            gathered: second,
+            age_ms,
+            ..
+        } = second.await?;
+        coverage.age_ms = coverage.age_ms.max(age_ms);
+        for miss in &second.misses {
+            coverage::withdraw(coverage, miss);
+        }
+        if by.terms.require_all && !second.misses.is_empty() {
+            let asked = second.answers.len() + second.misses.len();
+            return Err(coverage::missing(asked, &second.misses).into());
+        }
+        Ok(second.answers.into_iter().map(|(_, lists)| lists).collect())
     }
 
     /// Merges, and asks for those hits of merged groups that a shard did not name.
@@ -93,29 +203,11 @@ impl Coordinator {
             let wanted = wanted.get(*at)?;
             wanted.of_group(value)
         });
-        let question = SearchOf {
-            collection: by.shards.collection.name.to_string(),
-            queries: queries.collect(),
-        };
-        let answered = coverage.shards.iter().filter(|shard| shard.answered);
-        let answered: Vec<Partition> = answered.map(|shard| Partition(shard.shard)).collect();
-        let second = self.gather(by.shards, &question, answered, by.terms, by.call);
-        let (second, _) = second.await?;
-        for miss in &second.misses {
-            coverage::withdraw(coverage, miss);
-        }
-        if by.terms.require_all && !second.misses.is_empty() {
-            let shards = second.misses.iter().map(|miss| Unanswered {
-                shard: miss.shard,
-                why: miss.why.clone(),
-            });
-            return Err(QueryError::Coverage(coverage::CoverageError::Missing {
-                asked: second.answers.len() + second.misses.len(),
-                shards: shards.collect(),
-            }));
-        }
+        let answered = answered(coverage);
+        let second = self.ask_again(queries.collect(), answered, coverage, by);
+        let second = second.await?;
         let mut bodies = bodies;
-        for (_, lists) in second.answers {
+        for lists in second {
             let mut body = vec![v1::HitList::default(); wanted.len()];
             for ((at, value), list) in further.iter().zip(lists) {
                 if let Some(of_query) = body.get_mut(*at) {
@@ -134,17 +226,25 @@ impl Coordinator {
 /// The shards that any of the queries is about, and those that tokens name: their writes have to
 /// hold whatever is asked.
 fn shards_of(wanted: &[Wanted], shards: &Shards, tokens: &TokensByShard) -> Vec<Partition> {
-    let homes: Option<Vec<Partition>> = wanted
+    let homes: Option<Vec<_>> = wanted
         .iter()
-        .map(|wanted| Some(wanted.tenant()?.shard(&shards.collection)))
+        .map(|wanted| Some(wanted.tenant()?.shards(&shards.collection)))
         .collect();
     match homes {
         None => shards.numbers().collect(),
         Some(homes) => shards
             .numbers()
-            .filter(|shard| homes.contains(shard) || tokens.contains_key(shard))
+            .filter(|shard| {
+                homes.iter().any(|home| home.contains(shard)) || tokens.contains_key(shard)
+            })
             .collect(),
     }
+}
+
+/// The shards that an answer rests on, in the order of its bodies.
+fn answered(coverage: &v1::Coverage) -> Vec<Partition> {
+    let answered = coverage.shards.iter().filter(|shard| shard.answered);
+    answered.map(|shard| Partition(shard.shard)).collect()
 }
 
 /// Merges the shards' lists query by query.
@@ -156,3 +256,7 @@ fn merge_each(wanted: &[Wanted], bodies: Vec<Vec<v1::HitList>>) -> Vec<v1::HitLi
     });
     merged.collect()
 }
+
+#[cfg(test)]
+#[path = "nearest_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use shoal_schemas::{Partition, PointId, v1};
 
@@ -18,10 +19,22 @@ const INTERNAL: i32 = 13;
 pub(crate) struct SearchOf {
     pub(crate) collection: String,
     pub(crate) queries: Vec<v1::Query>,
+    /// What is known of shards' answers already.
+    pub(crate) known: Vec<v1::KnownAnswer>,
+}
+
+/// One shard's answer to queries.
+pub(crate) struct Nearest {
+    /// One a query.
+    pub(crate) lists: Vec<v1::HitList>,
+    /// What the shard called its content; empty if it did not tell.
+    pub(crate) version: Bytes,
+    /// The known answer still holds, and there are no lists.
+    pub(crate) is_unchanged: bool,
 }
 
 impl Question for SearchOf {
-    type Body = Vec<v1::HitList>;
+    type Body = Nearest;
 
     const KIND: Kind = Kind::Search;
 
@@ -32,8 +45,10 @@ impl Question for SearchOf {
         shards: Vec<v1::ShardAsk>,
         call: ShardCall,
     ) -> BoxFuture<'a, Result<Vec<Reply<Self::Body>>, CallError>> {
+        let is_asked = |known: &&v1::KnownAnswer| shards.iter().any(|ask| ask.shard == known.shard);
         let request = v1::SearchShardsRequest {
             collection: self.collection.clone(),
+            known: self.known.iter().filter(is_asked).cloned().collect(),
             shards,
             queries: self.queries.clone(),
         };
@@ -47,18 +62,35 @@ impl Question for SearchOf {
 }
 
 impl SearchOf {
-    fn read(&self, answer: v1::ShardAnswer) -> Reply<Vec<v1::HitList>> {
+    /// These queries, with nothing known.
+    pub(crate) fn new(collection: String, queries: Vec<v1::Query>) -> Self {
+        Self {
+            collection,
+            queries,
+            known: Vec::new(),
+        }
+    }
+
+    fn read(&self, answer: v1::ShardAnswer) -> Reply<Nearest> {
         let mut coverage = answer.coverage.unwrap_or_default();
         let mut code = answer.code;
         let (found, wanted) = (answer.results.len(), self.queries.len());
-        if code == 0 && found != wanted {
+        let is_known = self.known.iter().any(|one| one.shard == coverage.shard);
+        if code == 0 && answer.unchanged && !is_known {
+            code = INTERNAL;
+            coverage.error = "node says that nothing has changed and was not asked".into();
+        } else if code == 0 && !answer.unchanged && found != wanted {
             code = INTERNAL;
             coverage.error = format!("node answered {found} of {wanted} queries");
         }
         Reply {
             coverage,
             code,
-            body: answer.results,
+            body: Nearest {
+                lists: answer.results,
+                version: answer.version,
+                is_unchanged: answer.unchanged,
+            },
         }
     }
 }

@@ -3,6 +3,7 @@
 use shoal_schemas::{Filter, Partition, PointId, Tenant, filter::FilterError, route, v1};
 
 use crate::{
+    cache::soonest,
     call::Call,
     coordinator::{
         Coordinator, QueryError, Told,
@@ -20,12 +21,22 @@ impl Coordinator {
         call: Call,
     ) -> Result<v1::GetResponse, QueryError> {
         let shards = self.shards(&request.collection)?;
+        self.fetch_of(&shards, request, call).await
+    }
+
+    /// The same of a collection that was looked up already.
+    pub(super) async fn fetch_of(
+        &self,
+        shards: &Shards,
+        request: v1::GetRequest,
+        call: Call,
+    ) -> Result<v1::GetResponse, QueryError> {
         let ids = self.limits.check_ids(&request.ids)?;
         if let Some(tenant) = Tenant::asked(&request.tenant, &shards.collection)? {
             check_ids_of(&tenant, &ids)?;
         }
-        let terms = self.terms(&shards, request.read, &call).await?;
-        let mut question = PointsOf::new(request.collection, request.with_vector);
+        let terms = self.terms(shards, request.read, &call).await?;
+        let mut question = PointsOf::new(shards.collection.name.to_string(), request.with_vector);
         for id in ids {
             let shard = route::partition_of(&shards.collection, &id);
             question.add(shard, id);
@@ -34,12 +45,16 @@ impl Coordinator {
         let wanted: Vec<_> = (shards.numbers())
             .filter(|shard| question.names(*shard) || terms.tokens.contains_key(shard))
             .collect();
-        let asked = self.ask(&shards, &question, wanted, &terms, call);
+        let asked = self.ask(shards, &question, wanted, &terms, call);
         let Told {
-            bodies, coverage, ..
+            bodies,
+            mut coverage,
+            ..
         } = asked.await?;
+        let points = question.in_order(bodies.into_iter().flatten());
+        coverage.expires_at_ms = first_expiry(&points);
         Ok(v1::GetResponse {
-            points: question.in_order(bodies.into_iter().flatten()),
+            points,
             coverage: Some(coverage),
         })
     }
@@ -55,7 +70,7 @@ impl Coordinator {
         let terms = self.terms(&shards, request.read, &call).await?;
         if filter.is_none() && tenant.is_none() {
             let question = CountOf {
-                collection: request.collection,
+                collection: shards.collection.name.to_string(),
             };
             let all = shards.numbers();
             let asked = self.ask(&shards, &question, all, &terms, call);
@@ -69,7 +84,7 @@ impl Coordinator {
             });
         }
         let question = MatchesOf {
-            collection: request.collection,
+            collection: shards.collection.name.to_string(),
             filter,
             tenant: request.tenant,
         };
@@ -100,7 +115,7 @@ impl Coordinator {
         let filter = check_filter(request.filter, &shards)?;
         let terms = self.terms(&shards, request.read, &call).await?;
         let question = PageOf(v1::ShardScrollRequest {
-            collection: request.collection,
+            collection: shards.collection.name.to_string(),
             shards: Vec::new(),
             filter,
             tenant: request.tenant,
@@ -110,15 +125,21 @@ impl Coordinator {
             include_payload: request.include_payload,
             exclude_payload: request.exclude_payload,
         });
-        let homes = homes(tenant.as_ref(), &shards, &terms.tokens);
+        let mut homes = homes(tenant.as_ref(), &shards, &terms.tokens);
+        // Ranges that end before the page begins hold nothing of it.
+        let first = route::first_partition_after(&shards.collection, &question.0.after_id);
+        homes.retain(|shard| *shard >= first || terms.tokens.contains_key(shard));
         let asked = self.ask(&shards, &question, homes, &terms, call);
         let Told {
-            bodies, coverage, ..
+            bodies,
+            mut coverage,
+            ..
         } = asked.await?;
         // A shard that filled its page may have more; so do points that were cut off.
         let found: usize = bodies.iter().map(Vec::len).sum();
         let may_have_more = found > limit || bodies.iter().any(|points| points.len() >= limit);
         let points = merge_points(bodies, limit);
+        coverage.expires_at_ms = first_expiry(&points);
         let last = points.last().and_then(|stored| stored.point.as_ref());
         let next_after_id = match last {
             Some(point) if may_have_more => point.id.clone(),
@@ -130,6 +151,12 @@ impl Coordinator {
             coverage: Some(coverage),
         })
     }
+}
+
+/// When the first of these expires, 0 if none ever does.
+fn first_expiry(points: &[v1::StoredPoint]) -> i64 {
+    let points = points.iter().filter_map(|stored| stored.point.as_ref());
+    soonest(points.map(|point| point.expires_at_ms))
 }
 
 /// The filter with its values as the fields are declared.
@@ -154,10 +181,11 @@ fn check_ids_of(tenant: &Tenant, ids: &[PointId]) -> Result<(), QueryError> {
     }
 }
 
-/// The tenant's shard, or all; and those that tokens name.
+/// The tenant's shards, or all; and those that tokens name.
 fn homes(tenant: Option<&Tenant>, shards: &Shards, tokens: &TokensByShard) -> Vec<Partition> {
-    let home = tenant.map(|tenant| tenant.shard(&shards.collection));
-    let is_asked =
-        |shard: &Partition| home.is_none_or(|home| home == *shard) || tokens.contains_key(shard);
+    let home = tenant.map(|tenant| tenant.shards(&shards.collection));
+    let is_asked = |shard: &Partition| {
+        home.as_ref().is_none_or(|home| home.contains(shard)) || tokens.contains_key(shard)
+    };
     shards.numbers().filter(is_asked).collect()
 }

@@ -74,7 +74,9 @@ impl Coordinator {
         if !query.vector.is_empty() {
             return Err(ExampleFault::Vector.into());
         }
-        let metric = self.shards(&collection)?.collection.metric;
+        // Once for both questions, so that an alias that is set meanwhile parts no examples from hits.
+        let shards = self.shards(&collection)?;
+        let metric = shards.collection.metric;
         let wanted = v1::GetRequest {
             collection: collection.clone(),
             ids: positive.iter().chain(&negative).cloned().collect(),
@@ -86,7 +88,7 @@ impl Coordinator {
             }),
             tenant: query.tenant.clone(),
         };
-        let found = self.fetch(wanted, call).await?.points;
+        let found = self.fetch_of(&shards, wanted, call).await?.points;
         let examples: HashMap<&str, &v1::Point> = (found.iter())
             .filter_map(|stored| stored.point.as_ref())
             .map(|point| (point.id.as_str(), point))
@@ -106,7 +108,7 @@ impl Coordinator {
         };
         query.vector = combine(&vectors(&positive), &vectors(&negative), metric);
         let cut = Cut::widen(&mut query, &examples, self.limits.max_k)?;
-        let (lists, coverage) = self.nearest(collection, vec![query], read, call).await?;
+        let (lists, coverage) = self.nearest_of(shards, vec![query], read, call).await?;
         let mut list = lists.into_iter().next().unwrap_or_default();
         cut.apply(&mut list, &named);
         Ok((list, coverage))

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures::future::join_all;
-use shoal_schemas::v1;
+use shoal_schemas::{Partition, v1};
 
 use crate::{
     call::Call,
     client::ShardCall,
     coordinator::{Coordinator, QueryError},
-    shard_map::Replica,
+    plan,
+    shard_map::{Replica, Shards},
 };
 
 /// What a node said of its shards by number, or why it said nothing.
@@ -50,16 +51,16 @@ impl Coordinator {
         if call.timeout.is_zero() {
             return Err(QueryError::NoTime);
         }
-        let asked = asks.into_iter().map(|(address, shards)| {
+        let asked = asks.into_iter().map(|(address, asked)| {
             let request = v1::ShardStatusRequest {
-                collection: request.collection.clone(),
-                shards,
+                collection: shards.collection.name.to_string(),
+                shards: asked,
             };
             async move { (address, self.status_of(address, request, call).await) }
         });
         let told: HashMap<&str, Told> = join_all(asked).await.into_iter().collect();
         let rows = claims.into_iter().map(|(shard, replica)| match replica {
-            None => unclaimed(shard),
+            None => unclaimed(&shards, shard),
             Some(replica) => row(shard, replica, told.get(replica.claim.address.as_str())),
         });
         Ok(v1::ShardsResponse {
@@ -86,13 +87,13 @@ impl Coordinator {
     }
 }
 
-fn unclaimed(shard: u32) -> v1::ServedShard {
+fn unclaimed(shards: &Shards, shard: u32) -> v1::ServedShard {
     v1::ServedShard {
         owner: Some(v1::ShardOwner {
             shard,
             ..v1::ShardOwner::default()
         }),
-        error: "no indexer has claimed the shard".to_owned(),
+        error: plan::nobody(shards, Partition(shard)),
         ..v1::ServedShard::default()
     }
 }

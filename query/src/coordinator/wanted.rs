@@ -8,7 +8,11 @@ use shoal_schemas::{
     tenant::TenantError, v1, vector::VectorError,
 };
 
-use crate::{groups, merge::merge};
+use crate::{
+    cache::soonest,
+    depth::{self, Depth},
+    groups, merge,
+};
 
 /// Why a query is refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -142,18 +146,72 @@ impl Wanted {
         self.tenant.as_ref()
     }
 
+    /// How deep each of so many shards is searched.
+    ///
+    /// Groups are counted, not hits, and a key's prefix may send all of a tenant to one shard: then
+    /// a shard's part of the answer is not what dice say. A filter lets few rows through, of which a
+    /// narrow beam may miss some.
+    pub(crate) fn depth(&self, collection: &Collection, shards: usize) -> Depth {
+        if self.group_size.is_some() || collection.route_by_key_prefix {
+            return self.whole();
+        }
+        let Depth { k, ef } = self.whole();
+        let shards = u32::try_from(shards).unwrap_or(u32::MAX);
+        let is_narrowed = ef == 0 && self.filter.is_none() && !self.ask.exact;
+        Depth {
+            k: depth::hits(k, shards),
+            ef: match is_narrowed {
+                true => depth::beam(collection.index.ef_search.into(), shards),
+                false => ef,
+            },
+        }
+    }
+
+    /// The depth of a shard that is asked for all of it.
+    pub(crate) fn whole(&self) -> Depth {
+        Depth {
+            k: self.ask.k,
+            ef: self.ask.ef,
+        }
+    }
+
+    /// Whether a shard that was asked at that depth may have more than it named.
+    pub(crate) fn may_have_more(&self, list: &v1::HitList, depth: Depth) -> bool {
+        depth.k < self.ask.k && list.hits.len() >= size(depth.k)
+    }
+
+    /// The query as shards are asked at that depth.
+    pub(crate) fn at(&self, depth: Depth) -> v1::Query {
+        v1::Query {
+            k: depth.k,
+            ef: depth.ef,
+            ..self.ask.clone()
+        }
+    }
+
     /// Merges what shards answered, one list each.
     pub(crate) fn merge(&self, lists: Vec<v1::HitList>) -> v1::HitList {
-        let mut merged = v1::HitList::default();
-        match self.group_size {
+        let (mut merged, _) = self.merge_noting(lists);
+        self.skip(&mut merged);
+        merged
+    }
+
+    /// Merges lists and skips nothing yet; also which of them the merge has used up.
+    pub(crate) fn merge_noting(&self, lists: Vec<v1::HitList>) -> (v1::HitList, Vec<bool>) {
+        let mut merged = v1::HitList {
+            expires_at_ms: soonest(lists.iter().map(|list| list.expires_at_ms)),
+            ..v1::HitList::default()
+        };
+        let used_up = match self.group_size {
             None => {
                 let mut hits = Vec::with_capacity(lists.len());
                 for list in lists {
                     hits.push(list.hits);
                     merged.explain.extend(list.explain);
                 }
-                merged.hits = merge(hits, self.total);
-                merged.hits.drain(..self.offset.min(merged.hits.len()));
+                let found = merge::merge_noting(hits, self.total);
+                merged.hits = found.hits;
+                found.used_up
             }
             Some(group_size) => {
                 let mut groups = Vec::with_capacity(lists.len());
@@ -162,11 +220,33 @@ impl Wanted {
                     merged.explain.extend(list.explain);
                 }
                 merged.groups = groups::merge_groups(groups, self.total, group_size);
-                merged.groups.drain(..self.offset.min(merged.groups.len()));
+                Vec::new()
             }
-        }
+        };
         merged.explain.sort_by_key(|explain| explain.shard);
-        merged
+        (merged, used_up)
+    }
+
+    /// Merges what shards that were asked again answered into what was merged before.
+    pub(crate) fn merge_again(&self, before: v1::HitList, again: Vec<v1::HitList>) -> v1::HitList {
+        let told: Vec<v1::ShardExplain> = (again.iter())
+            .flat_map(|list| list.explain.iter().cloned())
+            .collect();
+        let mut lists = again;
+        // What a shard did the second time stands for it.
+        lists.push(v1::HitList {
+            explain: (before.explain.into_iter())
+                .filter(|explain| told.iter().all(|told| told.shard != explain.shard))
+                .collect(),
+            ..before
+        });
+        self.merge_noting(lists).0
+    }
+
+    /// Skips the hits or groups of the pages before.
+    pub(crate) fn skip(&self, merged: &mut v1::HitList) {
+        merged.hits.drain(..self.offset.min(merged.hits.len()));
+        merged.groups.drain(..self.offset.min(merged.groups.len()));
     }
 
     /// Values of merged groups that one of the shards may have more hits of, each once.

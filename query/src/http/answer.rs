@@ -184,6 +184,13 @@ pub(crate) struct Coverage<'a> {
     shards_asked: u32,
     shards_answered: u32,
     shards: Vec<ShardCoverage<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    region: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<i64>,
+    collection: &'a str,
 }
 
 #[derive(Serialize)]
@@ -201,6 +208,7 @@ struct ShardCoverage<'a> {
 impl<'a> Coverage<'a> {
     /// The coverage of an answer, which always has one.
     pub(crate) fn of(coverage: &'a Option<v1::Coverage>) -> Self {
+        let told = coverage.as_ref();
         let shards = coverage.iter().flat_map(|coverage| &coverage.shards);
         Self {
             shards_asked: coverage
@@ -220,6 +228,10 @@ impl<'a> Coverage<'a> {
                     shard_us: shard.shard_us,
                 })
                 .collect(),
+            age_ms: told.and_then(|told| told.age_ms),
+            region: (told.map(|told| told.region.as_str())).filter(|name| !name.is_empty()),
+            expires_at_ms: told.map(|told| told.expires_at_ms).filter(|at| *at != 0),
+            collection: (coverage.as_ref()).map_or("", |coverage| &coverage.collection),
         }
     }
 }
@@ -311,6 +323,25 @@ pub(crate) struct Counted<'a> {
 #[derive(Serialize)]
 pub(crate) struct Collections {
     pub(crate) collections: Vec<Collection>,
+}
+
+/// Answer to a list of aliases.
+#[derive(Serialize)]
+pub(crate) struct Aliases<'a> {
+    pub(crate) aliases: Vec<Alias<'a>>,
+}
+
+/// Another name of a collection.
+#[derive(Serialize)]
+pub(crate) struct Alias<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) collection: &'a str,
+}
+
+/// Answer to setting an alias.
+#[derive(Serialize)]
+pub(crate) struct AliasSet {
+    pub(crate) before: Option<String>,
 }
 
 /// Answer to a definition.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub(crate) async fn list(State(api): State<Api>) -> Result<Response, Failure> {
-    let collections = api.definitions.list()?;
+    let collections = api.definitions.list().await?;
     Ok(json(&answer::Collections { collections }))
 }
 
@@ -31,7 +31,7 @@ pub(crate) async fn find(
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Response, Failure> {
-    let (collection, owners) = api.definitions.find(&name)?;
+    let (collection, owners) = api.definitions.find(&name).await?;
     Ok(json(&answer::Found {
         collection,
         shards: owners.iter().map(Owner::from).collect(),

@@ -5,6 +5,7 @@
 //!
 //! A failure is `{"error":{"code":"NOT_FOUND","message":"..."}}` with the fitting status.
 
+mod aliases;
 mod answer;
 mod collections;
 mod console;
@@ -14,7 +15,7 @@ mod recommend;
 mod request;
 mod search;
 
-use std::{str::FromStr as _, sync::Arc, time::Duration};
+use std::{str::FromStr as _, time::Duration};
 
 use axum::{
     Router,
@@ -36,9 +37,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
     call::{Call, TimeoutError, parse_timeout_ms},
-    coordinator::{Coordinator, QueryError},
-    definitions::Definitions,
+    coordinator::QueryError,
     embedding::Embedding,
+    front::{Directory, Searches},
     serve::status::Refusal,
 };
 
@@ -50,8 +51,8 @@ const PREFLIGHT: Duration = Duration::from_secs(3600);
 /// What the routes need.
 #[derive(Clone)]
 pub(crate) struct Api {
-    pub(crate) coordinator: Arc<Coordinator>,
-    pub(crate) definitions: Definitions,
+    pub(crate) coordinator: Searches,
+    pub(crate) definitions: Directory,
     pub(crate) default_deadline: Duration,
     /// `None` where no endpoint is configured.
     pub(crate) embedding: Option<Embedding>,
@@ -71,7 +72,8 @@ pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
 }
 
 /// Every path of the API, and what answers there.
-fn routes() -> [(&'static str, MethodRouter<Api>); 13] {
+fn routes() -> [(&'static str, MethodRouter<Api>); 15] {
+    let alias = get(aliases::find).put(aliases::set).delete(aliases::drop);
     let collection = get(collections::find)
         .put(collections::create)
         .delete(collections::drop);
@@ -79,6 +81,8 @@ fn routes() -> [(&'static str, MethodRouter<Api>); 13] {
         ("/openapi.json", get(node::openapi)),
         ("/v1/node", get(node::describe)),
         ("/v1/embed", post(node::embed)),
+        ("/v1/aliases", get(aliases::list)),
+        ("/v1/aliases/{alias}", alias),
         ("/v1/collections", get(collections::list)),
         ("/v1/collections/{collection}", collection),
         (
@@ -130,7 +134,7 @@ pub(crate) fn cors(origins: &[String]) -> CorsLayer {
 
 async fn no_route() -> Failure {
     Failure::from(Refusal::not_found(
-        "no such route; there are /v1/collections, and under /v1/collections/<name>: /search, \
+        "no such route; there are /v1/aliases and /v1/collections, and under /v1/collections/<name>: /search, \
          /search/batch, /recommend, /get, /points/<id>, /count, /scroll, /shards; \
          /openapi.json describes them",
     ))
@@ -139,7 +143,7 @@ async fn no_route() -> Failure {
 async fn wrong_method() -> Failure {
     let told = Refusal::invalid(
         "this route takes another method: POST to search, recommend, get, count or scroll, GET to \
-         read a point, a collection or its shards, PUT and DELETE for collections",
+         read a point, a collection or its shards, PUT and DELETE for collections and aliases",
     );
     Failure {
         status: StatusCode::METHOD_NOT_ALLOWED,

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use shoal_schemas::{
     Collection, CollectionName, FieldKind, Filter, IndexParameters, Metric, Partitioner,
     collection::{default_delete_retention_ms, default_max_record_bytes},
+    placement::Labels,
     v1,
     vector::Dim,
 };
@@ -298,6 +299,13 @@ pub(crate) struct Drop {
     pub(crate) delete_topic: bool,
 }
 
+/// Body of an alias: what it stands for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AliasTarget {
+    pub(crate) collection: String,
+}
+
 /// Body of a definition. The name stands in the path; here it may be repeated.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -319,6 +327,13 @@ pub(crate) struct Definition {
     max_record_bytes: u32,
     #[serde(default)]
     fields: BTreeMap<String, FieldKind>,
+    #[serde(default)]
+    split_keys: Vec<String>,
+    #[serde(default)]
+    placement: Labels,
+    #[serde(default)]
+    tenant_placement: BTreeMap<String, Labels>,
+    reads: Option<CollectionName>,
 }
 
 fn murmur2() -> Partitioner {
@@ -339,6 +354,11 @@ impl Definition {
             delete_retention_ms: self.delete_retention_ms,
             max_record_bytes: self.max_record_bytes,
             fields: self.fields,
+            split_keys: self.split_keys,
+            placement: self.placement,
+            tenant_placement: self.tenant_placement,
+            reads: self.reads,
+            fed_by: None,
         }
     }
 }

@@ -217,6 +217,7 @@ mod tests {
                 node: "a".into(),
                 address: address.into(),
                 ready: true,
+                next_offset: None,
             };
             Replica::owner(claim, Offset(0))
         };

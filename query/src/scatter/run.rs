@@ -116,7 +116,7 @@ impl<'a, Q: Question> Run<'a, Q> {
 
     pub(super) fn look_again(&mut self) {
         let map = self.with.maps.now();
-        let found = map.find(self.with.shards.collection.name.as_str());
+        let found = map.collection(self.with.shards.collection.name.as_str());
         // A collection that is gone has nobody new to ask.
         self.fresh = found.cloned().or_else(|| self.fresh.take());
     }
@@ -252,7 +252,7 @@ impl<'a, Q: Question> Run<'a, Q> {
 
     pub(super) fn measured(&self, took: Duration) {
         let name = self.with.shards.collection.name.as_str();
-        let is_there = |name: &str| self.with.maps.now().find(name).is_some();
+        let is_there = |name: &str| self.with.maps.now().collection(name).is_some();
         self.with.hedging.took(name, Q::KIND, took, is_there);
     }
 
@@ -377,7 +377,8 @@ impl<'a, Q: Question> Run<'a, Q> {
                 })
             };
             let has_moved = |map: &crate::shard_map::ShardMap| {
-                map.find(name).is_none_or(|shards| is_elsewhere(shards))
+                map.collection(name)
+                    .is_none_or(|shards| is_elsewhere(shards))
             };
             maps.wait_for(patience, has_moved).await;
             Event::Map(moved.iter().map(|(shard, _)| *shard).collect())

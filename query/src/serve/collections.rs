@@ -3,18 +3,15 @@
 use shoal_schemas::{Collection, v1};
 use tonic::{Request, Response, Status};
 
-use crate::{
-    definitions::{Definitions, DefinitionsError},
-    serve::status::Refusal,
-};
+use crate::{definitions::DefinitionsError, front::Directory, serve::status::Refusal};
 
 /// Serves the collection verbs.
 pub(crate) struct CollectionsService {
-    definitions: Definitions,
+    definitions: Directory,
 }
 
 impl CollectionsService {
-    pub(crate) fn new(definitions: Definitions) -> Self {
+    pub(crate) fn new(definitions: Directory) -> Self {
         Self { definitions }
     }
 }
@@ -46,7 +43,7 @@ impl v1::collections_server::Collections for CollectionsService {
         &self,
         request: Request<v1::GetCollectionRequest>,
     ) -> Result<Response<v1::GetCollectionResponse>, Status> {
-        let found = self.definitions.find(&request.into_inner().name);
+        let found = self.definitions.find(&request.into_inner().name).await;
         let (collection, shards) = found.map_err(Refusal::from)?;
         Ok(Response::new(v1::GetCollectionResponse {
             collection: Some(collection.to_proto()),
@@ -58,7 +55,7 @@ impl v1::collections_server::Collections for CollectionsService {
         &self,
         _request: Request<v1::ListCollectionsRequest>,
     ) -> Result<Response<v1::ListCollectionsResponse>, Status> {
-        let collections = self.definitions.list().map_err(Refusal::from)?;
+        let collections = self.definitions.list().await.map_err(Refusal::from)?;
         Ok(Response::new(v1::ListCollectionsResponse {
             collections: collections.iter().map(Collection::to_proto).collect(),
         }))
@@ -72,5 +69,38 @@ impl v1::collections_server::Collections for CollectionsService {
         let dropped = self.definitions.drop(&name, delete_topic).await;
         dropped.map_err(Refusal::from)?;
         Ok(Response::new(v1::DropCollectionResponse {}))
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<v1::SetAliasRequest>,
+    ) -> Result<Response<v1::SetAliasResponse>, Status> {
+        let v1::Alias { name, collection } = request.into_inner().alias.unwrap_or_default();
+        let before = self.definitions.set_alias(&name, &collection).await;
+        let before = before.map_err(Refusal::from)?.unwrap_or_default();
+        Ok(Response::new(v1::SetAliasResponse { before }))
+    }
+
+    async fn list_aliases(
+        &self,
+        _request: Request<v1::ListAliasesRequest>,
+    ) -> Result<Response<v1::ListAliasesResponse>, Status> {
+        let aliases = self.definitions.aliases().await.map_err(Refusal::from)?;
+        let aliases = aliases.into_iter();
+        Ok(Response::new(v1::ListAliasesResponse {
+            aliases: aliases
+                .map(|(name, collection)| v1::Alias { name, collection })
+                .collect(),
+        }))
+    }
+
+    async fn drop_alias(
+        &self,
+        request: Request<v1::DropAliasRequest>,
+    ) -> Result<Response<v1::DropAliasResponse>, Status> {
+        let v1::DropAliasRequest { name } = request.into_inner();
+        let dropped = self.definitions.drop_alias(&name).await;
+        dropped.map_err(Refusal::from)?;
+        Ok(Response::new(v1::DropAliasResponse {}))
     }
 }

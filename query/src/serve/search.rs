@@ -1,13 +1,14 @@
 //! The gRPC service `Search`: metadata in, messages through, codes out.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use shoal_schemas::{headers::TRACEPARENT, v1};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     call::{Call, parse_grpc_timeout},
-    coordinator::{Coordinator, QueryError},
+    coordinator::QueryError,
+    front::Searches,
     serve::{
         status::Refusal,
         stream::{Answers, Asker, Streams},
@@ -19,17 +20,13 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// Serves searches.
 pub(crate) struct SearchService {
-    coordinator: Arc<Coordinator>,
+    coordinator: Searches,
     default_deadline: Duration,
     streams: Streams,
 }
 
 impl SearchService {
-    pub(crate) fn new(
-        coordinator: Arc<Coordinator>,
-        default_deadline: Duration,
-        streams: Streams,
-    ) -> Self {
+    pub(crate) fn new(coordinator: Searches, default_deadline: Duration, streams: Streams) -> Self {
         Self {
             coordinator,
             default_deadline,

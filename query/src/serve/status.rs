@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use shoal_runtime::{ErrorKind, chain};
-use shoal_topic::collections::{CreateError, DropError};
+use shoal_topic::collections::{AliasError, CreateError, DropError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     coordinator::{ExampleFault, QueryError},
-    coverage::CoverageError,
+    coverage::{BUSY_PATIENCE, CoverageError},
     definitions::DefinitionsError,
+    edge::EdgeError,
     embedding::EmbeddingError,
 };
 
@@ -121,10 +122,14 @@ impl From<QueryError> for Refusal {
             QueryError::Coverage(CoverageError::Refused(_)) => Code::InvalidArgument,
             QueryError::Coverage(CoverageError::Unsupported(_)) => Code::Unimplemented,
             QueryError::Coverage(CoverageError::TokenTooLate(_)) => Code::DeadlineExceeded,
+            QueryError::Coverage(CoverageError::Busy { .. }) => Code::ResourceExhausted,
             QueryError::Coverage(CoverageError::Missing { .. }) => Code::Unavailable,
+            QueryError::Edge(error) => of_region(error),
         };
         let retry_after = match &error {
             QueryError::Busy { retry_after, .. } => Some(*retry_after),
+            QueryError::Edge(EdgeError::Refused { retry_after, .. }) => *retry_after,
+            QueryError::Coverage(CoverageError::Busy { .. }) => Some(BUSY_PATIENCE),
             _ => None,
         };
         Self {
@@ -139,17 +144,26 @@ impl From<DefinitionsError> for Refusal {
     fn from(error: DefinitionsError) -> Self {
         let code = match &error {
             DefinitionsError::NotCaughtUp => Code::Unavailable,
+            DefinitionsError::NoKafka => Code::FailedPrecondition,
             DefinitionsError::Unknown { .. } => Code::NotFound,
             DefinitionsError::Empty | DefinitionsError::Definition(_) => Code::InvalidArgument,
             DefinitionsError::Create(error) => match error {
                 CreateError::Definition(_) => Code::InvalidArgument,
-                CreateError::Differs { .. } => Code::AlreadyExists,
-                CreateError::Misfit { .. } => Code::FailedPrecondition,
+                CreateError::Differs { .. } | CreateError::Alias { .. } => Code::AlreadyExists,
+                CreateError::Misfit { .. } | CreateError::Reads { .. } => Code::FailedPrecondition,
                 CreateError::Dropped { .. } => Code::Aborted,
                 other => of_kind(other.kind()),
             },
             DefinitionsError::Drop(DropError::Missing { .. }) => Code::NotFound,
             DefinitionsError::Drop(error) => of_kind(error.kind()),
+            DefinitionsError::Edge(error) => of_region(error),
+            DefinitionsError::OnEdge => Code::FailedPrecondition,
+            DefinitionsError::AliasName(_) => Code::InvalidArgument,
+            DefinitionsError::Alias(AliasError::Target { .. } | AliasError::Missing { .. }) => {
+                Code::NotFound
+            }
+            DefinitionsError::Alias(AliasError::Overtaken { .. }) => Code::Aborted,
+            DefinitionsError::Alias(error) => of_kind(error.kind()),
         };
         Self {
             code,
@@ -176,6 +190,16 @@ impl From<EmbeddingError> for Refusal {
             message: chain(&error).to_string(),
             retry_after: None,
         }
+    }
+}
+
+/// A region's own code goes through.
+fn of_region(error: &EdgeError) -> Code {
+    match error {
+        EdgeError::Unreachable(_) => Code::Unavailable,
+        EdgeError::NoTime(_) => Code::DeadlineExceeded,
+        EdgeError::Refused { code, .. } => Code::from(*code),
+        EdgeError::Malformed => Code::Internal,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing runs but while the caller takes answers: a caller who does not read is asked for nothing
 //! more, and one who goes away takes what is under way with it.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use shoal_schemas::v1::{
@@ -12,13 +12,14 @@ use shoal_schemas::v1::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{call::Call, coordinator::Coordinator, serve::status::Refusal};
+use crate::{call::Call, front::Searches, serve::status::Refusal};
 
 /// What a stream answers.
 pub(crate) type Answers =
     Pin<Box<dyn Stream<Item = Result<v1::SearchStreamResponse, Status>> + Send>>;
 
 /// What all streams have in common.
+#[derive(Clone)]
 pub(crate) struct Streams {
     /// Searches under way of one stream.
     pub(crate) most: usize,
@@ -29,7 +30,7 @@ pub(crate) struct Streams {
 /// Who answers the searches of one stream.
 #[derive(Clone)]
 pub(crate) struct Asker {
-    pub(crate) coordinator: Arc<Coordinator>,
+    pub(crate) coordinator: Searches,
     pub(crate) default_deadline: Duration,
     /// The stream's `traceparent`, which each search continues.
     pub(crate) trace: Option<String>,

@@ -150,6 +150,10 @@ async fn a_text_becomes_the_vector_that_the_endpoint_makes_of_it() {
     assert_eq!(*asked, wanted);
     let node = get(&world, "/v1/node").await;
     assert_eq!(node["embedding_model"], "tiny");
+    let metrics = world.http.get(world.url("/metrics")).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let mut lines = metrics.lines();
+    assert!(lines.any(|line| line.starts_with("query_embed_seconds") && line.contains("\"ok\"")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,12 +7,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use shoal_query::client::memory::Node;
-use shoal_runtime::{http::bind, tasks::Tasks};
+use shoal_runtime::{grpc, http::bind, tasks::Tasks};
 use shoal_schemas::v1;
-use tonic::{
-    Code, Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status, transport::server::TcpIncoming};
 
 /// What the server does with a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +20,8 @@ pub enum Behaviour {
     Answers,
     /// It never answers.
     Hangs,
+    /// It answers once it is told to let go.
+    Holds,
     /// It answers every call with this code.
     Fails(Code),
     /// It answers every shard with this code.
@@ -36,6 +36,8 @@ pub struct Seen {
     pub traceparent: Option<String>,
     pub grpc_timeout: Option<String>,
     pub shards: Vec<v1::ShardAsk>,
+    /// Where its connection comes from.
+    pub peer: Option<SocketAddr>,
 }
 
 /// The server's inside. Cloning shares it.
@@ -45,12 +47,14 @@ pub struct Indexer {
     pub name: String,
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
+    let_go: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Default)]
 struct State {
     behaviour: Behaviour,
     seen: Vec<Seen>,
+    searched: usize,
     before_answer: Option<BoxFuture<'static, ()>>,
 }
 
@@ -62,9 +66,10 @@ impl Indexer {
             name: name.to_owned(),
             address: listener.local_addr().unwrap(),
             state: Arc::default(),
+            let_go: Arc::default(),
         };
         let router =
-            Server::builder().add_service(v1::shard_server::ShardServer::new(indexer.clone()));
+            grpc::server().add_service(v1::shard_server::ShardServer::new(indexer.clone()));
         let cancel = tasks.cancel().clone();
         tasks.spawn(format!("indexer {name}"), async move {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -81,6 +86,11 @@ impl Indexer {
         self.state.lock().unwrap().behaviour = behaviour;
     }
 
+    /// Answers what it holds.
+    pub fn let_go(&self) {
+        self.let_go.send_replace(true);
+    }
+
     /// Does this once, before the next call is answered.
     pub fn before_answer(&self, doing: BoxFuture<'static, ()>) {
         self.state.lock().unwrap().before_answer = Some(doing);
@@ -89,6 +99,11 @@ impl Indexer {
     /// Every call so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.lock().unwrap().seen.clone()
+    }
+
+    /// How many shards have searched so far, those left out that said that nothing has changed.
+    pub fn searched(&self) -> usize {
+        self.state.lock().unwrap().searched
     }
 
     async fn meet<T>(
@@ -106,6 +121,7 @@ impl Indexer {
                 traceparent: text("traceparent"),
                 grpc_timeout: text("grpc-timeout"),
                 shards,
+                peer: request.remote_addr(),
             });
             (state.behaviour, state.before_answer.take())
         };
@@ -115,6 +131,11 @@ impl Indexer {
         match behaviour {
             Behaviour::Answers | Behaviour::Behind(_) => Ok(None),
             Behaviour::Hangs => std::future::pending().await,
+            Behaviour::Holds => {
+                let mut let_go = self.let_go.subscribe();
+                let_go.wait_for(|is_told| *is_told).await.unwrap();
+                Ok(None)
+            }
             Behaviour::Fails(code) => Err(Status::new(code, "planted")),
             Behaviour::FailsShards(code) => Ok(Some(code)),
         }
@@ -149,6 +170,8 @@ impl v1::shard_server::Shard for Indexer {
             .meet(&request, request.get_ref().shards.clone())
             .await?;
         let mut answer = self.node.search(request.get_ref());
+        let searched = answer.shards.iter().filter(|shard| !shard.unchanged);
+        self.state.lock().unwrap().searched += searched.count();
         for shard in &mut answer.shards {
             self.fall_behind(&mut shard.coverage);
             if let Some(code) = failing {

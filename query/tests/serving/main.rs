@@ -6,18 +6,25 @@
     reason = "a test program has no readers outside"
 )]
 
+mod aliases;
 mod answers;
 mod browser;
 mod chromium;
+mod connections;
 mod console;
 mod deadlines;
 mod definitions;
+mod depths;
+mod edge;
 mod grpc_web;
 mod http;
 mod indexer;
+mod kept;
+mod map_file;
 mod narrowed;
 mod openapi;
 mod ownership;
+mod ranges;
 mod recommend;
 mod refusals;
 mod replicas;

@@ -3,7 +3,7 @@
 //! Paths are held against the routes beside these (`http/mod.rs`); here every example is sent, every
 //! answer is checked against its schema, and the server is asked which fields and methods it knows.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use reqwest::Method;
 use serde_json::{Value as Json, json};
@@ -13,8 +13,9 @@ use tonic::Code;
 
 use crate::{
     console::EmbeddingEndpoint,
+    edge::{Edge, keeping},
     indexer::{Behaviour, Indexer},
-    world::{World, collection},
+    world::{PATIENCE, World, collection},
 };
 
 /// A field and a parameter that nobody has.
@@ -29,6 +30,9 @@ async fn opened(endpoint: &EmbeddingEndpoint) -> (World, Vec<Indexer>) {
     let world = endpoint.world(None).await;
     let mut shop = collection("shop", 2);
     shop.route_by_key_prefix = true;
+    // Never both in life; here it shows all that an answer can have.
+    shop.reads = Some("older".parse().unwrap());
+    shop.fed_by = Some("oldest".parse().unwrap());
     shop.fields = [
         ("category", FieldKind::Integer),
         ("words", FieldKind::Keyword),
@@ -37,7 +41,15 @@ async fn opened(endpoint: &EmbeddingEndpoint) -> (World, Vec<Indexer>) {
     .map(|(name, kind)| (name.to_owned(), kind))
     .into();
     let indexers = world.spread(&shop).await;
+    // A further one, which has what excludes that.
+    let mut areas = collection("areas", 2);
+    let label = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+    areas.split_keys = vec!["m".to_owned()];
+    areas.placement = label("region", "eu");
+    areas.tenant_placement = [("hot".to_owned(), label("gpu", "true"))].into();
+    world.define(&areas).await;
     world.claim_in(&shop, 0, Some("second"), &indexers[0]).await;
+    world.alias("live", &shop).await;
     for n in 0..40u16 {
         let words = ["red", "blue"].map(str::to_owned).to_vec();
         let point = Point {
@@ -134,9 +146,20 @@ async fn every_example_is_answered_as_the_document_says() {
             }
         }
     }
-    // What only a cluster in trouble answers: a shard that is silent, and nothing at all.
+    // What only an edge node answers, the second time from what it keeps.
+    let region = ("near", world.addresses.grpc);
+    let edge = Edge::start(&[region], keeping(PATIENCE), Duration::ZERO).await;
     let search = json!({"vector": [0, 0, 0], "k": 1});
     let path = "/v1/collections/shop/search";
+    for _ in 0..2 {
+        let told = edge.told("post", path, Some(&search)).await;
+        let checked = document.check("/components/schemas/SearchResponse", &told);
+        checked.unwrap();
+    }
+    let told = edge.told("get", "/v1/node", None).await;
+    let checked = document.check("/components/schemas/NodeResponse", &told);
+    checked.unwrap();
+    // What only a cluster in trouble answers: a shard that is silent, and nothing at all.
     indexers[0].behave(Behaviour::Fails(Code::Unavailable));
     let (status, told) = send(&world, "post", path, "", Some(&search)).await;
     assert_eq!(status, 200);

@@ -357,7 +357,42 @@ async fn calls_beyond_what_a_node_takes_are_refused_with_a_time_to_wait() {
     assert!(after >= 1);
     let told: serde_json::Value = answer.json().await.unwrap();
     assert_eq!(told["error"]["code"], "RESOURCE_EXHAUSTED");
+    // Nor are recommendations and questions for all shards taken.
+    let recommend = v1::RecommendRequest {
+        collection: "docs".into(),
+        positive: vec!["p1".into()],
+        query: Some(v1::Query {
+            k: 1,
+            ..v1::Query::default()
+        }),
+        ..v1::RecommendRequest::default()
+    };
+    let refused = world.search().recommend(recommend).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let shards = v1::ShardsRequest {
+        collection: "docs".into(),
+    };
+    let refused = world.search().shards(shards).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     // Definitions are no searches.
     let found = world.http.get(world.url("/v1/collections/docs")).send();
     assert_eq!(found.await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_whose_replicas_are_all_busy_is_a_reason_to_wait_and_no_failure() {
+    let (world, docs, [owner, other]) = twins(1, Config::default()).await;
+    for one in [&owner, &other] {
+        one.behave(Behaviour::FailsShards(Code::ResourceExhausted.into()));
+    }
+    let request = within(LONG, near_origin(&docs, 1));
+    let refused = world.search().search(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let retry = refused.get_details_retry_info().unwrap();
+    assert!(retry.retry_delay.is_some(), "{refused}");
+    let body = serde_json::json!({ "vector": [0.1, 0.0, 0.0], "k": 1 });
+    let url = world.url("/v1/collections/docs/search");
+    let answer = world.http.post(&url).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 429);
+    assert!(answer.headers().contains_key("retry-after"));
 }

@@ -37,6 +37,7 @@ async fn conforms(client: &dyn ShardClient, address: &str, nobody: &str) {
         collection: "docs".into(),
         shards: vec![ask(0), ask(1)],
         queries: vec![query.clone(), query.clone()],
+        known: Vec::new(),
     };
     let found = client
         .search_shards(address, request(), CALL)
@@ -52,6 +53,22 @@ async fn conforms(client: &dyn ShardClient, address: &str, nobody: &str) {
     assert!(here.coverage.as_ref().unwrap().answered);
     assert_eq!((elsewhere.code, elsewhere.results.len()), (9, 0));
     assert!(!elsewhere.coverage.as_ref().unwrap().error.is_empty());
+
+    let known = |version: &[u8]| v1::SearchShardsRequest {
+        known: vec![v1::KnownAnswer {
+            shard: 0,
+            version: version.to_vec().into(),
+            expires_at_ms: 0,
+        }],
+        ..request()
+    };
+    for (version, is_unchanged) in [(&here.version[..], true), (b"another", false)] {
+        let asked = client.search_shards(address, known(version), CALL);
+        let again = asked.await.unwrap().shards.remove(0);
+        assert_eq!(again.unchanged, is_unchanged);
+        assert_eq!(again.results.len(), if is_unchanged { 0 } else { 2 });
+        assert_eq!(again.version, here.version);
+    }
 
     let nearest = here.results[0].hits[0].id.clone();
     let request_points = v1::GetPointsRequest {

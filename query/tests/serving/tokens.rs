@@ -176,6 +176,7 @@ async fn a_token_is_not_passed_over_while_the_cluster_is_unknown() {
         node: "a".into(),
         address: "a:1".into(),
         ready: true,
+        next_offset: None,
     };
     let claims = [(
         docs.name.clone(),

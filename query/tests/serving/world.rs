@@ -3,7 +3,7 @@
 use std::{future::Future, net::SocketAddr, sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use shoal_query::{Addresses, Config};
+use shoal_query::{Addresses, Config, cache};
 use shoal_runtime::{
     clock::{Clock as _, System},
     eventually,
@@ -19,6 +19,7 @@ use shoal_schemas::{
 };
 use shoal_topic::{
     Deps,
+    collections::{self, Taken},
     control::{ControlHandle, ControlLog},
     memory::MemoryLog,
 };
@@ -52,7 +53,7 @@ impl Drop for World {
 }
 
 /// The recorder is one a process.
-fn metrics() -> PrometheusHandle {
+pub fn metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
         .get_or_init(|| telemetry::install_metrics().unwrap())
@@ -93,6 +94,11 @@ impl World {
         let config = Config {
             grpc_listen: free,
             http_listen: free,
+            // Tests count what indexers are asked; `kept.rs` shows what equal calls share.
+            cache: cache::Config {
+                share: false,
+                ..config.cache
+            },
             ..config
         };
         let addresses = shoal_query::start(&config, &deps).await.unwrap();
@@ -138,6 +144,22 @@ impl World {
         let name = collection.name.as_str();
         self.until("the definition to be known", async || {
             self.owners(name).await.map(drop)
+        })
+        .await;
+    }
+
+    /// Has a name stand for a collection, also in place of one of that name, and waits until the query
+    /// node knows it.
+    pub async fn alias(&self, name: &str, target: &Collection) {
+        let (name, target) = (name.parse().unwrap(), target.name.clone());
+        collections::set_alias(&self.control, &name, &target, Taken::Shadow)
+            .await
+            .unwrap();
+        self.until("the alias to be known", async || {
+            let mut client = self.collections();
+            let all = client.list_aliases(v1::ListAliasesRequest {}).await.ok()?;
+            let mut aliases = all.into_inner().aliases.into_iter();
+            aliases.find(|one| one.name == name.as_str() && one.collection == target.as_str())
         })
         .await;
     }
@@ -241,6 +263,7 @@ fn claim_by(indexer: &Indexer, ready: bool) -> Entry {
         node: indexer.name.clone(),
         address: indexer.address.to_string(),
         ready,
+        next_offset: None,
     })
 }
 

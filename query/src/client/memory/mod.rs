@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _, ready};
 use shoal_schemas::{
     Collection, CollectionName, Offset, Partition, Point, PointId, Version, route, v1,
@@ -120,6 +121,12 @@ impl Shard {
         let digest = brute::digest(&self.collection, &self.points);
         digest.to_bytes().to_vec()
     }
+
+    /// Changes with every record, as an indexer's does. What expires is none of its business: no
+    /// point expires here.
+    fn version(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.next_offset.0.to_be_bytes())
+    }
 }
 
 impl Node {
@@ -169,7 +176,7 @@ impl Node {
         let stored = v1::StoredPoint {
             point: Some(point.to_proto(id)),
             version: Version::from_parts(offset.0 + 1, 0).raw(),
-            topic: collection.name.topic(),
+            topic: collection.topic(),
             partition: number.0,
             offset: offset.0,
         };
@@ -182,7 +189,11 @@ impl Node {
         let shards = self.read();
         let answer = |ask: &v1::ShardAsk| {
             let (coverage, shard) = self.look_up(&shards, &request.collection, ask);
-            let results = (shard.iter())
+            let version = shard.map_or_else(Bytes::new, Shard::version);
+            let known = request.known.iter().find(|known| known.shard == ask.shard);
+            let is_known = known.is_some_and(|known| known.version == version);
+            let unchanged = shard.is_some() && is_known;
+            let results = (shard.iter().filter(|_| !unchanged))
                 .flat_map(|shard| {
                     let number = shard.number.0;
                     request.queries.iter().map(move |query| {
@@ -194,6 +205,8 @@ impl Node {
                 code: code(&coverage, shard),
                 coverage: Some(coverage),
                 results,
+                version,
+                unchanged,
             }
         };
         v1::SearchShardsResponse {

@@ -231,6 +231,12 @@ function line(row, shard) {
   put("Digest", shard.digest.slice(0, 16), "mono digest whole").title = shard.digest;
 }
 
+function placed(definition) {
+  const told = (labels) => Object.entries(labels ?? {}).map(([name, value]) => `${name}=${value}`).join(", ");
+  const tenants = Object.entries(definition.tenant_placement ?? {}).map(([name, labels]) => `${name}: ${told(labels)}`);
+  return [told(definition.placement), ...tenants].filter(Boolean).join("; ") || "any indexer";
+}
+
 let shown = "";
 function about(definition) {
   const text = JSON.stringify(definition);
@@ -241,7 +247,9 @@ function about(definition) {
     ["Metric", definition.metric.replaceAll("_", " ")],
     ["Shards", count(definition.partitions)],
     ["Partitioner", definition.partitioner],
-    ["Routed by", definition.route_by_key_prefix ? "the id up to its first /" : "the whole id"],
+    ["Routed by", definition.split_keys?.length ? `ranges of ids, split at ${definition.split_keys.join(", ")}`
+      : definition.route_by_key_prefix ? "the id up to its first /" : "the whole id"],
+    ["Placed on", placed(definition)],
     ["Graph", Object.entries(definition.index ?? {}).map(([name, value]) => `${name} ${value}`).join(", ")],
     ["Largest record", bytes(definition.max_record_bytes)],
     ["Fields", Object.entries(definition.fields ?? {}).map(([name, kind]) => `${name}: ${kind}`).join(", ") || "none declared"],

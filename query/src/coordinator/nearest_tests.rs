@@ -1,0 +1,114 @@
+//! Whatever shards are asked for, the answer is the nearest of all of them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::{collection::vec, prelude::*};
+use shoal_schemas::{Collection, Metric, Partition, Point, PointId, control::Claim, route, v1};
+
+use crate::{
+    Coordinator,
+    call::Call,
+    client::memory::{Node, Nodes},
+    coordinator::{HomeCluster, Limits},
+    merge::by_distance_then_id,
+    shard_map::{Maps, Replica, ShardMap},
+};
+
+/// Places of points; those of the first shard are drawn together by so much.
+#[derive(Clone, Debug)]
+struct Points {
+    shards: u32,
+    places: Vec<u16>,
+    crowding: u16,
+}
+
+fn points() -> impl Strategy<Value = Points> {
+    (2u32..12, vec(0u16..2000, 0..150), 1u16..50).prop_map(|(shards, places, crowding)| Points {
+        shards,
+        places,
+        crowding,
+    })
+}
+
+proptest! {
+    // Each case is a whole coordinator.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn asking_shards_for_their_share_answers_what_asking_them_for_all_does(
+        points in points(), k in 1u32..40, offset in 0u32..20, after in proptest::option::of(0u16..2000),
+        most in proptest::option::of(0u16..2000),
+    ) {
+        let docs = Collection::new(
+            "docs".parse().unwrap(), 2.try_into().unwrap(), Metric::L2, points.shards,
+        );
+        let node = Node::new("a");
+        let claim = Claim { node: "a".into(), address: "a".into(), ready: true, next_offset: None };
+        let claims = (0..points.shards).map(|shard| {
+            node.host(&docs, Partition(shard));
+            let owner = Replica::owner(claim.clone(), shoal_schemas::Offset(0));
+            (docs.name.clone(), Partition(shard), owner)
+        });
+        let map = ShardMap::new([docs.clone()], claims, true);
+        let mut all = Vec::new();
+        for (number, place) in points.places.iter().enumerate() {
+            let id = PointId::new(&format!("p{number}")).unwrap();
+            let is_crowded = route::partition_of(&docs, &id).0 == 0;
+            let place = if is_crowded { place / points.crowding } else { *place };
+            let point = v1::Point {
+                id: id.as_str().into(),
+                vector: vec![f32::from(place), 0.0],
+                ..v1::Point::default()
+            };
+            let (id, point) = Point::from_proto(point, &docs).unwrap();
+            node.upsert(&docs, &id, &point).unwrap();
+            all.push(v1::Hit {
+                id: id.as_str().into(),
+                distance: f32::from(place) * f32::from(place),
+                ..v1::Hit::default()
+            });
+        }
+        let after = after.filter(|_| offset == 0).map(|at| v1::After {
+            distance: f32::from(at) * f32::from(at),
+            id: "p5".into(),
+        });
+        let most = most.map(|at| f32::from(at) * f32::from(at));
+        all.sort_by(by_distance_then_id);
+        all.retain(|hit| {
+            let is_behind = after.as_ref().is_none_or(|after| {
+                let last = v1::Hit {
+                    id: after.id.clone(),
+                    distance: after.distance,
+                    ..v1::Hit::default()
+                };
+                by_distance_then_id(hit, &last).is_gt()
+            });
+            is_behind && most.is_none_or(|most| hit.distance <= most)
+        });
+        let expected: Vec<String> = all
+            .into_iter()
+            .skip(offset.try_into().unwrap())
+            .take(k.try_into().unwrap())
+            .map(|hit| hit.id)
+            .collect();
+        let (_keep, maps) = Maps::channel(map);
+        let nodes = Arc::new(Nodes::default().with("a", node));
+        let coordinator = Coordinator::new(Limits::default(), maps, nodes, HomeCluster::default());
+        let request = v1::SearchRequest {
+            collection: "docs".into(),
+            vector: vec![0.0, 0.0],
+            k,
+            offset,
+            after,
+            max_distance: most,
+            exact: true,
+            ..v1::SearchRequest::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let call = Call::within(Duration::from_secs(60));
+        let answer = runtime.block_on(coordinator.search(request, call)).unwrap();
+        let found: Vec<String> = answer.hits.into_iter().map(|hit| hit.id).collect();
+        prop_assert_eq!(found, expected);
+    }
+}
