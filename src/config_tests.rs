@@ -94,7 +94,7 @@ fn roles_do_not_share_a_port() {
 }
 
 #[test]
-fn either_kind_of_ownership_can_be_set() {
+fn each_kind_of_ownership_can_be_set() {
     let settings = read("[indexer.ownership]\nkind = 'static'\nshards = [1, 2]\n").unwrap();
     let Ownership::Static { shards } = settings.indexer.ownership else {
         panic!("{:?}", settings.indexer.ownership);
@@ -105,6 +105,46 @@ fn either_kind_of_ownership_can_be_set() {
         panic!("{:?}", settings.indexer.ownership);
     };
     assert_eq!(group, "mine");
+    let settings = read("[indexer.ownership]\nkind = 'ring'\nlease = '3s'\n").unwrap();
+    let lease = Duration::from_secs(3);
+    assert_eq!(settings.indexer.ownership, Ownership::Ring { lease });
+}
+
+#[test]
+fn a_ring_wants_a_name_without_a_slash_and_labels_within_bounds() {
+    let text = "
+        [indexer]
+        node = 'a/b'
+        weight = 17
+        labels = { gpu = '' }
+        [indexer.ownership]
+        kind = 'ring'
+        lease = '1ms'
+        [indexer.announce.etcd]
+        endpoints = ['https://a:1']
+    ";
+    let faults = read(text).unwrap_err();
+    let named = ["indexer.node", "weight", "labels", "lease", "announce.etcd"];
+    for name in named {
+        let is_named = faults.iter().any(|fault| fault.contains(name));
+        assert!(is_named, "{name}: {faults:#?}");
+    }
+    assert_eq!(faults.len(), named.len(), "{faults:#?}");
+}
+
+#[test]
+fn an_edge_node_has_regions_and_needs_somewhere_to_keep_what_it_is_to_give_later() {
+    let regions = "[{ name = 'eu', address = 'eu.example:7730' }]";
+    let text = format!("[query.edge]\nregions = {regions}\nmax_stale = '10m'\n");
+    let faults = read(&text).unwrap_err();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("query.cache.memory"), "{faults:?}");
+    let settings = read(&format!("{text}[query.cache]\nmemory = '8 MiB'\n")).unwrap();
+    assert!(settings.query.edge.is_edge());
+    let faults = read(&format!(
+        "{text}[query.cache]\nmemory = '8 MiB'\nkeep = '1m'\n"
+    ));
+    assert!(faults.unwrap_err()[0].contains("query.cache.keep"));
 }
 
 #[test]
@@ -134,6 +174,7 @@ fn what_is_printed_reads_back_and_hides_secrets() {
     settings.query.default_deadline = Duration::from_millis(1234);
     let mut secretive = settings.clone();
     secretive.query.embedding.api_key = Some("hunter2".into());
+    secretive.query.cache.redis = Some("redis://me:hunter2@127.0.0.1:6379".into());
     for settings in [&settings, &secretive] {
         let text = settings.to_toml();
         assert!(!text.contains("hunter2"), "{text}");

@@ -16,7 +16,7 @@ use shoal_runtime::{
 use shoal_schemas::avro::{NoRegistry, WriterSchemas};
 use shoal_topic::{
     Cluster, Deps,
-    control::{ControlLog, EnsureError},
+    control::{ControlHandle, ControlLog, EnsureError},
     kafka,
     registry::{Registry, RegistryError},
 };
@@ -112,6 +112,24 @@ impl Roles {
         Ok(Self { deps, registry })
     }
 
+    /// What a query node is given that learns its shard map without Kafka, or needs none.
+    pub fn without_kafka(metrics: PrometheusHandle, tasks: Tasks) -> Self {
+        telemetry::keep_small(metrics.clone(), &tasks);
+        let deps = Deps {
+            cluster: Cluster::absent(),
+            control: ControlHandle::absent(),
+            clock: System::shared(),
+            schemas: Arc::new(NoRegistry),
+            readiness: Readiness::default(),
+            metrics,
+            tasks,
+        };
+        Self {
+            deps,
+            registry: None,
+        }
+    }
+
     /// Starts a role and returns where it listens.
     ///
     /// # Errors
@@ -129,6 +147,19 @@ impl Roles {
             }
             Role::Indexer => {
                 let bound = shoal_indexer::start(&settings.indexer, &self.deps).await?;
+                Listens {
+                    grpc: bound.grpc,
+                    http: bound.http,
+                }
+            }
+            Role::Query if settings.query.edge.is_edge() => {
+                let deps = shoal_query::EdgeDeps {
+                    clock: self.deps.clock.clone(),
+                    readiness: self.deps.readiness.clone(),
+                    metrics: self.deps.metrics.clone(),
+                    tasks: self.deps.tasks.clone(),
+                };
+                let bound = shoal_query::start_edge(&settings.query, &deps).await?;
                 Listens {
                     grpc: bound.grpc,
                     http: bound.http,

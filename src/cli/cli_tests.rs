@@ -24,6 +24,15 @@ fn every_verb_reads() {
         "collection list --json",
         "collection describe docs",
         "collection drop docs --delete-topics",
+        "collection create docs-wide --dim 4 --metric cosine --partitions 2 --reads docs",
+        "alias set live docs --kafka a:1",
+        "alias list --json",
+        "alias drop live",
+        "reindex docs --m 24 --ef-construction 64 --ef-search 32 --quantization f16 --metric l2 \
+         --field year=integer --as docs-new --timeout 6h --linger 1m --keep-old",
+        "reindex docs --partitions 16 --anew --delete-topic",
+        "reindex docs --to docs-e5",
+        "reindex docs --abort",
         "publish docs - --format jsonl --rate 10.5 --on-fault skip --quiet",
         "publish docs v.npy --meta m.jsonl.gz --id-field key --ignore a --ignore b",
         "publish docs x.jsonl --framing confluent --registry http://r:1/x --origin eu",
@@ -83,6 +92,11 @@ fn what_makes_no_sense_is_refused() {
         "dlq retry docs --all --delete",
         "dlq list docs --reason nonsense",
         "dlq show docs here",
+        "alias set live",
+        "reindex",
+        "reindex docs --to docs-e5 --m 8",
+        "reindex docs --to docs-e5 --as docs-new",
+        "reindex docs --partitions 8 --keep-old --delete-topic",
         "config --check --print",
     ];
     for line in lines {

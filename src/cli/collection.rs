@@ -15,6 +15,7 @@ use shoal_schemas::{
     Quantization, ReplicaSet,
     collection::{FieldKindError, default_delete_retention_ms, default_max_record_bytes},
     control::Claim,
+    placement::Labels,
     vector::Dim,
 };
 use shoal_topic::{collections, control::ControlState};
@@ -60,6 +61,17 @@ pub(super) struct Create {
     /// Route by the part of the key before the first `/`
     #[arg(long)]
     route_by_key_prefix: bool,
+    /// Route by ranges of ids: where one shard ends and the next begins. Give it once a key,
+    /// ascending byte by byte, one less than there are partitions
+    #[arg(long = "split-key", value_name = "KEY")]
+    split_keys: Vec<String>,
+    /// A label that an indexer has to have to be given a shard, such as gpu=true. Give it once a
+    /// label
+    #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
+    placement: Vec<(String, String)>,
+    /// The same only for the shards that hold ids of a tenant, such as hot:gpu=true
+    #[arg(long, value_name = "TENANT:NAME=VALUE", value_parser = tenant_label)]
+    tenant_placement: Vec<(String, (String, String))>,
     /// Edges of a node of the graph
     #[arg(long)]
     m: Option<u16>,
@@ -85,6 +97,9 @@ pub(super) struct Create {
     /// float, boolean and timestamp. Give it once a field
     #[arg(long = "field", value_name = "NAME=KIND", value_parser = field)]
     fields: Vec<(String, FieldKind)>,
+    /// A collection whose topic it reads instead of one of its own
+    #[arg(long, value_name = "COLLECTION", value_parser = collection_name)]
+    reads: Option<CollectionName>,
     #[command(flatten)]
     kafka: KafkaFlag,
 }
@@ -126,7 +141,7 @@ pub(super) struct Drop {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum MetricArg {
+pub(super) enum MetricArg {
     Cosine,
     #[value(alias = "inner_product")]
     InnerProduct,
@@ -140,11 +155,32 @@ enum PartitionerArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum QuantizationArg {
+pub(super) enum QuantizationArg {
     F32,
     F16,
     Bf16,
     I8,
+}
+
+impl From<MetricArg> for Metric {
+    fn from(metric: MetricArg) -> Self {
+        match metric {
+            MetricArg::Cosine => Self::Cosine,
+            MetricArg::InnerProduct => Self::InnerProduct,
+            MetricArg::L2 => Self::L2,
+        }
+    }
+}
+
+impl From<QuantizationArg> for Quantization {
+    fn from(quantization: QuantizationArg) -> Self {
+        match quantization {
+            QuantizationArg::F32 => Self::F32,
+            QuantizationArg::F16 => Self::F16,
+            QuantizationArg::Bf16 => Self::Bf16,
+            QuantizationArg::I8 => Self::I8,
+        }
+    }
 }
 
 fn dim(text: &str) -> Result<Dim, Usage> {
@@ -154,7 +190,7 @@ fn dim(text: &str) -> Result<Dim, Usage> {
     Dim::try_from(number).map_err(|error| Usage(error.to_string()))
 }
 
-fn duration(text: &str) -> Result<Duration, Usage> {
+pub(super) fn duration(text: &str) -> Result<Duration, Usage> {
     humantime_serde::re::humantime::parse_duration(text)
         .map_err(|error| Usage(format!("{error}; write it as 7days or 12h")))
 }
@@ -171,7 +207,7 @@ impl Verb {
     }
 }
 
-fn field(text: &str) -> Result<(String, FieldKind), Usage> {
+pub(super) fn field(text: &str) -> Result<(String, FieldKind), Usage> {
     // The kind has no `=`, a name may have one.
     let (name, kind) = text
         .rsplit_once('=')
@@ -182,15 +218,57 @@ fn field(text: &str) -> Result<(String, FieldKind), Usage> {
     Ok((name.to_owned(), kind))
 }
 
-impl Create {
-    fn declared(&self) -> Result<BTreeMap<String, FieldKind>, Usage> {
-        let mut fields = BTreeMap::new();
-        for (name, kind) in &self.fields {
-            if fields.insert(name.clone(), *kind).is_some() {
-                return Err(Usage(format!("field `{name}` is given twice")));
-            }
+fn label(text: &str) -> Result<(String, String), Usage> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| Usage(format!("`{text}` says no value; write it as gpu=true")))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn tenant_label(text: &str) -> Result<(String, (String, String)), Usage> {
+    let parts = text.split_once('=').and_then(|(head, value)| {
+        // A tenant may hold a colon, a label's name may not.
+        let (tenant, name) = head.rsplit_once(':')?;
+        Some((tenant.to_owned(), (name.to_owned(), value.to_owned())))
+    });
+    parts.ok_or_else(|| Usage(format!("`{text}` does not read; write it as hot:gpu=true")))
+}
+
+fn add_label(labels: &mut Labels, (name, value): &(String, String)) -> Result<(), Usage> {
+    match labels.insert(name.clone(), value.clone()) {
+        None => Ok(()),
+        Some(_) => Err(Usage(format!("label `{name}` is given twice"))),
+    }
+}
+
+/// Declared fields, each once.
+pub(super) fn declared(
+    given: &[(String, FieldKind)],
+) -> Result<BTreeMap<String, FieldKind>, Usage> {
+    let mut fields = BTreeMap::new();
+    for (name, kind) in given {
+        if fields.insert(name.clone(), *kind).is_some() {
+            return Err(Usage(format!("field `{name}` is given twice")));
         }
-        Ok(fields)
+    }
+    Ok(fields)
+}
+
+impl Create {
+    fn labels(&self) -> Result<Labels, Usage> {
+        let mut labels = Labels::new();
+        self.placement
+            .iter()
+            .try_for_each(|given| add_label(&mut labels, given))?;
+        Ok(labels)
+    }
+
+    fn labels_by_tenant(&self) -> Result<BTreeMap<String, Labels>, Usage> {
+        let mut all: BTreeMap<String, Labels> = BTreeMap::new();
+        for (tenant, given) in &self.tenant_placement {
+            add_label(all.entry(tenant.clone()).or_default(), given)?;
+        }
+        Ok(all)
     }
 
     fn definition(&self) -> Result<Collection, Usage> {
@@ -208,11 +286,7 @@ impl Create {
         let collection = Collection {
             name: self.name.clone(),
             dim: self.dim,
-            metric: match self.metric {
-                MetricArg::Cosine => Metric::Cosine,
-                MetricArg::InnerProduct => Metric::InnerProduct,
-                MetricArg::L2 => Metric::L2,
-            },
+            metric: self.metric.into(),
             partitions: self.partitions,
             partitioner: match self.partitioner {
                 PartitionerArg::Murmur2 => Partitioner::Murmur2,
@@ -223,18 +297,17 @@ impl Create {
                 m: self.m.unwrap_or(defaults.m),
                 ef_construction: self.ef_construction.unwrap_or(defaults.ef_construction),
                 ef_search: self.ef_search.unwrap_or(defaults.ef_search),
-                quantization: match self.quantization {
-                    None => defaults.quantization,
-                    Some(QuantizationArg::F32) => Quantization::F32,
-                    Some(QuantizationArg::F16) => Quantization::F16,
-                    Some(QuantizationArg::Bf16) => Quantization::Bf16,
-                    Some(QuantizationArg::I8) => Quantization::I8,
-                },
+                quantization: (self.quantization).map_or(defaults.quantization, Quantization::from),
             },
             replication_factor: self.replication_factor,
             delete_retention_ms,
             max_record_bytes,
-            fields: self.declared()?,
+            fields: declared(&self.fields)?,
+            split_keys: self.split_keys.clone(),
+            placement: self.labels()?,
+            tenant_placement: self.labels_by_tenant()?,
+            reads: self.reads.clone(),
+            fed_by: None,
         };
         collection
             .check()
@@ -258,7 +331,7 @@ impl Create {
             io::stdout(),
             "collection `{}` {what}: topic {} with {} partitions",
             made.collection.name,
-            made.collection.name.topic(),
+            made.collection.topic(),
             made.collection.partitions
         )?;
         Ok(())
@@ -417,7 +490,7 @@ mod tests {
 
     use shoal_schemas::FieldKind;
 
-    use super::field;
+    use super::{field, label, tenant_label};
 
     #[test]
     fn a_field_is_a_name_and_a_kind() {
@@ -427,5 +500,14 @@ mod tests {
             let refused = field(text).unwrap_err().to_string();
             assert!(refused.contains("keyword"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_label_has_a_value_and_may_be_a_tenants() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(label("zone=a=b").unwrap(), pair("zone", "a=b"));
+        let of_tenant = tenant_label("a:b:gpu=true").unwrap();
+        assert_eq!(of_tenant, ("a:b".to_owned(), pair("gpu", "true")));
+        assert!(label("gpu").is_err() && tenant_label("gpu=a:b").is_err());
     }
 }

@@ -161,14 +161,14 @@ fn place(origin: &Origin, collection: &CollectionName) -> String {
 impl List {
     async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        link.collection(&self.collection)?;
-        let listing = dlq::list(&link.cluster, &self.collection, self.which.filter()).await;
+        let home = link.collection(&self.collection)?.home().clone();
+        let listing = dlq::list(&link.cluster, &home, self.which.filter()).await;
         link.close().await;
         let listing = listing?;
         let mut out = io::stdout().lock();
         if self.json {
             for entry in &listing.entries {
-                writeln!(out, "{}", self.entry(entry))?;
+                writeln!(out, "{}", told(entry, &home))?;
             }
         } else {
             let mut table = Table::new(["RECORD", "REASON", "ID", "BYTES", "DETAIL"]);
@@ -183,7 +183,7 @@ impl List {
                     entry.value_bytes.to_string()
                 };
                 table.row([
-                    place(&entry.origin, &self.collection),
+                    place(&entry.origin, &home),
                     entry.reason.to_string(),
                     entry.id.clone().unwrap_or_default(),
                     bytes,
@@ -214,23 +214,23 @@ impl List {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    fn entry(&self, entry: &Listed) -> Json {
-        json!({
-            "record": place(&entry.origin, &self.collection),
-            "topic": entry.origin.topic,
-            "partition": entry.origin.partition,
-            "offset": entry.origin.offset,
-            "reason": entry.reason.code(),
-            "detail": entry.detail,
-            "id": entry.id,
-            "time_ms": entry.time_ms,
-            "value_bytes": entry.value_bytes,
-            "is_delete": entry.is_delete,
-            "is_withheld": entry.is_withheld,
-            "is_retried": entry.is_retried,
-        })
-    }
+fn told(entry: &Listed, home: &CollectionName) -> Json {
+    json!({
+        "record": place(&entry.origin, home),
+        "topic": entry.origin.topic,
+        "partition": entry.origin.partition,
+        "offset": entry.origin.offset,
+        "reason": entry.reason.code(),
+        "detail": entry.detail,
+        "id": entry.id,
+        "time_ms": entry.time_ms,
+        "value_bytes": entry.value_bytes,
+        "is_delete": entry.is_delete,
+        "is_withheld": entry.is_withheld,
+        "is_retried": entry.is_retried,
+    })
 }
 
 async fn find(link: &KafkaLink, name: &CollectionName, record: &Origin) -> anyhow::Result<Entry> {
@@ -243,8 +243,8 @@ async fn find(link: &KafkaLink, name: &CollectionName, record: &Origin) -> anyho
 impl Show {
     async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        link.collection(&self.collection)?;
-        let found = find(&link, &self.collection, &self.record).await;
+        let home = link.collection(&self.collection)?.home().clone();
+        let found = find(&link, &home, &self.record).await;
         link.close().await;
         let entry = found?;
         let value = entry.record.value.as_deref();
@@ -304,14 +304,15 @@ impl Retry {
             None => Correction::Unchanged,
         };
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        let collection = link.collection(&self.collection)?;
+        let collection = link.written(&self.collection)?;
+        let home = collection.home().clone();
         let schemas = link.schemas(context)?;
         let config = PublishConfig::default();
         let publisher =
             Publisher::new(&link.cluster, link.clock.clone(), collection, config).await?;
         let code = match &self.record {
             Some(record) => {
-                let entry = find(&link, &self.collection, record).await?;
+                let entry = find(&link, &home, record).await?;
                 let token = dlq::retry(&entry, correction, &publisher, &schemas).await?;
                 writeln!(io::stdout(), "{token}")?;
                 ExitCode::SUCCESS
@@ -321,7 +322,7 @@ impl Retry {
                 let retried = dlq::retry_all(&link.cluster, filter, &publisher, &schemas).await;
                 let mut out = io::stdout().lock();
                 for (origin, token) in &retried.done {
-                    writeln!(out, "{}  {token}", place(origin, &self.collection))?;
+                    writeln!(out, "{}  {token}", place(origin, &home))?;
                 }
                 let mut err = io::stderr().lock();
                 for (_, error) in &retried.refused {

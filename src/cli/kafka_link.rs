@@ -1,6 +1,6 @@
 //! A verb's own link to Kafka: clients, and the control topic read to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use shoal_runtime::{
@@ -88,13 +88,29 @@ impl KafkaLink {
         })
     }
 
-    /// The definition of a collection.
+    /// The definition of what a name stands for.
     pub(super) fn collection(&self, name: &CollectionName) -> anyhow::Result<Collection> {
-        let collections = &self.state.collections;
-        match collections.get(name) {
+        self.known(name, self.state.resolve(name))
+    }
+
+    /// The definition of the collection that writes for a name go to.
+    pub(super) fn written(&self, name: &CollectionName) -> anyhow::Result<Collection> {
+        self.known(name, self.state.written(name))
+    }
+
+    fn known(
+        &self,
+        name: &CollectionName,
+        found: Option<&Collection>,
+    ) -> anyhow::Result<Collection> {
+        match found {
             Some(found) => Ok(found.clone()),
             None => {
-                let known: Vec<&str> = collections.keys().map(CollectionName::as_str).collect();
+                let names: BTreeSet<&str> = (self.state.collections.keys())
+                    .chain(self.state.aliases.keys())
+                    .map(CollectionName::as_str)
+                    .collect();
+                let known: Vec<&str> = names.into_iter().collect();
                 let known = match known.as_slice() {
                     [] => "none".to_owned(),
                     names => names.join(", "),

@@ -4,16 +4,19 @@
 //! its causes; the exit code is 2 for what the caller wrote (flags, settings), else 1.
 
 mod addresses;
+mod alias;
 mod collection;
 mod config;
 mod demo;
 mod dlq;
 mod kafka_link;
+mod map;
 mod narrow;
 mod patch;
 mod publish;
 mod query_link;
 mod read;
+mod reindex;
 mod role;
 mod scroll;
 mod search;
@@ -74,6 +77,15 @@ enum Verb {
     /// Create, list, describe and drop collections
     #[command(subcommand)]
     Collection(collection::Verb),
+    /// Write and check the shard map as a file, for query nodes without Kafka
+    #[command(subcommand)]
+    Map(map::Verb),
+    /// Set, list and drop other names of collections
+    #[command(subcommand)]
+    Alias(alias::Verb),
+    /// Build a collection anew with another index, other shards or another model, and move its users
+    /// over
+    Reindex(Box<reindex::Reindex>),
     /// Publish points from a file or standard input
     Publish(publish::Publish),
     /// Change part of a point
@@ -172,6 +184,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Indexer(verb) => verb.run(crate::roles::Role::Indexer, &context?).await,
         Verb::Query(verb) => verb.run(crate::roles::Role::Query, &context?).await,
         Verb::Collection(verb) => verb.run(&context?).await,
+        Verb::Map(verb) => verb.run(&context?).await,
+        Verb::Alias(verb) => verb.run(&context?).await,
+        Verb::Reindex(verb) => verb.run(&context?).await,
         Verb::Publish(verb) => verb.run(&context?).await,
         Verb::Patch(verb) => verb.run(&context?).await,
         Verb::Delete(verb) => verb.run(&context?).await,

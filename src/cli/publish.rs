@@ -19,7 +19,7 @@ use shoal_producer::{
 };
 use shoal_runtime::chain;
 use shoal_schemas::{
-    CollectionName, PointId, RegionName, Token,
+    Collection, CollectionName, PointId, RegionName, Token,
     avro::{Framing, SCHEMA_JSON},
 };
 use tokio_util::sync::CancellationToken;
@@ -202,10 +202,10 @@ impl Publish {
     pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
         context.quiet_logs()?;
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        let collection = link.collection(&self.collection)?;
+        let collection = link.written(&self.collection)?;
         let config = PublishConfig {
             origin: self.origin.clone(),
-            framing: self.framing(context, &link).await?,
+            framing: self.framing(context, &link, &collection).await?,
             versions: true,
         };
         let input = Input::parse(&self.input);
@@ -228,7 +228,12 @@ impl Publish {
         end(link, &self.pace, "published", outcome).await
     }
 
-    async fn framing(&self, context: &Context, link: &KafkaLink) -> anyhow::Result<Framing> {
+    async fn framing(
+        &self,
+        context: &Context,
+        link: &KafkaLink,
+        collection: &Collection,
+    ) -> anyhow::Result<Framing> {
         let mut settings = context.loaded.settings.clone();
         if self.registry.is_some() {
             settings.registry.url.clone_from(&self.registry);
@@ -239,7 +244,7 @@ impl Publish {
         match roles::connect_registry(&settings, &link.clock)? {
             Some(registry) => {
                 // What other producers' serializers call it by default.
-                let subject = format!("{}-value", self.collection.topic());
+                let subject = format!("{}-value", collection.topic());
                 let schema_id = registry.register(&subject, SCHEMA_JSON).await?;
                 Ok(Framing::Confluent { schema_id })
             }
@@ -268,7 +273,7 @@ impl Delete {
             return patch::delete_if(context, gateway, collection, id, version).await;
         }
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        let collection = link.collection(&self.collection)?;
+        let collection = link.written(&self.collection)?;
         let config = PublishConfig::default();
         let publisher =
             Publisher::new(&link.cluster, link.clock.clone(), collection, config).await?;

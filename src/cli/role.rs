@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Args;
+use shoal_query::source::Source;
 use shoal_runtime::{
     config::{ConfigError, Validate},
     tasks::Tasks,
@@ -47,7 +48,14 @@ impl Run {
         let metrics = telemetry::init(&settings.telemetry)?;
         let tasks = Tasks::new(CancellationToken::new());
         stop_on_signals(&tasks)?;
-        let roles = Roles::build(&settings, metrics, tasks.clone()).await?;
+        let query = &settings.query;
+        let learns_elsewhere = query.edge.is_edge() || query.map.source != Source::Control;
+        let needs_kafka = role != Role::Query || !learns_elsewhere;
+        let roles = if needs_kafka {
+            Roles::build(&settings, metrics, tasks.clone()).await?
+        } else {
+            Roles::without_kafka(metrics, tasks.clone())
+        };
         let listens = roles.start(role, &settings).await?;
         {
             let mut out = io::stdout().lock();

@@ -135,6 +135,8 @@ impl Create {
         let wanted = request(v1::GetCollectionRequest { name: name.clone() }, PATIENCE);
         let found = node.get_collection(wanted).await;
         let found = found.map_err(|status| told(&status))?.into_inner();
+        // Its own, where it was asked for by an alias.
+        let name = found.collection.map_or(name, |found| found.name);
         let owners = found.shards.into_iter();
         let owners: Vec<_> = owners
             .filter(|owner| self.shard.is_none_or(|shard| shard == owner.shard))

@@ -104,7 +104,7 @@ impl Stage {
     /// Asks the broker for the topic's ends and the indexer for its shards.
     pub(super) async fn progress(&mut self) -> anyhow::Result<Progress> {
         let collection = self.publisher.collection();
-        let topic = collection.name.topic();
+        let topic = collection.topic();
         let partitions: Vec<TopicPartition> = (0..collection.partitions)
             .map(|partition| TopicPartition {
                 topic: topic.clone().into(),

@@ -22,7 +22,7 @@ use super::{Shard, connect, request, told};
 
 /// Where a copy of a shard is.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(in crate::cli) enum Place {
     /// An indexer's address.
     Indexer(String),
     /// A folder, and the shard in it.
@@ -46,7 +46,11 @@ impl fmt::Debug for Place {
 
 impl Place {
     /// Gets ready to ask it.
-    pub(super) async fn open(&self, shard: &Shard, timeout: Duration) -> anyhow::Result<Copy> {
+    pub(in crate::cli) async fn open(
+        &self,
+        shard: &Shard,
+        timeout: Duration,
+    ) -> anyhow::Result<Copy> {
         Ok(match self {
             Self::Indexer(address) => Copy::Indexer {
                 client: Box::new(v1::shard_upkeep_client::ShardUpkeepClient::new(
@@ -61,10 +65,10 @@ impl Place {
 }
 
 /// Positions a copy was asked at.
-pub(super) type At = Vec<v1::SourcePosition>;
+pub(in crate::cli) type At = Vec<v1::SourcePosition>;
 
 /// A copy that can be asked what it has.
-pub(super) enum Copy {
+pub(in crate::cli) enum Copy {
     Indexer {
         client: Box<v1::shard_upkeep_client::ShardUpkeepClient<Channel>>,
         shard: Shard,
@@ -75,7 +79,7 @@ pub(super) enum Copy {
 
 impl Copy {
     /// Its digest in parts.
-    pub(super) async fn buckets(&self) -> anyhow::Result<(Buckets, At)> {
+    pub(in crate::cli) async fn buckets(&self) -> anyhow::Result<(Buckets, At)> {
         let found = match self {
             Self::Indexer {
                 client,
@@ -103,7 +107,7 @@ impl Copy {
     }
 
     /// What it has in at most [`MAX_BUCKETS`] parts, if it is still there.
-    pub(super) async fn rows(
+    pub(in crate::cli) async fn rows(
         &self,
         buckets: &[Bucket],
         at: &At,

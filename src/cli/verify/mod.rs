@@ -4,7 +4,7 @@
 //! the same sources to the same offsets, and then some of the points are named; elsewhere the
 //! answer is "not yet", never "different".
 
-mod copies;
+pub(super) mod copies;
 mod differences;
 
 use std::{
@@ -84,7 +84,7 @@ struct Facts {
     positions: BTreeMap<String, u64>,
 }
 
-type Shard = (String, u32);
+pub(super) type Shard = (String, u32);
 
 /// How a shard compares with its counterpart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +263,8 @@ impl Verify {
             let wanted = v1::GetCollectionRequest { name: name.clone() };
             let found = node.get_collection(request(wanted, timeout)).await;
             let found = found.map_err(|status| told(&status))?.into_inner();
+            // Its own, where it was asked for by an alias.
+            let name = found.collection.map_or(name, |found| found.name);
             let owners = found.shards.into_iter();
             for owner in owners.filter(|owner| self.shard.is_none_or(|one| one == owner.shard)) {
                 let outcome = indexers.status(&name, &owner).await;

@@ -1,0 +1,391 @@
+//! `shoal reindex`: a collection built anew beside the one that serves, and its users moved over.
+//!
+//! The new generation is a collection of its own. With the same shards it reads the topic that is
+//! there; with others it has a topic of its own, which this process feeds until producers have
+//! switched ([`shoal_producer::feed`]); or it is a collection that its owner fills, after a change of
+//! the model. When it holds what the old one holds, the name is made to stand for it by one record of
+//! the control topic, and the old one is dropped a while later.
+//!
+//! Everything that is done can be done again: a run that was killed is found by the next one under
+//! `reindex/<name>` and gone on with, or taken back with `--abort`. The latest run is the one that is
+//! at it; an earlier one that still lives stops when it sees that.
+
+mod generation;
+mod job;
+mod same;
+mod steps;
+mod upkeep;
+
+use std::{
+    cell::OnceCell,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use shoal_runtime::{
+    clock::Stopwatch,
+    tasks::{Tasks, cancel_on_signal},
+};
+use shoal_schemas::{Collection, CollectionName, FieldKind};
+use shoal_topic::control::ControlState;
+use tokio_util::sync::CancellationToken;
+
+use self::{job::Job, steps::Steps};
+use super::{
+    Context, Usage,
+    addresses::KafkaFlag,
+    collection::{MetricArg, QuantizationArg, duration, field},
+    kafka_link::{Fresh, KafkaLink, collection_name},
+};
+
+/// What is said of a collection that is made, and not of one that is there.
+const OF_ONE_MADE: [&str; 9] = [
+    "m",
+    "ef_construction",
+    "ef_search",
+    "quantization",
+    "metric",
+    "fields",
+    "partitions",
+    "anew",
+    "called",
+];
+/// The time was over; the next run goes on.
+const TIMED_OUT: u8 = 3;
+/// Another run is at it.
+const OVERTAKEN: u8 = 4;
+/// As of a program that a signal has ended.
+const INTERRUPTED: u8 = 130;
+
+/// What to build anew, and how.
+///
+/// Ends with 0 when the name stands for the new collection, or when there was nothing to do; with 1
+/// when it failed, 2 for a wrong command line, 3 when the time was over (the next run goes on), 4 when
+/// another run has taken over, and 130 when it was interrupted.
+#[derive(Debug, Args)]
+pub(super) struct Reindex {
+    /// The name whose users are moved: an alias, or a collection's own name
+    #[arg(value_parser = collection_name)]
+    name: CollectionName,
+    /// A collection that is there already, such as one with another model's embeddings of the same ids
+    #[arg(long, value_name = "COLLECTION", value_parser = collection_name, conflicts_with_all = OF_ONE_MADE)]
+    to: Option<CollectionName>,
+    /// The new collection's name [default: NAME-g2, NAME-g3, ...]
+    #[arg(long = "as", value_name = "COLLECTION", value_parser = collection_name)]
+    called: Option<CollectionName>,
+    /// Edges of a node of the graph
+    #[arg(long)]
+    m: Option<u16>,
+    /// Beam width while the graph is built
+    #[arg(long)]
+    ef_construction: Option<u16>,
+    /// Beam width of a search that names none
+    #[arg(long)]
+    ef_search: Option<u16>,
+    /// How the graph keeps its copy of a vector
+    #[arg(long, value_enum)]
+    quantization: Option<QuantizationArg>,
+    /// How distance is measured
+    #[arg(long, value_enum)]
+    metric: Option<MetricArg>,
+    /// The payload fields to filter and group by, in place of those declared now. Give it once a field
+    #[arg(long = "field", value_name = "NAME=KIND", value_parser = field)]
+    fields: Vec<(String, FieldKind)>,
+    /// Shards; another number makes a new topic, which is fed from the old one until producers have
+    /// switched
+    #[arg(long)]
+    partitions: Option<u32>,
+    /// Build it anew even where nothing of it changes
+    #[arg(long)]
+    anew: bool,
+    /// Longest time for all of it, such as 6h; what is built by then stays for the next run
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    timeout: Duration,
+    /// How long the old collection is kept once the name stands for the new one. After a change of the
+    /// shards: how long nobody must have written to the old topic
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    linger: Duration,
+    /// Leave the old collection where it is
+    #[arg(long)]
+    keep_old: bool,
+    /// Delete the old topic too, where the new collection does not read it
+    #[arg(long, conflicts_with = "keep_old")]
+    delete_topic: bool,
+    /// Take back what a run has begun: the name stands for the old collection, and the new one goes
+    #[arg(long)]
+    abort: bool,
+    #[command(flatten)]
+    kafka: KafkaFlag,
+}
+
+/// How a run ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Done,
+    TimedOut,
+    Overtaken,
+    Interrupted,
+}
+
+impl Ending {
+    fn code(self) -> ExitCode {
+        match self {
+            Self::Done => ExitCode::SUCCESS,
+            Self::TimedOut => ExitCode::from(TIMED_OUT),
+            Self::Overtaken => ExitCode::from(OVERTAKEN),
+            Self::Interrupted => ExitCode::from(INTERRUPTED),
+        }
+    }
+}
+
+/// Why a step ends the run without being wrong.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("run ends: {0:?}")]
+struct Ends(Ending);
+
+/// A new generation does not hold what the old one holds.
+#[derive(Debug, thiserror::Error)]
+#[error("`{to}` does not hold what `{from}` holds: {told}")]
+struct NotTheSame {
+    from: CollectionName,
+    to: CollectionName,
+    told: String,
+}
+
+fn say(line: impl std::fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+impl Reindex {
+    pub(super) async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
+        context.quiet_logs()?;
+        let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
+        // Signals end the run and not what it is taken back with.
+        let stop = CancellationToken::new();
+        let signals = Tasks::new(CancellationToken::new());
+        signals.spawn("signals", cancel_on_signal(stop.clone()));
+        let ended = self.go(&link, &stop).await;
+        stop.cancel();
+        link.close().await;
+        Ok(ended?.code())
+    }
+
+    async fn go(&self, link: &KafkaLink, stop: &CancellationToken) -> anyhow::Result<Ending> {
+        let found = link.state.reindexes.get(&self.name);
+        if self.abort {
+            let Some(found) = found else {
+                say(format_args!(
+                    "no re-indexing of `{}` is under way",
+                    self.name
+                ))?;
+                return Ok(Ending::Done);
+            };
+            let job = Job::take_over(link, &self.name, found.clone()).await?;
+            job.take_back(link).await?;
+            return Ok(Ending::Done);
+        }
+        let Some(job) = self.begin(link).await? else {
+            return Ok(Ending::Done);
+        };
+        self.carry_out(link, job, stop).await
+    }
+
+    /// The job of an earlier run, or a new one; `None` if there is nothing to do.
+    async fn begin(&self, link: &KafkaLink) -> anyhow::Result<Option<Job>> {
+        let mut state = link.control.snapshot();
+        if let Some(found) = state.reindexes.get(&self.name) {
+            let goes_on = !self.wishes() || self.wants(&state, found);
+            let job = Job::take_over(link, &self.name, found.clone()).await?;
+            if goes_on {
+                say(format_args!(
+                    "goes on with a run that has ended: `{}` is to become `{}`",
+                    job.entry.from, job.entry.to
+                ))?;
+                return Ok(Some(job));
+            }
+            say("an earlier run wanted something else, it is taken back first")?;
+            job.take_back(link).await?;
+            state = link.control.snapshot();
+        }
+        let Some(old) = state.resolve(&self.name) else {
+            // The usual words, with what there is.
+            link.collection(&self.name)?;
+            return Ok(None);
+        };
+        if let Some(to) = &self.to {
+            let Some(new) = state.collections.get(to) else {
+                return Err(Usage(format!("collection `{to}` does not exist")).into());
+            };
+            if new.name == old.name {
+                say(format_args!("`{}` stands for `{to}` already", self.name))?;
+                return Ok(None);
+            }
+            return Ok(Some(
+                Job::begin(link, &self.name, &old.name, new.clone(), false).await?,
+            ));
+        }
+        let name = match &self.called {
+            Some(name) => name.clone(),
+            None => self.next_name(link, &state).await?,
+        };
+        let new = self.wished(old, name)?;
+        if generation::is_like(old, &new) && !self.anew {
+            if !self.wishes() {
+                return Err(Usage(
+                    "nothing is to change: say --m, --quantization, --partitions, ..., --to, or --anew"
+                        .into(),
+                )
+                .into());
+            }
+            say(format_args!(
+                "`{}` stands for `{}`, which is like that already",
+                self.name, old.name
+            ))?;
+            return Ok(None);
+        }
+        let taken =
+            state.collections.contains_key(&new.name) || state.aliases.contains_key(&new.name);
+        if taken {
+            return Err(Usage(format!(
+                "`{}` is there already; choose another --as",
+                new.name
+            ))
+            .into());
+        }
+        let job = Job::begin(link, &self.name, &old.name, new, true).await?;
+        Ok(Some(job))
+    }
+
+    /// Whether the command line says what to build.
+    fn wishes(&self) -> bool {
+        self.to.is_some()
+            || self.m.is_some()
+            || self.ef_construction.is_some()
+            || self.ef_search.is_some()
+            || self.quantization.is_some()
+            || self.metric.is_some()
+            || self.partitions.is_some()
+            || !self.fields.is_empty()
+            || self.anew
+    }
+
+    /// Whether an earlier run was for what this one is for.
+    fn wants(&self, state: &ControlState, found: &shoal_schemas::control::Reindex) -> bool {
+        if let Some(to) = &self.to {
+            return *to == found.to;
+        }
+        let is_named = self.called.as_ref().is_none_or(|name| *name == found.to);
+        // Killed before it was made: what it was to be like is known by nobody.
+        let (Some(old), Some(new)) = (
+            state.collections.get(&found.from),
+            state.collections.get(&found.to),
+        ) else {
+            return false;
+        };
+        let wished = self.wished(old, found.to.clone());
+        found.made && is_named && wished.is_ok_and(|wished| wished == *new)
+    }
+
+    /// The first name of a generation that nobody has, no topic either.
+    async fn next_name(
+        &self,
+        link: &KafkaLink,
+        state: &ControlState,
+    ) -> anyhow::Result<CollectionName> {
+        let admin = link.cluster.admin.clone();
+        let topics = shoal_runtime::tasks::blocking(move || admin.list_topics()).await?;
+        for number in 2_u32.. {
+            let name: CollectionName = format!("{}-g{number}", self.name).parse()?;
+            let is_taken = state.collections.contains_key(&name)
+                || state.aliases.contains_key(&name)
+                || topics.contains(&name.topic());
+            if !is_taken {
+                return Ok(name);
+            }
+        }
+        Err(Usage("every name is taken; choose one with --as".into()).into())
+    }
+
+    /// The definition of the new generation.
+    fn wished(&self, old: &Collection, name: CollectionName) -> Result<Collection, Usage> {
+        let mut new = old.clone();
+        let partitions = self.partitions.unwrap_or(old.partitions);
+        if partitions == old.partitions {
+            new.reads = Some(old.home().clone());
+            new.fed_by = None;
+        } else {
+            new.reads = None;
+            new.fed_by = Some(old.home().clone());
+        }
+        new.name = name;
+        new.partitions = partitions;
+        let index = &mut new.index;
+        index.m = self.m.unwrap_or(index.m);
+        index.ef_construction = self.ef_construction.unwrap_or(index.ef_construction);
+        index.ef_search = self.ef_search.unwrap_or(index.ef_search);
+        if let Some(quantization) = self.quantization {
+            index.quantization = quantization.into();
+        }
+        if let Some(metric) = self.metric {
+            new.metric = metric.into();
+        }
+        if !self.fields.is_empty() {
+            new.fields = super::collection::declared(&self.fields)?;
+        }
+        new.check().map_err(|error| Usage(error.to_string()))?;
+        Ok(new)
+    }
+
+    /// Carries a job out, and takes it back where that is what is right.
+    async fn carry_out(
+        &self,
+        link: &KafkaLink,
+        job: Job,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Ending> {
+        let steps = Steps {
+            wish: self,
+            link,
+            job: &job,
+            since: Stopwatch::start(),
+            feeding: CancellationToken::new(),
+            fed: OnceCell::new(),
+        };
+        let outcome: anyhow::Result<()> = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(Ends(Ending::Interrupted).into()),
+            outcome = steps.carry_out() => outcome,
+        };
+        steps.stop_feed().await;
+        let Err(error) = outcome else {
+            return Ok(Ending::Done);
+        };
+        let is_flipped = job.is_flipped(&link.control.snapshot());
+        match error.downcast_ref::<Ends>() {
+            Some(Ends(Ending::Interrupted)) if !is_flipped => {
+                job.take_back(link).await?;
+                Ok(Ending::Interrupted)
+            }
+            Some(Ends(ending @ (Ending::TimedOut | Ending::Interrupted))) => {
+                say(format_args!(
+                    "not finished; the same command goes on, `shoal reindex {} --abort` takes it back",
+                    self.name
+                ))?;
+                Ok(*ending)
+            }
+            Some(Ends(ending)) => Ok(*ending),
+            None if error.is::<NotTheSame>() && !is_flipped => {
+                job.take_back(link).await?;
+                Err(error)
+            }
+            None => Err(error.context(format!(
+                "not finished; the same command goes on, `shoal reindex {} --abort` takes it back",
+                self.name
+            ))),
+        }
+    }
+}
