@@ -146,8 +146,12 @@ fn a_death_at_every_forced_point_loses_nothing_and_doubles_nothing() {
             let mut victim = armed.launch();
             let mut published = 0;
             while victim.child.ended().is_none() {
-                let enough = RECORDS_TO_A_CHECKPOINT * 8;
-                assert!(published < enough, "{point}:{pass} is never reached");
+                if published >= RECORDS_TO_A_CHECKPOINT * 8 {
+                    // Enough is there; a slow machine takes its time to get to it.
+                    let ended = victim.child.ends_within(DEADLINE);
+                    assert!(ended.is_some(), "{point}:{pass} is never reached");
+                    break;
+                }
                 churn(&publisher, &mut model, &mut random, IDS, 1000);
                 published += 1000;
                 victim.child.ends_within(Duration::from_millis(100));

@@ -6,27 +6,36 @@
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test")]
 
+#[path = "../checker/mod.rs"]
+mod checker;
 mod harness;
 
 mod bad_input;
+mod changes;
 mod command_line;
 mod compaction;
 mod copies;
 mod crash;
 mod dead_letters;
+mod edge;
 mod foreign;
 mod full_disk;
+mod history;
 mod local;
 mod main_path;
+mod map_sources;
 mod memory_budget;
 mod observability;
 mod openapi;
 mod outage;
 mod patch;
+mod ranges;
 mod rebalance;
 mod refused_calls;
+mod reindex;
 mod replicas;
 mod restored;
+mod ring;
 mod snapshots;
 mod tenants;
 mod wordnet;

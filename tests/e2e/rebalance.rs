@@ -19,7 +19,7 @@ const DIM: u32 = 16;
 const PARTITIONS: u32 = 4;
 
 /// Low enough for a test, and the least that Kafka allows.
-fn settings(world: &World, name: &str) -> Settings {
+pub(crate) fn settings(world: &World, name: &str) -> Settings {
     world
         .group_indexer(name)
         .small_engine()
@@ -41,7 +41,7 @@ fn addresses(roles: &[&Role]) -> Vec<SocketAddr> {
 }
 
 /// Waits until these indexers, and no other, serve all shards between them.
-fn share(roles: &[&Role], collection: &Collection, each: usize) {
+pub(crate) fn share(roles: &[&Role], collection: &Collection, each: usize) {
     eventually(DEADLINE, "the shards to be shared out", || {
         let parts: Vec<_> = roles.iter().map(|role| shards(role, collection)).collect();
         let all: BTreeSet<u32> = parts.iter().flatten().copied().collect();

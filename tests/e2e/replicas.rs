@@ -1,27 +1,17 @@
 //! Two replica sets over real Kafka: one of them is stopped and killed under queries, and the two
 //! hold the same; what is done once a shard is done by its owner.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
-
 use bytes::Bytes;
 use shoal_runtime::eventually;
 use shoal_schemas::{Collection, v1};
-use tonic::Status;
 
 use crate::harness::{
-    DEADLINE,
-    client::{self, within},
+    DEADLINE, client,
     model::Model,
     role::{Role, Settings},
     seed::Random,
     state::{self, State},
+    steady::Steady,
     topic::{append, dead_letters, home, record},
     wait, workload,
     world::{World, now_ms},
@@ -29,8 +19,6 @@ use crate::harness::{
 
 const DIM: u32 = 16;
 const PARTITIONS: u32 = 4;
-/// How long one query may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 fn indexer(world: &World, name: &str) -> Settings {
     world
@@ -51,65 +39,6 @@ fn serves(role: &Role, collection: &Collection) {
 
 fn held(world: &World, role: &Role, collection: &Collection) -> State {
     state::settled(&[role.settings.grpc], &world.cluster, collection)
-}
-
-/// Queries that go on until they are stopped; every one wants all shards.
-struct Steady {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    failed: Arc<Mutex<Vec<Status>>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Steady {
-    fn start(query: &client::Query, collection: &Collection) -> Self {
-        let mut steady = Self {
-            stop: Arc::default(),
-            answered: Arc::default(),
-            failed: Arc::default(),
-            threads: Vec::new(),
-        };
-        for n in 0..4_u8 {
-            let mut vector = vec![0.5_f32; 16];
-            vector[usize::from(n)] = 2.0;
-            let ask = v1::SearchRequest {
-                read: client::at_least(&[]),
-                ..client::search(collection.name.as_str(), &vector, 10)
-            };
-            let (stop, answered) = (steady.stop.clone(), steady.answered.clone());
-            let (failed, mut client) = (steady.failed.clone(), query.search.clone());
-            steady.threads.push(std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    match wait(client.search(within(PATIENCE, ask.clone()))) {
-                        Ok(_) => {
-                            answered.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(status) => failed.lock().unwrap().push(status),
-                    }
-                }
-            }));
-        }
-        steady
-    }
-
-    /// Waits until so many more are answered.
-    #[track_caller]
-    fn more(&self, queries: u64) {
-        let wanted = self.answered.load(Ordering::Relaxed) + queries;
-        eventually(DEADLINE, "queries to be answered", || {
-            (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
-        });
-    }
-
-    #[track_caller]
-    fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
-        let failed = self.failed.lock().unwrap();
-        assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
-    }
 }
 
 #[test]
@@ -148,7 +77,7 @@ fn a_replica_that_stops_or_dies_fails_no_query_and_both_hold_the_same() {
         (found.shards.len() == 4 && found.shards.iter().all(both)).then_some(())
     });
 
-    let steady = Steady::start(&query, &collection);
+    let steady = Steady::start(&query, &collection, None);
     steady.more(400);
     for role in [&owner, &replica] {
         let asked = role.metrics().sum("indexer_searches_total", &[]);

@@ -86,7 +86,7 @@ fn a_store_is_listed_verified_and_restored_without_anything_else() {
         "{table}"
     );
 
-    let to = folder::fresh("restored");
+    let to = folder::fresh("restored-by-hand");
     let restore = [
         "snapshot",
         "restore",

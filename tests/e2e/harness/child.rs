@@ -121,6 +121,11 @@ impl Child {
         );
     }
 
+    /// Asks it to end as a person at a terminal does.
+    pub(crate) fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::INT).unwrap();
+    }
+
     /// Waits until it has died of `SIGKILL`, as an armed crash point makes it.
     #[track_caller]
     pub(crate) fn dies(mut self, why: &str) {
@@ -251,7 +256,7 @@ fn clean(command: &mut Command) {
 type Job = (Command, SyncSender<io::Result<Process>>);
 
 /// Starts a process from the one thread that lives as long as this process.
-fn spawn(command: Command) -> io::Result<Process> {
+pub(crate) fn spawn(command: Command) -> io::Result<Process> {
     static SPAWNER: OnceLock<Mutex<SyncSender<Job>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (jobs, taken): (SyncSender<Job>, Receiver<Job>) = sync_channel(0);

@@ -7,14 +7,17 @@
 pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod disk;
+pub(crate) mod etcd;
 pub(crate) mod folder;
 pub(crate) mod kafka;
 pub(crate) mod model;
 pub(crate) mod place;
 pub(crate) mod python;
+pub(crate) mod redis;
 pub(crate) mod role;
 pub(crate) mod seed;
 pub(crate) mod state;
+pub(crate) mod steady;
 pub(crate) mod topic;
 pub(crate) mod workload;
 pub(crate) mod world;

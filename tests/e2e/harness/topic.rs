@@ -26,7 +26,7 @@ pub(crate) fn partition(collection: &CollectionName, number: u32) -> TopicPartit
 /// Where a key belongs.
 pub(crate) fn home(collection: &Collection, id: &str) -> TopicPartition {
     let id = PointId::new(id).unwrap();
-    partition(&collection.name, route::partition_of(collection, &id).0)
+    partition(collection.home(), route::partition_of(collection, &id).0)
 }
 
 /// Appends one record and waits for its place.
@@ -93,7 +93,7 @@ pub(crate) fn read(cluster: &Cluster, at: &TopicPartition) -> Vec<(Offset, Recor
 
 /// Entries of a collection's dead-letter topic, in the order of their origin.
 pub(crate) fn dead_letters(cluster: &Cluster, collection: &Collection) -> Vec<Entry> {
-    let topic = collection.name.dlq_topic();
+    let topic = collection.home().dlq_topic();
     let mut entries: Vec<Entry> = (0..collection.partitions)
         .flat_map(|number| {
             let at = TopicPartition {
@@ -112,7 +112,7 @@ pub(crate) fn dead_letters(cluster: &Cluster, collection: &Collection) -> Vec<En
 pub(crate) fn ends(cluster: &Cluster, collection: &Collection) -> Vec<u64> {
     (0..collection.partitions)
         .map(|number| {
-            let at = partition(&collection.name, number);
+            let at = partition(collection.home(), number);
             let ends = cluster.admin.watermarks(&at, Duration::from_secs(10));
             ends.unwrap().high.0
         })

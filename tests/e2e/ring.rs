@@ -1,0 +1,234 @@
+//! Indexers on a ring, over real Kafka: few shards move when one comes or goes, no query notices a
+//! hand-over, labels are kept, and a stale owner is fenced.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_runtime::eventually;
+use shoal_schemas::{
+    Collection, Metric, Offset, Partition,
+    placement::{Labels, Member, Wanted, assign},
+    v1,
+};
+
+use crate::harness::{
+    DEADLINE, client,
+    model::Model,
+    role::{Role, Settings},
+    seed::Random,
+    state,
+    steady::Steady,
+    workload,
+    world::{World, now_ms},
+};
+
+const DIM: u32 = 16;
+const PARTITIONS: u32 = 8;
+
+fn on_ring(world: &World, name: &str) -> Settings {
+    world
+        .group_indexer(name)
+        .small_engine()
+        .with("INDEXER__OWNERSHIP__KIND", "ring")
+        .with("INDEXER__OWNERSHIP__LEASE", "3s")
+        .with("INDEXER__DRAIN_TIMEOUT", "5s")
+}
+
+fn wanted(name: &str, labels: &[(&str, &str)]) -> Collection {
+    let dim = DIM.try_into().unwrap();
+    let mut wanted = Collection::new(name.parse().unwrap(), dim, Metric::Cosine, PARTITIONS);
+    let labels = labels.iter();
+    wanted.placement = labels
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    wanted
+}
+
+type Owners = BTreeMap<u32, (String, Offset)>;
+
+/// The newest claims of a collection, once all of them say that they serve and are of these nodes.
+#[track_caller]
+fn owners(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
+    eventually(DEADLINE, &format!("{nodes:?} to own every shard"), || {
+        let state = world.control.snapshot();
+        let owner = |shard| {
+            let (claim, epoch) = state.owner(&collection.name, Partition(shard))?;
+            claim.ready.then(|| (shard, (claim.node.clone(), *epoch)))
+        };
+        let owners: Owners = (0..PARTITIONS).map(owner).collect::<Option<_>>()?;
+        let found: BTreeSet<&str> = owners.values().map(|(node, _)| node.as_str()).collect();
+        let wanted: BTreeSet<&str> = nodes.iter().copied().collect();
+        (found == wanted).then_some(owners)
+    })
+}
+
+/// The same once each shard is where the ring puts it: between these nodes, which are alike, and of
+/// no other collection.
+#[track_caller]
+fn settled(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
+    let member = |name: &&str| Member {
+        name: (*name).to_owned(),
+        labels: Labels::new(),
+        weight: 1,
+    };
+    let members: Vec<_> = nodes.iter().map(member).collect();
+    let shards: Vec<_> = (0..PARTITIONS)
+        .map(|shard| Wanted {
+            collection: collection.name.clone(),
+            shard: Partition(shard),
+            required: Labels::new(),
+        })
+        .collect();
+    let given: Vec<_> = assign(&members, &shards).into_values().collect();
+    eventually(
+        DEADLINE,
+        &format!("{nodes:?} to own what is theirs"),
+        || {
+            let found = owners(world, collection, nodes);
+            let is_given = |((node, _), given): (&(String, Offset), &Option<String>)| {
+                given.as_ref() == Some(node)
+            };
+            found.values().zip(&given).all(is_given).then_some(found)
+        },
+    )
+}
+
+fn moved(before: &Owners, after: &Owners) -> usize {
+    let pairs = before.values().zip(after.values());
+    pairs
+        .filter(|((before, _), (after, _))| before != after)
+        .count()
+}
+
+/// Everything that the model says is held by these indexers, each shard by one of them.
+fn whole(world: &World, roles: &[&Role], model: &Model) {
+    let addresses: Vec<_> = roles.iter().map(|role| role.settings.grpc).collect();
+    let state = state::settled(&addresses, &world.cluster, &model.collection);
+    model.assert_is(&state, now_ms());
+}
+
+#[test]
+fn indexers_come_go_and_die_and_no_query_notices_a_hand_over() {
+    let world = World::new("ring");
+    let collection = world.create(wanted("ringed", &[]));
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    let mut random = Random::of(53);
+    let query_role = world.query("query").start();
+    let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
+    let write = |model: &mut Model, random: &mut Random| {
+        workload::churn(&publisher, model, random, 800, 800)
+    };
+
+    write(&mut model, &mut random);
+    let first = on_ring(&world, "first").start();
+    let alone = settled(&world, &collection, &["first"]);
+    whole(&world, &[&first], &model);
+
+    // A second and a third one come while queries go on: every query is answered by all shards.
+    let steady = Steady::start(&query, &collection, None);
+    steady.more(50);
+    let second = on_ring(&world, "second").start();
+    let two = settled(&world, &collection, &["first", "second"]);
+    write(&mut model, &mut random);
+    let third = on_ring(&world, "third").start();
+    let three = settled(&world, &collection, &["first", "second", "third"]);
+    steady.more(50);
+    steady.stop();
+    assert!(
+        moved(&alone, &two) <= 5 && moved(&two, &three) <= 4,
+        "{alone:?} {two:?} {three:?}"
+    );
+    for (shard, (_, epoch)) in &three {
+        assert!(*epoch >= two[shard].1, "the newest claim owns");
+    }
+    whole(&world, &[&first, &second, &third], &model);
+
+    // One is killed: after its lease the others have its shards, and no others moved.
+    second.child.kill();
+    write(&mut model, &mut random);
+    let left = settled(&world, &collection, &["first", "third"]);
+    for (shard, (node, _)) in &three {
+        assert!(
+            node == "second" || left[shard].0 == *node,
+            "{three:?} {left:?}"
+        );
+    }
+    whole(&world, &[&first, &third], &model);
+
+    // One that stands still is passed over; when it goes on it takes nothing back by itself.
+    third.child.pause();
+    let taken = settled(&world, &collection, &["first"]);
+    third.child.resume();
+    let back = settled(&world, &collection, &["first", "third"]);
+    for (shard, (node, epoch)) in &back {
+        assert!(
+            node == "first" || *epoch > taken[shard].1,
+            "it claims anew: {back:?}"
+        );
+    }
+    whole(&world, &[&first, &third], &model);
+
+    // One is asked to go: it says so, and its shards are taken without waiting for its lease.
+    third.had_no_errors(&[]);
+    third.child.terminate();
+    settled(&world, &collection, &["first"]);
+    write(&mut model, &mut random);
+    whole(&world, &[&first], &model);
+    first.had_no_errors(&[]);
+    query_role.had_no_errors(&[]);
+}
+
+#[test]
+fn labels_decide_who_serves_a_shard_and_what_nobody_may_serve_is_said() {
+    let world = World::new("labels");
+    let hot = world.create(wanted("hot", &[("gpu", "true")]));
+    let near = world.create(wanted("near", &[("region", "eu")]));
+    let far = world.create(wanted("far", &[("region", "us")]));
+    let gpu = on_ring(&world, "gpu")
+        .with("INDEXER__LABELS", "{gpu=\"true\"}")
+        .with("INDEXER__REGION", "eu")
+        .start();
+    let plain = on_ring(&world, "plain")
+        .with("INDEXER__REGION", "eu")
+        .start();
+    owners(&world, &hot, &["gpu"]);
+    owners(&world, &near, &["gpu", "plain"]);
+    let query_role = world.query("query").start();
+    let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
+    let told = eventually(
+        DEADLINE,
+        "the shards that nobody may serve to be told",
+        || {
+            let refused = query.search(client::search("far", &[0.5; 16], 1)).err()?;
+            let told = refused.message().to_owned();
+            told.contains("region=us").then_some(told)
+        },
+    );
+    assert!(told.contains("none of the 2"), "{told}");
+    assert!(
+        world
+            .control
+            .snapshot()
+            .owner(&far.name, Partition(0))
+            .is_none()
+    );
+
+    // The one that may comes.
+    let us = on_ring(&world, "us")
+        .with("INDEXER__LABELS", "{region=\"us\"}")
+        .start();
+    owners(&world, &far, &["us"]);
+    owners(&world, &hot, &["gpu"]);
+    let counted = eventually(DEADLINE, "every shard to be counted", || {
+        let ask = v1::CountRequest {
+            collection: "far".to_owned(),
+            read: client::at_least(&[]),
+            ..v1::CountRequest::default()
+        };
+        query.count(ask).ok()
+    });
+    assert_eq!(counted.points, 0);
+    for role in [&gpu, &plain, &us] {
+        role.had_no_errors(&[]);
+    }
+}
