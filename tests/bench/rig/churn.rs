@@ -5,9 +5,12 @@
 //! churned one comes to rest once before the last three tenths of a turnover: these leave it with
 //! about as many dead rows as compaction tolerates, and not just compacted. Memory is that of a
 //! fresh process that opens the shard's folder and asks every query.
+//!
+//! What compaction itself costs is told by both shards' bytes written, processor time and folders.
 
 use std::{collections::BTreeMap, time::Duration};
 
+use rustix::time::ClockId;
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,7 +20,8 @@ use crate::{
     figures::{Repeats, round, say},
     lost::self_lost,
     opened,
-    timed::ask_for,
+    process::{Written, disk_bytes},
+    timed::{ask_for, cpu_time},
     truth::{TIE, distance, kth_distances},
     turnover::{Pattern, Turnover, write_live},
 };
@@ -37,6 +41,45 @@ struct Found {
     lost: usize,
     bytes: f64,
     segments: String,
+    spent: Spent,
+}
+
+/// What it took to get a shard to where it is looked at.
+#[derive(Clone, Copy)]
+struct Spent {
+    /// Bytes sent towards a disk, and by write calls, for each byte of the records.
+    written: f64,
+    written_by_calls: f64,
+    /// Processor microseconds a record, making it included.
+    cpu_us: f64,
+    /// Bytes of the folder.
+    disk: f64,
+}
+
+/// A moment from which on spending counts.
+struct Since {
+    written: Written,
+    cpu_seconds: f64,
+}
+
+impl Since {
+    fn now() -> anyhow::Result<Self> {
+        Ok(Self {
+            written: Written::own()?,
+            cpu_seconds: cpu_time(ClockId::ProcessCPUTime).as_secs_f64(),
+        })
+    }
+
+    fn spent(self, log: &Log, running: &Running) -> anyhow::Result<Spent> {
+        let (now, bytes) = (Self::now()?, log.record_bytes as f64);
+        let records = running.next().0 as f64;
+        Ok(Spent {
+            written: (now.written.disk - self.written.disk) / bytes,
+            written_by_calls: (now.written.calls - self.written.calls) / bytes,
+            cpu_us: (now.cpu_seconds - self.cpu_seconds) / records * 1e6,
+            disk: disk_bytes(&running.folder)?,
+        })
+    }
 }
 
 /// What is live at the end, with the distance of each query's farthest neighbour.
@@ -64,19 +107,26 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             .map(|(fresh, churned)| fresh - churned)
             .collect();
         let memory = churned.bytes / fresh.bytes;
+        let disk = churned.spent.disk / fresh.spent.disk;
+        let cpu = churned.spent.cpu_us / fresh.spent.cpu_us;
         recall_loss = losses.iter().copied().fold(recall_loss, f64::max);
         memory_ratio = memory_ratio.max(memory);
         cost_ratio = cost_ratio.max(cost.median());
         lost += churned.lost;
         say(format!(
             "  {:10} churned {:.4?}  fresh {:.4?}  a search costs x {}  memory x {memory:.2}  \
-             do not find themselves: {} ({} fresh)\n             {}",
+             do not find themselves: {} ({} fresh)\n             written to disk x {:.2} of the records ({:.2}), \
+             {:.0} us of processor a record ({:.0}), disk x {disk:.2}\n             {}",
             pattern.name(),
             churned.recalls,
             fresh.recalls,
             cost.text(""),
             churned.lost,
             fresh.lost,
+            churned.spent.written,
+            fresh.spent.written,
+            churned.spent.cpu_us,
+            fresh.spent.cpu_us,
             churned.segments
         ))?;
         patterns.insert(
@@ -88,6 +138,9 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
                 "search_cost_ratio": round(cost.median()),
                 "search_cost_spread": cost.spread(),
                 "memory_ratio": round(memory),
+                "disk_ratio": round(disk),
+                "ingest_cost_ratio": round(cpu),
+                "write_amplification": round(churned.spent.written),
             }),
         );
     }
@@ -132,6 +185,10 @@ fn figures(found: &Found) -> Value {
         "self_lost": found.lost,
         "bytes": found.bytes,
         "segments": found.segments,
+        "write_amplification": round(found.spent.written),
+        "write_amplification_by_calls": round(found.spent.written_by_calls),
+        "cpu_us_per_record": round(found.spent.cpu_us),
+        "disk_bytes": found.spent.disk,
     })
 }
 
@@ -146,6 +203,7 @@ fn once(
     let folder = engine::folder()?;
     let engine = engine::settings(embeddings.points.len() / 2);
     let mut log = Log::new(collection("churn")?)?;
+    let since = Since::now()?;
     let churned = log.open(0, &folder.path().join("churned"), engine.clone())?;
     let mut turnover = Turnover::start(pattern, embeddings, &mut log)?;
     let points = turnover.size * (TENTHS - TENTHS_AFTER_REST) / 10;
@@ -154,10 +212,13 @@ fn once(
     turnover.replace(turnover.size * TENTHS_AFTER_REST / 10, &mut log)?;
     log.wait_settled(&churned)?;
     let rows = turnover.live();
+    let churned_spent = since.spent(&log, &churned)?;
     let mut log = Log::new(collection("churn")?)?;
+    let since = Since::now()?;
     write_live(embeddings, &rows, &mut log)?;
     let fresh = log.open(0, &folder.path().join("fresh"), engine)?;
     log.wait_settled(&fresh)?;
+    let fresh_spent = since.spent(&log, &fresh)?;
 
     let vectors: Vec<&[f32]> = rows
         .values()
@@ -180,8 +241,8 @@ fn once(
         let (churned, fresh) = (each(&churned)?, each(&fresh)?);
         cost.push(churned / fresh);
     }
-    let churned = live.look_at(arguments, churned)?;
-    let fresh = live.look_at(arguments, fresh)?;
+    let churned = live.look_at(arguments, churned, churned_spent)?;
+    let fresh = live.look_at(arguments, fresh, fresh_spent)?;
     Ok((churned, fresh, cost))
 }
 
@@ -192,7 +253,12 @@ fn vector(embeddings: &Embeddings, row: usize) -> Option<&[f32]> {
 
 impl Live<'_> {
     /// Everything but the cost of a search; the shard is closed afterwards.
-    fn look_at(&self, arguments: &Arguments, running: Running) -> anyhow::Result<Found> {
+    fn look_at(
+        &self,
+        arguments: &Arguments,
+        running: Running,
+        spent: Spent,
+    ) -> anyhow::Result<Found> {
         running.serves(self.rows.len())?;
         let recalls = BEAMS.iter().map(|ef| self.recall(&running, *ef));
         let recalls = recalls.collect::<anyhow::Result<_>>()?;
@@ -208,6 +274,7 @@ impl Live<'_> {
             lost,
             bytes: memory.grown.sum(),
             segments,
+            spent,
         })
     }
 

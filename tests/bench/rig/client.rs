@@ -51,6 +51,7 @@ impl Shard {
             collection: self.collection.clone(),
             shards: vec![v1::ShardAsk::default()],
             queries: vec![query],
+            ..v1::SearchShardsRequest::default()
         };
         let answer = self.stub.search_shards(request).await?.into_inner();
         let shard = answer.shards.into_iter().next();
@@ -129,7 +130,26 @@ impl Node {
         vector: &[f32],
         at_least: Option<v1::Token>,
     ) -> anyhow::Result<Vec<v1::Hit>> {
+        self.ask(vector, 0, at_least).await
+    }
+
+    /// The same with a beam width; 0 leaves it to Shoal.
+    pub(crate) async fn search_with(
+        &mut self,
+        vector: &[f32],
+        ef: usize,
+    ) -> anyhow::Result<Vec<v1::Hit>> {
+        self.ask(vector, u32::try_from(ef)?, None).await
+    }
+
+    async fn ask(
+        &mut self,
+        vector: &[f32],
+        ef: u32,
+        at_least: Option<v1::Token>,
+    ) -> anyhow::Result<Vec<v1::Hit>> {
         let request = v1::SearchRequest {
+            ef,
             collection: self.collection.clone(),
             vector: vector.to_vec(),
             k: K as u32,
@@ -177,6 +197,28 @@ impl Replicas {
 
     /// Waits until every shard is served at these addresses.
     pub(crate) async fn wait(&mut self, addresses: &[String]) -> anyhow::Result<()> {
+        let is_served = |shard: &v1::ShardOwner| {
+            addresses.iter().all(|address| {
+                let mut replicas = shard.replicas.iter();
+                replicas.any(|one| one.ready && one.address == *address)
+            })
+        };
+        self.wait_until(|shards| shards.iter().all(is_served))
+            .await
+            .with_context(|| format!("not served at {addresses:?}"))
+    }
+
+    /// Waits until every shard is served by somebody.
+    pub(crate) async fn wait_for_all(&mut self) -> anyhow::Result<()> {
+        let is_served = |shard: &v1::ShardOwner| shard.replicas.iter().any(|one| one.ready);
+        self.wait_until(|shards| shards.iter().all(is_served)).await
+    }
+
+    /// Waits until the node knows so of a collection's shards.
+    pub(crate) async fn wait_until(
+        &mut self,
+        is_known: impl Fn(&[v1::ShardOwner]) -> bool,
+    ) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(ASK_EVERY);
         let known = async {
             loop {
@@ -188,20 +230,14 @@ impl Replicas {
                 let Ok(found) = self.stub.get_collection(request).await else {
                     continue;
                 };
-                let is_served = |shard: &v1::ShardOwner| {
-                    addresses.iter().all(|address| {
-                        let mut replicas = shard.replicas.iter();
-                        replicas.any(|one| one.ready && one.address == *address)
-                    })
-                };
                 let shards = found.into_inner().shards;
-                if !shards.is_empty() && shards.iter().all(is_served) {
+                if !shards.is_empty() && is_known(&shards) {
                     return;
                 }
             }
         };
         tokio::time::timeout(PATIENCE, known)
             .await
-            .with_context(|| format!("not served at {addresses:?} within {PATIENCE:?}"))
+            .with_context(|| format!("the query node did not know of it within {PATIENCE:?}"))
     }
 }

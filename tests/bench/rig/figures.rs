@@ -24,6 +24,11 @@ impl Repeats {
         percentile(&mut self.0.clone(), 0.5)
     }
 
+    /// The latest value.
+    pub(crate) fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
+
     fn ends(&self) -> (f64, f64) {
         let low = self.0.iter().copied().fold(f64::INFINITY, f64::min);
         let high = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -15,11 +15,14 @@ mod arguments;
 mod bare_index;
 mod bare_kafka;
 mod build;
+mod cache;
+mod changes;
 mod churn;
 mod client;
 mod curve;
 mod embeddings;
 mod engine;
+mod fanout;
 mod figures;
 mod filter;
 mod freshness;
@@ -69,7 +72,10 @@ fn main() -> anyhow::Result<()> {
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,
             "mixed" => mixed::measure(&arguments).await,
+            "fanout" => fanout::measure(&arguments).await,
             "hedge" => hedge::measure(&arguments).await,
+            "cache" => cache::measure(&arguments).await,
+            "changes" => changes::measure(&arguments).await,
             "scale" => block_in_place(|| scale::measure(&arguments)),
             "scale-once" => block_in_place(|| scale::once(&arguments)),
             "memory" => memory::measure(&arguments).await,

@@ -21,6 +21,11 @@ impl Random {
         ((self.next() >> 40) + 1) as f32 / (1u64 << 24) as f32
     }
 
+    /// Above 0, at most 1.
+    pub(crate) fn share(&mut self) -> f64 {
+        f64::from(self.unit())
+    }
+
     /// Two numbers, normally distributed (Box and Muller).
     pub(crate) fn normal_pair(&mut self) -> [f32; 2] {
         let radius = (-2.0 * self.unit().ln()).sqrt();

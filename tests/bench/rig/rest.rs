@@ -1,14 +1,14 @@
 //! When an indexer's process has nothing left to do by itself.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use shoal_indexer::shard::checkpoint::{Kept, Manifest};
-use shoal_schemas::Collection;
+use shoal_schemas::{Collection, Partition};
 
 use crate::{
     engine::settings,
-    role::{Role, shard_folder},
+    role::{Role, folder_of},
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -26,10 +26,23 @@ pub(crate) async fn at_rest(
     collection: &Collection,
     rows: usize,
 ) -> anyhow::Result<()> {
-    let folder = shard_folder(data, collection);
+    all_at_rest(indexer, data, collection, &[(Partition(0), rows)].into()).await
+}
+
+/// The same for several shards, with the rows of each.
+pub(crate) async fn all_at_rest(
+    indexer: &mut Role,
+    data: &Path,
+    collection: &Collection,
+    rows: &BTreeMap<Partition, usize>,
+) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let are_sealed = || {
+        rows.iter()
+            .all(|(shard, rows)| is_sealed(&folder_of(data, collection, *shard), *rows))
+    };
     let sealed = async {
-        while !is_sealed(&folder, rows) {
+        while !are_sealed() {
             ticks.tick().await;
             indexer.lives()?;
         }
@@ -37,7 +50,7 @@ pub(crate) async fn at_rest(
     };
     tokio::time::timeout(PATIENCE, sealed)
         .await
-        .with_context(|| format!("{rows} rows were not sealed within {PATIENCE:?}"))??;
+        .with_context(|| format!("{rows:?} rows were not sealed within {PATIENCE:?}"))??;
     idle(indexer).await
 }
 

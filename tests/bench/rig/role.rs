@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use shoal_runtime::clock::Stopwatch;
-use shoal_schemas::Collection;
+use shoal_schemas::{Collection, Partition};
 
 use crate::{arguments::Arguments, engine::settings, place::Place};
 
@@ -58,16 +58,46 @@ impl Role {
         rows: usize,
         set: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let limit = settings(rows).idle_seal_rows.to_string();
-        let mut more = vec![
-            ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str()),
-            ("SHOAL_INDEXER__NODE", set.unwrap_or("owner")),
-        ];
+        let mut more = vec![("SHOAL_INDEXER__NODE", set.unwrap_or("owner"))];
         more.extend(set.map(|set| ("SHOAL_INDEXER__REPLICA_SET", set)));
+        Self::named(arguments, place, data, rows, &more)
+    }
+
+    /// One of several, named and placed by these settings; it seals like [`Role::sealing_indexer`].
+    pub(crate) fn named(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+        rows: usize,
+        more: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let limit = settings(rows).idle_seal_rows.to_string();
+        let seals = [("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str())];
+        Self::indexer_with(arguments, place, data, &[&seals, more].concat())
+    }
+
+    /// One of several that share the shards: this one serves these. It seals like
+    /// [`Role::sealing_indexer`], where a shard has so many rows.
+    pub(crate) fn indexer_of(
+        arguments: &Arguments,
+        place: &Place,
+        data: &Path,
+        rows: usize,
+        node: &str,
+        shards: &[u32],
+    ) -> anyhow::Result<Self> {
+        let limit = settings(rows).idle_seal_rows.to_string();
+        let shards = format!("{shards:?}");
+        let more = [
+            ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str()),
+            ("SHOAL_INDEXER__NODE", node),
+            ("SHOAL_INDEXER__OWNERSHIP__SHARDS", &shards),
+        ];
         Self::indexer_with(arguments, place, data, &more)
     }
 
-    fn indexer_with(
+    /// The same with further settings; the last one of a name counts.
+    pub(crate) fn indexer_with(
         arguments: &Arguments,
         place: &Place,
         data: &Path,
@@ -90,6 +120,22 @@ impl Role {
             ("SHOAL_QUERY__HTTP_LISTEN", "127.0.0.1:0"),
         ];
         Self::start("query", arguments, place, &own)
+    }
+
+    /// A query node with settings of its own, its HTTP at this address; `place`'s Kafka is told to it all
+    /// the same.
+    pub(crate) fn query_with(
+        arguments: &Arguments,
+        place: &Place,
+        http: SocketAddr,
+        more: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let http = http.to_string();
+        let own = [
+            ("SHOAL_QUERY__GRPC_LISTEN", "127.0.0.1:0"),
+            ("SHOAL_QUERY__HTTP_LISTEN", http.as_str()),
+        ];
+        Self::start("query", arguments, place, &[&own, more].concat())
     }
 
     fn start(
@@ -221,5 +267,11 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 
 /// Where an indexer keeps the only shard of a collection.
 pub(crate) fn shard_folder(data: &Path, collection: &Collection) -> PathBuf {
-    data.join("shards").join(collection.name.as_str()).join("0")
+    folder_of(data, collection, Partition(0))
+}
+
+/// Where an indexer keeps a shard.
+pub(crate) fn folder_of(data: &Path, collection: &Collection, shard: Partition) -> PathBuf {
+    let shards = data.join("shards").join(collection.name.as_str());
+    shards.join(shard.0.to_string())
 }
