@@ -23,6 +23,18 @@ pub(crate) struct Miss {
     pub(crate) why: String,
 }
 
+impl Miss {
+    /// There was no time left to ask again.
+    pub(crate) fn without_time(shard: Partition) -> Self {
+        Self {
+            shard,
+            node: String::new(),
+            outcome: Outcome::TimedOut,
+            why: "no time was left to ask it again".to_owned(),
+        }
+    }
+}
+
 impl From<Orphan> for Miss {
     fn from(orphan: Orphan) -> Self {
         Self {
@@ -135,44 +147,14 @@ pub(crate) fn judge<B>(
     gathered: Gathered<B>,
     terms: &Terms,
 ) -> Result<(Vec<B>, v1::Coverage), CoverageError> {
-    let Terms {
-        tokens,
-        require_all,
-        ..
-    } = terms;
     let Gathered {
         mut answers,
         mut misses,
     } = gathered;
     misses.sort_by_key(|miss| miss.shard);
     let asked = answers.len() + misses.len();
-    let told = |miss: &Miss| Unanswered {
-        shard: miss.shard,
-        why: miss.why.clone(),
-    };
-    if let Some(refused) = misses.iter().find(|miss| miss.outcome == Outcome::Refused) {
-        return Err(CoverageError::Refused(told(refused)));
-    }
-    // An answer without it would be one to another question.
-    let unsupported = |miss: &&Miss| miss.outcome == Outcome::Unsupported;
-    if let Some(refused) = misses.iter().find(unsupported) {
-        return Err(CoverageError::Unsupported(told(refused)));
-    }
-    // A token that cannot be honoured fails the call: an answer without its write would look
-    // like one with it.
-    let promised: Vec<&Miss> = (misses.iter())
-        .filter(|miss| tokens.contains_key(&miss.shard))
-        .collect();
-    if promised
-        .iter()
-        .any(|miss| miss.outcome == Outcome::TimedOut)
-    {
-        return Err(CoverageError::TokenTooLate(
-            promised.into_iter().map(told).collect(),
-        ));
-    }
-    let is_nothing = answers.is_empty() && asked > 0;
-    if !promised.is_empty() || is_nothing || *require_all && !misses.is_empty() {
+    check(asked, &misses, terms)?;
+    if answers.is_empty() && asked > 0 {
         return Err(missing(asked, &misses));
     }
     answers.sort_unstable_by_key(|(coverage, _)| coverage.shard);
@@ -205,8 +187,44 @@ pub(crate) fn judge<B>(
     Ok((bodies, coverage))
 }
 
+/// Says whether a caller accepts that these shards are missing of so many.
+///
+/// # Errors
+/// [`CoverageError`].
+pub(crate) fn check(asked: usize, misses: &[Miss], terms: &Terms) -> Result<(), CoverageError> {
+    let told = |miss: &Miss| Unanswered {
+        shard: miss.shard,
+        why: miss.why.clone(),
+    };
+    if let Some(refused) = misses.iter().find(|miss| miss.outcome == Outcome::Refused) {
+        return Err(CoverageError::Refused(told(refused)));
+    }
+    // An answer without it would be one to another question.
+    let unsupported = |miss: &&Miss| miss.outcome == Outcome::Unsupported;
+    if let Some(refused) = misses.iter().find(unsupported) {
+        return Err(CoverageError::Unsupported(told(refused)));
+    }
+    // A token that cannot be honoured fails the call: an answer without its write would look
+    // like one with it.
+    let promised: Vec<&Miss> = (misses.iter())
+        .filter(|miss| terms.tokens.contains_key(&miss.shard))
+        .collect();
+    if promised
+        .iter()
+        .any(|miss| miss.outcome == Outcome::TimedOut)
+    {
+        return Err(CoverageError::TokenTooLate(
+            promised.into_iter().map(told).collect(),
+        ));
+    }
+    if !promised.is_empty() || terms.require_all && !misses.is_empty() {
+        return Err(missing(asked, misses));
+    }
+    Ok(())
+}
+
 /// Why there is no answer where these shards are missing of so many.
-pub(crate) fn missing(asked: usize, misses: &[Miss]) -> CoverageError {
+fn missing(asked: usize, misses: &[Miss]) -> CoverageError {
     let shards = misses.iter().map(|miss| Unanswered {
         shard: miss.shard,
         why: miss.why.clone(),
@@ -243,7 +261,7 @@ mod tests {
 
     use shoal_schemas::{Partition, v1};
 
-    use super::{CoverageError, Gathered, Miss, judge};
+    use super::{CoverageError, Gathered, Miss, check, judge};
     use crate::{client::Outcome, scatter::Terms};
 
     fn gathered(answered: &[u32], missed: &[(u32, Outcome)]) -> Gathered<u32> {
@@ -342,6 +360,20 @@ mod tests {
         let gone = judge(gathered(&[0], &[(1, Outcome::Unreachable)]), &token_of(1));
         assert!(matches!(gone.unwrap_err(), CoverageError::Missing { .. }));
         assert!(judge(gathered(&[0], &[(1, Outcome::TimedOut)]), &token_of(0),).is_ok());
+    }
+
+    #[test]
+    fn a_shard_that_is_not_asked_again_for_want_of_time_is_missing_like_any_other() {
+        let misses = [Miss::without_time(Partition(1))];
+        assert!(check(2, &misses, &Terms::default()).is_ok());
+        let late = check(2, &misses, &token_of(1)).unwrap_err();
+        assert!(matches!(late, CoverageError::TokenTooLate(_)));
+        let all = Terms {
+            require_all: true,
+            ..Terms::default()
+        };
+        let missing = check(2, &misses, &all).unwrap_err();
+        assert!(matches!(missing, CoverageError::Missing { asked: 2, .. }));
     }
 
     #[test]

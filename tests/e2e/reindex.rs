@@ -16,7 +16,7 @@ use shoal_schemas::{
     Collection, CollectionName, IndexParameters, Metric, Point, PointId, Quantization, Token,
     Version, route, v1,
 };
-use shoal_topic::control::ControlState;
+use shoal_topic::{Cleanup, TopicSpec, control::ControlState};
 
 use crate::harness::{
     DEADLINE,
@@ -425,6 +425,25 @@ fn what_is_aborted_leaves_nothing_behind() {
         });
     }
     model.assert_is(&world.settled(&indexer, &docs), now_ms());
+    // A topic that was there before is nobody's to take, so that no abort deletes it.
+    let kept = TopicSpec {
+        name: "embeddings.docs-kept".to_owned(),
+        partitions: 3,
+        replication_factor: None,
+        cleanup: Cleanup::Compact,
+        settings: [].into(),
+    };
+    world.cluster.admin.create_topic(&kept).unwrap();
+    let wish = ["reindex", "docs", "--partitions", "3", "--as", "docs-kept"];
+    let (status, _, told) = child::run(&wish, &world.variables());
+    assert_eq!(status.code(), Some(2), "{told}");
+    assert!(
+        told.contains("`embeddings.docs-kept` is there already"),
+        "{told}"
+    );
+    is_as_before(&world, &docs);
+    let topics = world.cluster.admin.list_topics().unwrap();
+    assert!(topics.contains(&kept.name));
     let told = child::succeed(&["reindex", "docs", "--abort"], &world.variables());
     assert!(
         told.contains("no re-indexing of `docs` is under way"),

@@ -3,7 +3,11 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, executor::block_on};
-use shoal_schemas::{Collection, Offset, Partition, PointId, Record, route};
+use shoal_schemas::{
+    Collection, Offset, Partition, PointId, Record,
+    headers::{FED_AGAIN, FED_FROM},
+    route,
+};
 use shoal_topic::{
     FetchedRecord, Reader, Start, TopicPartition, WriteError, writer::DeliveryFuture,
 };
@@ -13,7 +17,7 @@ use tracing::{info, warn};
 
 use super::{
     Feed, FeedError, Progress,
-    held::{Holdings, Noted, Origin},
+    held::{Holdings, Origin, Written},
 };
 
 const BATCH: usize = 1000;
@@ -33,6 +37,7 @@ struct Run<'a> {
     told: &'a watch::Sender<Progress>,
     holdings: Holdings,
     source_topic: Arc<str>,
+    target_topic: Arc<str>,
     targets: Vec<TopicPartition>,
     target: Box<dyn Reader>,
     /// First offset not read, by the source's partitions.
@@ -80,6 +85,7 @@ impl Feed {
             told,
             holdings: Holdings::default(),
             source_topic: self.from.topic().into(),
+            target_topic: self.to.topic().into(),
             target: from_beginning(&targets)?,
             targets,
             read: vec![Offset(0); sources.len()],
@@ -127,7 +133,7 @@ impl Run<'_> {
             };
             for one in &fetched.records {
                 records += 1;
-                self.note(one, true)?;
+                self.note(one, true);
                 reach(one.source, one.offset.next());
             }
             for (partition, end) in fetched.ends {
@@ -137,7 +143,7 @@ impl Run<'_> {
         if records > 0 {
             info!(records, "feed goes on with what its target holds");
         }
-        Ok(())
+        self.bring_back()
     }
 
     /// Reads what has come into the target meanwhile, its own copies too.
@@ -145,26 +151,32 @@ impl Run<'_> {
         loop {
             let fetched = self.target.poll(BATCH, GLANCE)?;
             for one in &fetched.records {
-                self.note(one, false)?;
+                self.note(one, false);
             }
             if fetched.records.len() < BATCH {
-                return Ok(());
+                return self.bring_back();
             }
         }
     }
 
-    fn note(&mut self, one: &FetchedRecord, scanning: bool) -> Result<(), FeedError> {
-        let origin = Origin::of(&one.record, &self.source_topic);
-        let noted = (self.holdings).note(&one.record, one.offset, origin, scanning);
-        match noted {
-            Noted::Fine => Ok(()),
-            Noted::Buried(offset) => self.bring_back(one.source, offset),
-        }
+    fn note(&mut self, one: &FetchedRecord, scanning: bool) {
+        let written = Written::of(&one.record, &self.source_topic, &self.target_topic);
+        let at = (one.source, one.offset);
+        self.holdings.note(&one.record, at, written, scanning);
     }
 
-    /// Writes a record of the target again, so that it is the newest of its key.
-    fn bring_back(&mut self, partition: usize, offset: Offset) -> Result<(), FeedError> {
-        let Some(at) = self.targets.get(partition) else {
+    /// Writes direct writes again that a copy came behind, so that they are the newest of their keys.
+    ///
+    /// Once all is read that there is: what has overtaken one by itself is left alone.
+    fn bring_back(&mut self) -> Result<(), FeedError> {
+        for (partition, offset) in self.holdings.take_buried() {
+            self.write_again(partition, offset)?;
+        }
+        Ok(())
+    }
+
+    fn write_again(&mut self, partition: usize, offset: Offset) -> Result<(), FeedError> {
+        let Some(at) = self.targets.get(partition).cloned() else {
             return Ok(());
         };
         let starts = [(at.clone(), Start::At(offset))];
@@ -173,7 +185,11 @@ impl Run<'_> {
             let fetched = reader.poll(1, POLL)?;
             if let Some(found) = fetched.records.first() {
                 if found.offset == offset {
-                    block_on(self.feed.cluster.writer.send(at, &found.record)?)?;
+                    let mut again = found.record.clone();
+                    let partition = at.partition;
+                    let origin = Origin { partition, offset };
+                    origin.note(&mut again, FED_AGAIN, &self.target_topic);
+                    block_on(self.send(&at, &again)?)?;
                 } else {
                     warn!(partition = %at, %offset, "a direct write was compacted before a copy behind it was undone");
                 }
@@ -192,7 +208,7 @@ impl Run<'_> {
         let to = self.place(one);
         match to {
             Some(to) if self.holdings.lacks(&one.record, one.offset) => {
-                let delivery = self.send(&to, one)?;
+                let delivery = self.copy(&to, one)?;
                 self.under_way.push_back(UnderWay {
                     source: one.source,
                     offset: one.offset,
@@ -217,7 +233,7 @@ impl Run<'_> {
         self.targets.get(usize::try_from(to.0).ok()?).cloned()
     }
 
-    fn send(
+    fn copy(
         &mut self,
         to: &TopicPartition,
         one: &FetchedRecord,
@@ -227,9 +243,13 @@ impl Run<'_> {
             offset: one.offset,
         };
         let mut copy: Record = one.record.clone();
-        copy.headers.push(origin.header(&self.source_topic));
+        origin.note(&mut copy, FED_FROM, &self.source_topic);
+        self.send(to, &copy)
+    }
+
+    fn send(&mut self, to: &TopicPartition, record: &Record) -> Result<DeliveryFuture, FeedError> {
         loop {
-            match self.feed.cluster.writer.send(to, &copy) {
+            match self.feed.cluster.writer.send(to, record) {
                 Err(WriteError::QueueFull) if !self.under_way.is_empty() => self.settle(1)?,
                 other => return Ok(other?),
             }

@@ -3,15 +3,15 @@
 //! Only of keys where it matters: those that an earlier run has copied, and those that were written
 //! directly. A feed that begins in an empty topic knows of none.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem};
 
 use bytes::Bytes;
 use shoal_schemas::{
     Offset, Partition, Record, Version,
-    headers::{FED_FROM, Meta},
+    headers::{FED_AGAIN, FED_FROM, Meta},
 };
 
-/// Where a record was in the source's topic.
+/// Where a record was before it was written once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) partition: Partition,
@@ -19,22 +19,42 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The header that names it.
-    pub(super) fn header(self, topic: &str) -> (String, Bytes) {
+    /// Puts the header that names it into a record, in the place of earlier ones.
+    pub(super) fn note(self, record: &mut Record, header: &str, topic: &str) {
+        record.headers.retain(|(name, _)| name != header);
         let place = format!("{topic}/{}/{}", self.partition, self.offset);
-        (FED_FROM.to_owned(), place.into())
+        record.headers.push((header.to_owned(), place.into()));
     }
 
-    /// Where a copy was in `topic`; `None` for a record that is no copy of one there.
-    pub(super) fn of(record: &Record, topic: &str) -> Option<Self> {
-        let header = std::str::from_utf8(record.header(FED_FROM)?).ok()?;
-        let (partition, offset) = (header.strip_prefix(topic)?)
+    /// Where a record was in `topic`; `None` if its header does not say so.
+    pub(super) fn of(record: &Record, header: &str, topic: &str) -> Option<Self> {
+        let place = std::str::from_utf8(record.header(header)?).ok()?;
+        let (partition, offset) = (place.strip_prefix(topic)?)
             .strip_prefix('/')?
             .split_once('/')?;
         Some(Self {
             partition: Partition(partition.parse().ok()?),
             offset: Offset(offset.parse().ok()?),
         })
+    }
+}
+
+/// How a record came into the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// By somebody else.
+    Directly,
+    /// Copied from the source.
+    Copied(Origin),
+    /// Written directly, and once more by a feed: it was there in the target.
+    Again(Origin),
+}
+
+impl Written {
+    pub(super) fn of(record: &Record, source: &str, target: &str) -> Self {
+        let again = Origin::of(record, FED_AGAIN, target).map(Self::Again);
+        let copied = || Origin::of(record, FED_FROM, source).map(Self::Copied);
+        again.or_else(copied).unwrap_or(Self::Directly)
     }
 }
 
@@ -51,49 +71,67 @@ struct Held {
 #[derive(Default)]
 pub(super) struct Holdings {
     keys: HashMap<Bytes, Held>,
-}
-
-/// What a record read from the target means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Noted {
-    /// Nothing is to be done.
-    Fine,
-    /// A copy came behind a direct write of a higher version: that one, at this offset, has to be
-    /// written again.
-    Buried(Offset),
+    /// Keys whose newest direct write is not their newest record, although it should be, with their
+    /// partitions.
+    buried: HashMap<Bytes, usize>,
 }
 
 impl Holdings {
     /// Notes a record of the target, in the order of its partition. `scanning` is the time before the
     /// first copy of this run: what copies there are is new then.
+    ///
+    /// A copy of a lower version buries a direct write, and so does another direct write that is
+    /// written again; whatever is written directly after that is the newest by right.
     pub(super) fn note(
         &mut self,
         record: &Record,
-        at: Offset,
-        origin: Option<Origin>,
+        (partition, at): (usize, Offset),
+        written: Written,
         scanning: bool,
-    ) -> Noted {
-        let Some(key) = &record.key else {
-            return Noted::Fine;
+    ) {
+        // What has no version nobody takes.
+        let (Some(key), Some(version)) = (&record.key, version_of(record)) else {
+            return;
         };
-        let version = version_of(record);
-        match (origin, version) {
-            (Some(origin), _) if scanning => {
-                let held = self.keys.entry(owned(key)).or_default();
-                held.copied = held.copied.max(Some(origin.offset));
-                held.buried_by(version)
+        let held = match written {
+            Written::Copied(_) if !scanning => self.keys.get_mut(key),
+            _ => Some(self.keys.entry(owned(key)).or_default()),
+        };
+        let Some(held) = held else {
+            return;
+        };
+        let is_buried = match written {
+            Written::Copied(origin) => {
+                if scanning {
+                    held.copied = held.copied.max(Some(origin.offset));
+                }
+                held.direct.is_some_and(|(direct, _)| version < direct)
             }
-            (Some(_), _) => {
-                let held = self.keys.get(key);
-                held.map_or(Noted::Fine, |held| held.buried_by(version))
+            Written::Again(origin)
+                if (held.direct).is_some_and(|(_, newest)| newest != origin.offset) =>
+            {
+                true
             }
-            (None, Some(version)) => {
-                self.keys.entry(owned(key)).or_default().direct = Some((version, at));
-                Noted::Fine
+            Written::Again(_) | Written::Directly => {
+                held.direct = Some((version, at));
+                false
             }
-            // Nobody takes it.
-            (None, None) => Noted::Fine,
+        };
+        if is_buried {
+            self.buried.insert(owned(key), partition);
+        } else {
+            self.buried.remove(key);
         }
+    }
+
+    /// Where the buried writes are, each once.
+    pub(super) fn take_buried(&mut self) -> Vec<(usize, Offset)> {
+        let buried = mem::take(&mut self.buried).into_iter();
+        let places = buried.filter_map(|(key, partition)| {
+            let (_, at) = self.keys.get(&key)?.direct?;
+            Some((partition, at))
+        });
+        places.collect()
     }
 
     /// Whether the target has use for a record of the source.
@@ -107,15 +145,6 @@ impl Holdings {
         let is_old =
             (held.direct).is_some_and(|(direct, _)| version.is_some_and(|one| one < direct));
         !is_copied && !is_old
-    }
-}
-
-impl Held {
-    fn buried_by(&self, copy: Option<Version>) -> Noted {
-        match (self.direct, copy) {
-            (Some((direct, at)), Some(copy)) if copy < direct => Noted::Buried(at),
-            _ => Noted::Fine,
-        }
     }
 }
 
@@ -133,11 +162,16 @@ fn owned(key: &Bytes) -> Bytes {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use shoal_schemas::{Offset, Partition, Record, headers::VERSION};
+    use shoal_schemas::{
+        Offset, Partition, Record,
+        headers::{FED_AGAIN, FED_FROM, VERSION},
+    };
 
-    use super::{Holdings, Noted, Origin};
+    use super::{Holdings, Origin, Written};
 
-    const TOPIC: &str = "embeddings.docs";
+    const SOURCE: &str = "embeddings.docs";
+    const TARGET: &str = "embeddings.docs-g2";
+    const NONE: [u64; 0] = [];
 
     fn record(version: u64) -> Record {
         Record {
@@ -147,25 +181,56 @@ mod tests {
         }
     }
 
-    fn copy(version: u64, offset: u64) -> (Record, Option<Origin>) {
-        let mut copy = record(version);
-        let origin = Origin {
+    fn origin(offset: u64) -> Origin {
+        Origin {
             partition: Partition(2),
             offset: Offset(offset),
-        };
-        copy.headers.push(origin.header(TOPIC));
-        let read = Origin::of(&copy, TOPIC);
-        assert_eq!(read, Some(origin));
-        assert_eq!(Origin::of(&copy, "embeddings.doc"), None);
-        (copy, read)
+        }
+    }
+
+    fn copy(version: u64, offset: u64) -> Record {
+        let mut copy = record(version);
+        origin(offset).note(&mut copy, FED_FROM, SOURCE);
+        let read = Written::of(&copy, SOURCE, TARGET);
+        assert_eq!(read, Written::Copied(origin(offset)));
+        assert_eq!(
+            Written::of(&copy, "embeddings.doc", TARGET),
+            Written::Directly
+        );
+        copy
+    }
+
+    fn again(version: u64, offset: u64) -> Record {
+        let mut again = record(version);
+        origin(offset).note(&mut again, FED_AGAIN, TARGET);
+        let read = Written::of(&again, SOURCE, TARGET);
+        assert_eq!(read, Written::Again(origin(offset)));
+        // As it is copied into the next generation.
+        let next = Written::of(&again, TARGET, "embeddings.docs-g3");
+        assert_eq!(next, Written::Directly);
+        again
+    }
+
+    /// Notes records of one partition, the first at offset 0; then the buried writes.
+    fn noted(holdings: &mut Holdings, records: &[Record], scanning: bool) -> Vec<u64> {
+        for (at, record) in (0..).zip(records) {
+            let written = Written::of(record, SOURCE, TARGET);
+            holdings.note(record, (3, Offset(at)), written, scanning);
+        }
+        let buried = holdings.take_buried().into_iter();
+        buried
+            .map(|(partition, at)| {
+                assert_eq!(partition, 3);
+                at.0
+            })
+            .collect()
     }
 
     #[test]
     fn what_an_earlier_run_has_copied_is_not_copied_again() {
         let mut holdings = Holdings::default();
         assert!(holdings.lacks(&record(1), Offset(0)));
-        let (copied, origin) = copy(5, 7);
-        holdings.note(&copied, Offset(0), origin, true);
+        noted(&mut holdings, &[copy(5, 7)], true);
         assert!(!holdings.lacks(&record(9), Offset(6)), "an older record");
         assert!(!holdings.lacks(&record(5), Offset(7)), "the very one");
         // Within a partition the log's order decides, whatever the versions say.
@@ -175,18 +240,35 @@ mod tests {
     #[test]
     fn a_direct_write_goes_before_copies_of_lower_versions() {
         let mut holdings = Holdings::default();
-        assert_eq!(
-            holdings.note(&record(5), Offset(3), None, false),
-            Noted::Fine
-        );
+        assert_eq!(noted(&mut holdings, &[record(5)], false), NONE);
         assert!(!holdings.lacks(&record(4), Offset(9)));
         assert!(holdings.lacks(&record(6), Offset(9)));
-        // A copy that was under way when it was written.
-        let (late, origin) = copy(4, 1);
-        let noted = holdings.note(&late, Offset(4), origin, false);
-        assert_eq!(noted, Noted::Buried(Offset(3)));
-        let (newer, origin) = copy(6, 2);
-        let noted = holdings.note(&newer, Offset(5), origin, false);
-        assert_eq!(noted, Noted::Fine);
+        // A copy that was under way when it was written, and one that is newer.
+        assert_eq!(noted(&mut holdings, &[record(5), copy(4, 1)], false), [0]);
+        assert_eq!(
+            noted(&mut holdings, &[record(5), copy(4, 1), copy(6, 2)], false),
+            NONE
+        );
+    }
+
+    #[test]
+    fn only_the_newest_direct_write_is_brought_back_and_only_if_it_is_not_on_top() {
+        let buried = |records: &[Record]| noted(&mut Holdings::default(), records, true);
+        let late = || copy(4, 1);
+        assert_eq!(buried(&[record(10), late()]), [0]);
+        // Overtaken by another direct write, whatever its version.
+        assert_eq!(buried(&[record(10), late(), record(12)]), NONE);
+        assert_eq!(buried(&[record(10), late(), record(3)]), NONE);
+        // Brought back already.
+        assert_eq!(buried(&[record(10), late(), again(10, 0)]), NONE);
+        assert_eq!(buried(&[record(10), late(), again(10, 0), late()]), [2]);
+        // Brought back when another one had just been written.
+        assert_eq!(buried(&[record(10), late(), record(12), again(10, 0)]), [2]);
+        assert_eq!(
+            buried(&[record(10), late(), record(12), again(10, 0), again(12, 2)]),
+            NONE
+        );
+        // Compaction has left nothing but that.
+        assert_eq!(buried(&[again(10, 7), late()]), [0]);
     }
 }

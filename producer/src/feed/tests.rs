@@ -253,6 +253,30 @@ async fn a_copy_that_came_behind_a_newer_direct_write_is_undone() {
 }
 
 #[tokio::test]
+async fn a_direct_write_that_others_have_followed_is_not_brought_back() {
+    let world = World::new();
+    world.write(&world.from, "k", Some("older"), 40);
+    let first = world.feed();
+    world.fed(&first);
+    first.end().await;
+    let (partition, late) = world.all(&world.to).pop().unwrap();
+    world.write(&world.to, "k", Some("direct"), 50);
+    let topic = world.to.topic().into();
+    let at = TopicPartition { topic, partition };
+    block_on(world.cluster().writer.send(&at, &late).unwrap()).unwrap();
+    world.write(&world.to, "k", Some("newest"), 60);
+    let before = world.all(&world.to).len();
+    // However often it begins, with the late copy in the log.
+    for _ in 0..3 {
+        let again = world.feed();
+        world.fed(&again);
+        again.end().await;
+        assert_eq!(world.newest(&world.to)["k"].as_deref(), Some("newest"));
+        assert_eq!(world.all(&world.to).len(), before);
+    }
+}
+
+#[tokio::test]
 async fn what_the_sources_shards_refuse_for_its_place_is_passed_over() {
     let world = World::new();
     let id = PointId::new("k").unwrap();

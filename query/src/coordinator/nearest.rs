@@ -10,7 +10,7 @@ use crate::{
     cache::soonest,
     call::Call,
     coordinator::{Coordinator, QueryError, Told, kept::Kept, question::SearchOf, wanted::Wanted},
-    coverage,
+    coverage::{self, Gathered, Miss},
     depth::Depth,
     scatter::Terms,
     shard_map::Shards,
@@ -162,20 +162,26 @@ impl Coordinator {
         by: &Further<'_>,
     ) -> Result<Vec<Vec<v1::HitList>>, QueryError> {
         let question = SearchOf::new(by.shards.collection.name.to_string(), queries);
-        let shards = shards.into_iter().collect();
-        let second = self.gather_kept(by.shards, question, shards, by.terms, by.call);
-        let Kept {
-            gathered: second,
-            age_ms,
-            ..
-        } = second.await?;
-        coverage.age_ms = coverage.age_ms.max(age_ms);
+        let shards: Vec<Partition> = shards.into_iter().collect();
+        let asked = shards.len();
+        let second = self.gather_kept(by.shards, question, shards.clone(), by.terms, by.call);
+        let second = match second.await {
+            Ok(Kept {
+                gathered, age_ms, ..
+            }) => {
+                coverage.age_ms = coverage.age_ms.max(age_ms);
+                gathered
+            }
+            // A shard that is missing already has taken it all.
+            Err(QueryError::NoTime) => Gathered {
+                answers: Vec::new(),
+                misses: shards.into_iter().map(Miss::without_time).collect(),
+            },
+            Err(error) => return Err(error),
+        };
+        coverage::check(asked, &second.misses, by.terms)?;
         for miss in &second.misses {
             coverage::withdraw(coverage, miss);
-        }
-        if by.terms.require_all && !second.misses.is_empty() {
-            let asked = second.answers.len() + second.misses.len();
-            return Err(coverage::missing(asked, &second.misses).into());
         }
         Ok(second.answers.into_iter().map(|(_, lists)| lists).collect())
     }
@@ -207,18 +213,8 @@ impl Coordinator {
         let second = self.ask_again(queries.collect(), answered, coverage, by);
         let second = second.await?;
         let mut bodies = bodies;
-        for lists in second {
-            let mut body = vec![v1::HitList::default(); wanted.len()];
-            for ((at, value), list) in further.iter().zip(lists) {
-                if let Some(of_query) = body.get_mut(*at) {
-                    of_query.groups.push(v1::HitGroup {
-                        value: Some(value.clone()),
-                        hits: list.hits,
-                    });
-                }
-            }
-            bodies.push(body);
-        }
+        let more = second.into_iter();
+        bodies.extend(more.map(|lists| of_groups(lists, &further, wanted.len())));
         Ok(merge_each(wanted, bodies))
     }
 }
@@ -245,6 +241,26 @@ fn shards_of(wanted: &[Wanted], shards: &Shards, tokens: &TokensByShard) -> Vec<
 fn answered(coverage: &v1::Coverage) -> Vec<Partition> {
     let answered = coverage.shards.iter().filter(|shard| shard.answered);
     answered.map(|shard| Partition(shard.shard)).collect()
+}
+
+/// What a shard told of single groups, as its answer to all queries.
+fn of_groups(
+    lists: Vec<v1::HitList>,
+    further: &[(usize, v1::Value)],
+    queries: usize,
+) -> Vec<v1::HitList> {
+    let mut body = vec![v1::HitList::default(); queries];
+    for ((at, value), list) in further.iter().zip(lists) {
+        if let Some(of_query) = body.get_mut(*at) {
+            let expiries = [of_query.expires_at_ms, list.expires_at_ms];
+            of_query.expires_at_ms = soonest(expiries.into_iter());
+            of_query.groups.push(v1::HitGroup {
+                value: Some(value.clone()),
+                hits: list.hits,
+            });
+        }
+    }
+    body
 }
 
 /// Merges the shards' lists query by query.

@@ -10,10 +10,25 @@ use crate::{
     Coordinator,
     call::Call,
     client::memory::{Node, Nodes},
-    coordinator::{HomeCluster, Limits},
+    coordinator::{HomeCluster, Limits, nearest::of_groups},
     merge::by_distance_then_id,
     shard_map::{Maps, Replica, ShardMap},
 };
+
+#[test]
+fn what_is_told_of_a_group_later_keeps_its_expiry() {
+    let list = |expires_at_ms| v1::HitList {
+        expires_at_ms,
+        ..v1::HitList::default()
+    };
+    let further = [0, 2, 2, 2].map(|at| (at, v1::Value::default()));
+    let body = of_groups(vec![list(0), list(9), list(0), list(7)], &further, 3);
+    let told: Vec<_> = body
+        .iter()
+        .map(|one| (one.groups.len(), one.expires_at_ms))
+        .collect();
+    assert_eq!(told, [(1, 0), (0, 0), (3, 7)]);
+}
 
 /// Places of points; those of the first shard are drawn together by so much.
 #[derive(Clone, Debug)]

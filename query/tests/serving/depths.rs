@@ -1,11 +1,13 @@
 //! Many shards: each is asked for about its share, and once more where that was not enough.
 
-use shoal_schemas::{Collection, Metric, Point, Vector, route, v1};
+use std::time::Duration;
+
+use shoal_schemas::{Collection, FieldKind, Metric, Point, Vector, route, v1};
 use tonic::Code;
 
 use crate::{
     indexer::{Behaviour, Indexer},
-    world::{World, collection, id, ids, near_origin, read},
+    world::{World, collection, fill, id, ids, near_origin, read, within},
 };
 
 const SHARDS: u32 = 8;
@@ -123,4 +125,38 @@ async fn a_shard_that_does_not_answer_again_counts_as_missing() {
     let refused = world.search().search(request(true)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert_eq!(crowded.seen().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_answered_in_part_where_a_shard_has_taken_all_the_time() {
+    let world = World::start().await;
+    let mut docs = collection("docs", 3);
+    docs.fields = [("at".to_owned(), FieldKind::Float)].into();
+    let indexers = world.spread(&docs).await;
+    fill(&indexers, &docs, 30);
+    indexers[2].behave(Behaviour::Hangs);
+    let request = v1::SearchRequest {
+        group_by: Some(v1::GroupBy {
+            field: "at".into(),
+            group_size: 2,
+        }),
+        ..near_origin(&docs, 3)
+    };
+    let partly = within(Duration::from_secs(2), request.clone());
+    let found = world.search().search(partly).await.unwrap().into_inner();
+    assert_eq!(found.groups.len(), 3);
+    let coverage = found.coverage.unwrap();
+    assert_eq!(coverage.shards_asked, 3);
+    let missing = coverage.shards.iter().filter(|shard| !shard.answered);
+    assert!(missing.clone().count() > 0);
+    assert!(missing.into_iter().all(|shard| !shard.error.is_empty()));
+
+    // Who wants all is told that it is not.
+    let all = v1::SearchRequest {
+        read: read(&[], true),
+        ..request
+    };
+    let all = within(Duration::from_secs(2), all);
+    let refused = world.search().search(all).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
 }

@@ -16,7 +16,7 @@ use shoal_topic::{
 use super::{super::kafka_link::KafkaLink, say};
 
 /// How long a record may take to come back from the control topic.
-const READ_BACK: Duration = Duration::from_secs(30);
+pub(super) const READ_BACK: Duration = Duration::from_secs(30);
 
 /// How long searches are given that began before the name was set back.
 const UNDER_WAY: Duration = Duration::from_secs(5);

@@ -256,6 +256,14 @@ impl Reindex {
             ))
             .into());
         }
+        // What an abort deletes has to be what the run has made.
+        let topic = new.name.topic();
+        if self.called.is_some() && topics(link).await?.contains(&topic) {
+            return Err(Usage(format!(
+                "topic `{topic}` is there already, and an abort would delete it; choose another --as"
+            ))
+            .into());
+        }
         let job = Job::begin(link, &self.name, &old.name, new, true).await?;
         Ok(Some(job))
     }
@@ -296,8 +304,7 @@ impl Reindex {
         link: &KafkaLink,
         state: &ControlState,
     ) -> anyhow::Result<CollectionName> {
-        let admin = link.cluster.admin.clone();
-        let topics = shoal_runtime::tasks::blocking(move || admin.list_topics()).await?;
+        let topics = topics(link).await?;
         for number in 2_u32.. {
             let name: CollectionName = format!("{}-g{number}", self.name).parse()?;
             let is_taken = state.collections.contains_key(&name)
@@ -364,7 +371,12 @@ impl Reindex {
         let Err(error) = outcome else {
             return Ok(Ending::Done);
         };
-        let is_flipped = job.is_flipped(&link.control.snapshot());
+        let state = link.control.snapshot();
+        if !job.is_ours(&state) {
+            // What there is of it is the later run's now.
+            return Ok(Ending::Overtaken);
+        }
+        let is_flipped = job.is_flipped(&state);
         match error.downcast_ref::<Ends>() {
             Some(Ends(Ending::Interrupted)) if !is_flipped => {
                 job.take_back(link).await?;
@@ -388,4 +400,10 @@ impl Reindex {
             ))),
         }
     }
+}
+
+/// Every topic there is.
+async fn topics(link: &KafkaLink) -> anyhow::Result<Vec<String>> {
+    let admin = link.cluster.admin.clone();
+    Ok(shoal_runtime::tasks::blocking(move || admin.list_topics()).await?)
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     super::kafka_link::KafkaLink,
     Ending, Ends, NotTheSame, Reindex,
-    job::Job,
+    job::{Job, READ_BACK},
     same::{Differences, Sameness},
     say,
     upkeep::{Indexers, copies, ends},
@@ -29,8 +29,6 @@ use super::{
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_secs(10);
-/// How long a record may take to come back from the control topic.
-const READ_BACK: Duration = Duration::from_secs(30);
 /// How long gateways may take to read that a feed is about to end.
 const HEARD: Duration = Duration::from_secs(2);
 /// How long the feed may take to end.
