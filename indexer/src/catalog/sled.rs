@@ -24,8 +24,9 @@ use crate::{
     pressure,
 };
 
-/// Page cache. Entries are about 60 bytes, so this holds some hundred thousand ids.
-const CACHE_BYTES: u64 = 32 << 20;
+/// Page cache. Entries are about 60 bytes, so this holds some thirty thousand ids; the rest is read
+/// from the kernel's cache of the file, which the system takes back when memory is short.
+const CACHE_BYTES: u64 = 8 << 20;
 const CHECKPOINT: &[u8] = b"checkpoint";
 /// Bytes written for each byte of a changed entry, as measured: pages are written, not entries.
 const WRITTEN_PER_BYTE: u64 = 5;
