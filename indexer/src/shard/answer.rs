@@ -84,6 +84,7 @@ impl Shared {
                     answer.groups.push(v1::HitGroup {
                         value: Some(value.to_value().to_proto()),
                         hits: hits.collect::<Result<_, _>>()?,
+                        may_lack_hits: false,
                     });
                 }
                 payload_us = micros(watch);

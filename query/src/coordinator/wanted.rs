@@ -3,6 +3,8 @@
 //! Pure. Shards are asked for `k + offset` and skip nothing: only the merged list knows which
 //! hits are the first. Everything else a query says is done by each shard for itself.
 
+use std::collections::BTreeSet;
+
 use shoal_schemas::{
     Collection, Filter, PointId, Tenant, Vector, filter::FilterError, point::IdError,
     tenant::TenantError, v1, vector::VectorError,
@@ -249,25 +251,20 @@ impl Wanted {
         merged.groups.drain(..self.offset.min(merged.groups.len()));
     }
 
-    /// Values of merged groups that one of the shards may have more hits of, each once.
+    /// The places of merged groups that one of the shards may have more hits of.
     pub(crate) fn unnamed(
         &self,
         merged: &[v1::HitGroup],
         lists: &[&v1::HitList],
-    ) -> Vec<v1::Value> {
+    ) -> BTreeSet<usize> {
         // The nearest hit of a group is always named.
-        if self.group_size.is_none_or(|size| size < 2) {
-            return Vec::new();
-        }
-        let mut values = Vec::new();
-        for list in lists {
-            for value in groups::unnamed(merged, &list.groups, self.total) {
-                if !values.contains(&value) {
-                    values.push(value);
-                }
-            }
-        }
-        values
+        let Some(group_size) = self.group_size.filter(|size| *size > 1) else {
+            return BTreeSet::new();
+        };
+        let unnamed = lists
+            .iter()
+            .flat_map(|list| groups::unnamed(merged, &list.groups, self.total, group_size));
+        unnamed.collect()
     }
 
     /// A query for the hits of one group alone; `None` if there are no groups.
