@@ -32,7 +32,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn new(config: &RegionConfig, client: Region) -> Self {
+    pub(super) fn new(config: &RegionConfig, client: Region) -> Self {
         let RegionConfig { name, address } = config.clone();
         let calls = |outcome: &'static str| counter!(QUERY_EDGE_CALLS_TOTAL, "region" => name.clone(), "outcome" => outcome);
         Self {
