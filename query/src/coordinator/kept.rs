@@ -115,7 +115,10 @@ impl Coordinator {
         };
         let fresh =
             |kept: &KeptShards| cache.ttl.is_zero() || is_fresh(cache, kept, &wanted, terms);
-        let held = cache.find(key, fresh).await.unwrap_or_default();
+        let held = cache
+            .find(key, call.deadline, fresh)
+            .await
+            .unwrap_or_default();
         if is_fresh(cache, &held, &wanted, terms) {
             cache.meters.looked_up(Lookup::Fresh);
             return Ok(given(cache, held, &wanted));

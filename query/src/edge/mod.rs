@@ -249,7 +249,9 @@ impl Edge {
         let mut held = None;
         if let Some(cache) = cache {
             let is_fresh = |kept: &KeptAnswer| is_good(cache, kept, cache.ttl, &insists);
-            let found = cache.find(key, |kept| cache.ttl.is_zero() || is_fresh(kept));
+            let found = cache.find(key, call.deadline, |kept| {
+                cache.ttl.is_zero() || is_fresh(kept)
+            });
             held = found.await;
             if let Some(kept) = held.as_ref().filter(|kept| is_fresh(kept)) {
                 cache.meters.looked_up(Lookup::Fresh);

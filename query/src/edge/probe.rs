@@ -198,7 +198,7 @@ impl Edge {
 async fn until(mut values: Vec<watch::Receiver<bool>>, holds: impl Fn() -> bool) {
     while !holds() {
         let changes = values.iter_mut().map(|value| Box::pin(value.changed()));
-        futures::future::select_all(changes).await;
+        drop(futures::future::select_all(changes).await);
     }
 }
 
