@@ -53,7 +53,7 @@ impl Shared {
             return Err(find::SearchError::Stopped.into());
         }
         let (view, moment) = self.present();
-        let query = Query::new(self.spec.collection.metric, &ask.vector);
+        let query = Query::of(self.spec.collection.metric, &ask.vector);
         let filter = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref());
         let mut pager = Pager {
             shared: self,

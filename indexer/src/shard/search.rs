@@ -14,6 +14,7 @@ use crate::{
     catalog::CatalogError,
     entry::{Entry, EntryError},
     find::SearchError,
+    index::target::Target,
     pressure::Reached,
     rule::Says,
     segment::{PointError, Segment},
@@ -25,7 +26,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// As many finite components as the collection has.
-    pub vector: Vec<f32>,
+    pub vector: Target,
     /// How many points, at least 1.
     pub k: usize,
     /// Beam width; the collection's own if `None`.
@@ -57,7 +58,7 @@ impl Ask {
     /// A query for the nearest `k` and nothing else.
     pub fn nearest(vector: Vec<f32>, k: usize) -> Self {
         Self {
-            vector,
+            vector: Target::new(vector),
             k,
             beam: None,
             with_vector: false,
