@@ -20,6 +20,8 @@ const MAX_K: u32 = 10_000;
 /// What a call wants of each of its shards.
 pub(super) struct Asked {
     queries: Vec<v1::Query>,
+    /// Of each query, how many candidates are re-scored; none or 0 is for the shard to say.
+    rescore: Vec<u32>,
     /// Answers that the caller has already.
     pub(super) known: Vec<v1::KnownAnswer>,
     /// The queries, checked against the definition of the first shard that needed them.
@@ -28,9 +30,14 @@ pub(super) struct Asked {
 
 impl Asked {
     /// These, not checked yet.
-    pub(super) fn new(queries: Vec<v1::Query>, known: Vec<v1::KnownAnswer>) -> Self {
+    pub(super) fn new(
+        queries: Vec<v1::Query>,
+        rescore: Vec<u32>,
+        known: Vec<v1::KnownAnswer>,
+    ) -> Self {
         Self {
             queries,
+            rescore,
             known,
             checked: OnceLock::new(),
         }
@@ -47,7 +54,14 @@ impl Asked {
         {
             return Ok(asks.clone());
         }
-        let asks: Arc<[Ask]> = check(&self.queries, collection)?.into();
+        let mut asks = check(&self.queries, collection)?;
+        for (ask, rescore) in asks.iter_mut().zip(&self.rescore) {
+            let rescore = usize::try_from(*rescore)
+                .ok()
+                .filter(|rescore| *rescore > 0);
+            ask.rescore = rescore;
+        }
+        let asks: Arc<[Ask]> = asks.into();
         // Where another shard was first and is of another definition, this one's are its own.
         let _first = self.checked.set((collection.clone(), asks.clone()));
         Ok(asks)
@@ -98,6 +112,7 @@ fn check_query(query: &v1::Query, collection: &Collection) -> Result<Ask, Refusa
     Ok(Ask {
         vector: Target::new(query.vector.clone()),
         k,
+        rescore: None,
         beam: (beam > 0).then(|| usize::try_from(beam).unwrap_or(usize::MAX)),
         with_vector: query.with_vector,
         with_payload: query.with_payload || !selection.is_all(),

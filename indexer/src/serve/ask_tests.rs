@@ -121,9 +121,13 @@ fn counts_and_scrolls_are_checked_like_searches() {
 
 #[test]
 fn queries_are_checked_once_for_all_shards_of_a_definition() {
-    let asked = Asked::new(vec![query()], Vec::new());
+    let asked = Asked::new(vec![query()], vec![5], Vec::new());
     let (one, same) = (Arc::new(docs()), Arc::new(docs()));
     let first = asked.checked(&one).unwrap();
+    assert_eq!(first[0].rescore, Some(5));
+    let own = Asked::new(vec![query(), query()], vec![0], Vec::new());
+    let own = own.checked(&one).unwrap();
+    assert!(own.iter().all(|ask| ask.rescore.is_none()));
     assert!(Arc::ptr_eq(&first, &asked.checked(&same).unwrap()));
     let mut another = docs();
     another.dim = 4.try_into().unwrap();

@@ -361,7 +361,7 @@ impl v1::shard_server::Shard for Service {
         let span = request_span("search_shards", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
-        let of = Asked::new(request.queries, request.known);
+        let of = Asked::new(request.queries, request.rescore, request.known);
         timed(&self.meters.search, async {
             let count = u64::try_from(request.shards.len()).unwrap_or(u64::MAX);
             let asks = request

@@ -231,10 +231,12 @@ impl<'v> Pager<'v, '_> {
             Some(_) => k.saturating_mul(2),
         };
         let mut exact = self.ask.exact;
+        let is_plain = after.is_none() && self.ask.group_by.is_none();
         loop {
             let wanted = Wanted {
                 query: self.query,
                 k: want,
+                rescore: self.ask.rescore.filter(|_| is_plain),
                 beam: self.ask.beam.unwrap_or(own),
                 exact,
                 filter,

@@ -29,6 +29,9 @@ pub struct Ask {
     pub vector: Target,
     /// How many points, at least 1.
     pub k: usize,
+    /// How many candidates are re-scored, if the caller knows better; never fewer than `k`. Not with
+    /// `after` or `group_by`, which ask for more than `k`.
+    pub rescore: Option<usize>,
     /// Beam width; the collection's own if `None`.
     pub beam: Option<usize>,
     /// Whether vectors are wanted back.
@@ -60,6 +63,7 @@ impl Ask {
         Self {
             vector: Target::new(vector),
             k,
+            rescore: None,
             beam: None,
             with_vector: false,
             with_payload: false,

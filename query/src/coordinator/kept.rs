@@ -158,10 +158,11 @@ impl Coordinator {
         let home = self.home.get()?;
         let asked = v1::SearchShardsRequest {
             queries: std::mem::take(&mut question.queries),
+            rescore: std::mem::take(&mut question.rescore),
             ..v1::SearchShardsRequest::default()
         };
         let queries = asked.encode_to_vec();
-        question.queries = asked.queries;
+        (question.queries, question.rescore) = (asked.queries, asked.rescore);
         let mut definition = shards.collection.to_proto();
         // Where shards are says nothing of what they answer.
         definition.placement.clear();

@@ -64,7 +64,10 @@ impl Coordinator {
         };
         let asks = wanted.iter().zip(&depths);
         let queries = asks.map(|(wanted, depth)| wanted.at(*depth)).collect();
-        let question = SearchOf::new(shards.collection.name.to_string(), queries);
+        let question = SearchOf {
+            rescore: depths.iter().map(|depth| depth.rescore).collect(),
+            ..SearchOf::new(shards.collection.name.to_string(), queries)
+        };
         let asked = self.ask_once(&shards, question, asked_shards, &terms, call);
         let Told {
             bodies,
