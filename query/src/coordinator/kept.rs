@@ -294,6 +294,8 @@ fn keep(cache: &Cache, key: Key, answered: Vec<KeptShard>, others: KeptShards) -
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use std::time::Duration;
+
     use bytes::Bytes;
     use bytesize::ByteSize;
     use shoal_runtime::{clock::Manual, tasks::Tasks};
@@ -303,6 +305,7 @@ mod tests {
     use super::{filled_in, keep};
     use crate::{
         cache::{self, Cache, KeptShard, KeptShards, KeyOf},
+        call::Deadline,
         coordinator::question::Nearest,
     };
 
@@ -356,7 +359,7 @@ mod tests {
         };
         assert_eq!(told, [part(1, 9), unnamed]);
         assert_eq!(told[0].lists.as_ptr(), before);
-        let patient = crate::call::Deadline::within(std::time::Duration::from_secs(60));
+        let patient = Deadline::within(Duration::from_secs(60));
         let kept: Option<KeptShards> = cache.find(key, patient, |_| true).await;
         assert_eq!(kept.unwrap().shards, [part(1, 9), part(2, 1)]);
     }
