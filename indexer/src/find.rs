@@ -54,6 +54,9 @@ pub struct Wanted<'a> {
     pub query: &'a Query<'a>,
     /// How many rows.
     pub k: usize,
+    /// How many candidates are re-scored, at least `k`; `None` for as many as keep recall where all
+    /// rows are here.
+    pub rescore: Option<usize>,
     /// How wide to walk.
     pub beam: usize,
     /// Whether every row is to be looked at.
@@ -145,7 +148,7 @@ pub fn nearest<'a>(
         view,
         wanted,
         sets: &sets,
-        want: wanted.k.saturating_add((wanted.k / 2).max(RESCORE_MORE)),
+        want: rescored(wanted.k, wanted.rescore),
         coarse: Vec::new(),
         exact: Vec::new(),
         vector: Vec::new(),
@@ -513,6 +516,13 @@ fn keep_nearest<'a>(
     }
 }
 
+/// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work, not
+/// cause it.
+fn rescored(k: usize, asked: Option<usize>) -> usize {
+    let own = k.saturating_add((k / 2).max(RESCORE_MORE));
+    asked.map_or(own, |asked| asked.clamp(k, own))
+}
+
 fn size(rows: u32) -> usize {
     usize::try_from(rows).unwrap_or(usize::MAX)
 }
@@ -523,4 +533,17 @@ fn count(rows: usize) -> u64 {
 
 fn micros(watch: Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rescored;
+
+    #[test]
+    fn a_caller_may_have_fewer_candidates_re_scored_but_not_fewer_than_it_gets() {
+        let asked = [None, Some(0), Some(9), Some(13), Some(1000)];
+        let told = asked.map(|asked| rescored(7, asked));
+        assert_eq!(told, [13, 7, 9, 13, 13]);
+        assert_eq!(rescored(100, None), 150);
+    }
 }

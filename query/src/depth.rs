@@ -13,6 +13,9 @@
 const AGAIN: f64 = 1e-3;
 /// Up to this `k` the chance is computed, beyond it bounded.
 const COMPUTED: u32 = 256;
+/// Candidates whose exact distances are computed beyond the hits, at least; else half of the hits. As
+/// an indexer does for itself (`indexer/src/find.rs`).
+const RESCORE_MORE: u32 = 6;
 /// The narrowest beam that is planned: narrower ones are stuck beside the nearest too often.
 const NARROWEST: u32 = 16;
 
@@ -23,6 +26,8 @@ pub(crate) struct Depth {
     pub(crate) k: u32,
     /// Beam width; 0 is the collection's own.
     pub(crate) ef: u32,
+    /// Candidates whose exact distances are computed; 0 is for the shard to say.
+    pub(crate) rescore: u32,
 }
 
 /// The hits that each of so many shards is asked for, where `total` are wanted of all together.
@@ -36,6 +41,22 @@ pub(crate) fn hits(total: u32, shards: u32) -> u32 {
         false => bounded(total, shards, each),
     };
     enough.clamp(1, total)
+}
+
+/// How many candidates each of so many shards computes exact distances of, where `total` hits are
+/// wanted of all together; 0 where one shard says that best itself.
+///
+/// The codes that are walked put a row some places too far back, and the more rows there are the
+/// more places. Over all rows the nearest `total` are among so many more candidates; a shard holds
+/// its share of these. By its own hits it would compute as much beyond each share as one shard
+/// does beyond everything.
+pub(crate) fn rescored(total: u32, shards: u32) -> u32 {
+    if shards < 2 {
+        return 0;
+    }
+    let with_more = |hits: u32| hits.saturating_add((hits / 2).max(RESCORE_MORE));
+    // Where the first is bounded and the second computed, the second may be less.
+    hits(with_more(total), shards).min(with_more(hits(total, shards)))
 }
 
 /// The smallest number that a shard reaches with at most the chance `each`, by the binomial
@@ -94,7 +115,9 @@ pub(crate) fn beam(whole: u32, shards: u32) -> u32 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{AGAIN, COMPUTED, NARROWEST, beam, bounded, computed, hits};
+    use super::{
+        AGAIN, COMPUTED, NARROWEST, RESCORE_MORE, beam, bounded, computed, hits, rescored,
+    };
 
     /// The chance that one of the shards holds so many or more, at most: by adding up.
     fn chance(total: u32, shards: u32, least: u32) -> f64 {
@@ -129,6 +152,22 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_computes_its_share_of_the_distances_and_no_fewer_than_its_hits() {
+        let cases = [
+            ((10, 1), 0),
+            ((10, 2), 15),
+            ((10, 8), 9),
+            ((100, 8), 36),
+            ((1, 8), 6),
+            ((10, 64), 5),
+        ];
+        for ((total, shards), expected) in cases {
+            assert_eq!(rescored(total, shards), expected, "{total} of {shards}");
+        }
+        assert_eq!(rescored(u32::MAX, 2), hits(u32::MAX, 2));
+    }
+
+    #[test]
     fn the_bound_is_no_less_than_what_is_computed() {
         for shards in [2, 3, 8, 64] {
             for total in [COMPUTED / 2, COMPUTED] {
@@ -153,6 +192,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_shard_computes_no_more_distances_than_by_its_own_hits(
+            total in 1u32..=10_000, shards in 2u32..=64,
+        ) {
+            let (own, share) = (hits(total, shards), rescored(total, shards));
+            prop_assert!((own..=own + (own / 2).max(RESCORE_MORE)).contains(&share), "{own} {share}");
+        }
+
         #[test]
         fn a_shard_is_seldom_asked_again(total in 1u32..=COMPUTED, shards in 2u32..=64) {
             let asked = hits(total, shards);

@@ -5,14 +5,15 @@
 //! It may lack farther hits of such a group: in a shard where `k` other groups are nearer, the
 //! group is not named. [`unnamed`] says which groups to ask for again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use shoal_schemas::v1;
 
 use crate::merge::{by_distance_then_id, merge};
 
 /// Merges lists of groups into the `k` groups with the nearest hits, each with its nearest
-/// `group_size` hits; every id counts in its highest version alone.
+/// `group_size` hits; every id counts in its highest version alone. A group that may lack hits in
+/// one list may in the whole.
 ///
 /// # Shapes
 /// Lists may have any length and may be empty. Groups without hits are left out.
@@ -22,44 +23,66 @@ pub fn merge_groups(
     group_size: usize,
 ) -> Vec<v1::HitGroup> {
     drop_older_versions(&mut lists);
-    let mut by_value: BTreeMap<Key, Vec<Vec<v1::Hit>>> = BTreeMap::new();
+    let mut by_value: BTreeMap<Key, (Vec<Vec<v1::Hit>>, bool)> = BTreeMap::new();
     for group in lists.into_iter().flatten() {
         if let Some(key) = Key::of(group.value.as_ref()) {
-            by_value.entry(key).or_default().push(group.hits);
+            let (hits, may_lack_hits) = by_value.entry(key).or_default();
+            hits.push(group.hits);
+            *may_lack_hits |= group.may_lack_hits;
         }
     }
-    let merged = by_value.into_iter().filter_map(|(key, hits)| {
-        let hits = merge(hits, group_size);
-        let nearest = hits.first()?.clone();
-        Some((nearest, key, hits))
-    });
+    let merged = by_value
+        .into_iter()
+        .filter_map(|(key, (hits, may_lack_hits))| {
+            let hits = merge(hits, group_size);
+            let nearest = hits.first()?.clone();
+            Some((nearest, key, hits, may_lack_hits))
+        });
     let mut merged: Vec<_> = merged.collect();
     // A hit with several values may lead several groups: then the value decides.
-    merged.sort_unstable_by(|(a, a_key, _), (b, b_key, _)| {
+    merged.sort_unstable_by(|(a, a_key, ..), (b, b_key, ..)| {
         by_distance_then_id(a, b).then_with(|| a_key.cmp(b_key))
     });
     merged.truncate(k);
-    let groups = merged.into_iter().map(|(_, key, hits)| v1::HitGroup {
-        value: Some(key.into_value()),
-        hits,
-    });
+    let groups = merged
+        .into_iter()
+        .map(|(_, key, hits, may_lack_hits)| v1::HitGroup {
+            value: Some(key.into_value()),
+            hits,
+            may_lack_hits,
+        });
     groups.collect()
 }
 
-/// The values of merged groups of which a shard may have hits that it did not name.
+/// The places among merged groups of those of which a shard may have hits that it did not name and
+/// that belong into the answer.
 ///
-/// A shard that named fewer than `k` groups has named all it has.
-pub fn unnamed(merged: &[v1::HitGroup], named: &[v1::HitGroup], k: usize) -> Vec<v1::Value> {
+/// A shard that named fewer than `k` groups has named all it has. Of a group that it did not name
+/// it holds nothing nearer than the last one that it named: one that is full of nearer hits lacks
+/// none.
+pub fn unnamed(
+    merged: &[v1::HitGroup],
+    named: &[v1::HitGroup],
+    k: usize,
+    group_size: usize,
+) -> Vec<usize> {
     if named.len() < k {
         return Vec::new();
     }
     let keys = named
         .iter()
         .filter_map(|group| Key::of(group.value.as_ref()));
-    let keys: Vec<Key> = keys.collect();
-    let lacking = merged.iter().filter_map(|group| {
+    let keys: BTreeSet<Key> = keys.collect();
+    let leaders = named.iter().filter_map(|group| group.hits.first());
+    let last_named = leaders.max_by(|a, b| by_distance_then_id(a, b));
+    let is_full = |group: &v1::HitGroup| {
+        let farthest = group.hits.last().filter(|_| group.hits.len() >= group_size);
+        let ends = farthest.zip(last_named);
+        ends.is_some_and(|(farthest, named)| by_distance_then_id(farthest, named).is_le())
+    };
+    let lacking = merged.iter().enumerate().filter_map(|(at, group)| {
         let key = Key::of(group.value.as_ref())?;
-        (!keys.contains(&key)).then(|| key.into_value())
+        (!keys.contains(&key) && !is_full(group)).then_some(at)
     });
     lacking.collect()
 }
@@ -185,6 +208,7 @@ mod tests {
             v1::HitGroup {
                 value: Some(value(number)),
                 hits,
+                may_lack_hits: false,
             }
         });
         groups.collect()
@@ -205,6 +229,39 @@ mod tests {
             })
         };
         (shard(1), shard(2), shard(3)).prop_map(|(a, b, c)| vec![a, b, c])
+    }
+
+    fn group(number: i64, at: &[u8]) -> v1::HitGroup {
+        let hit = |distance: &u8| v1::Hit {
+            id: format!("{number}-{distance}"),
+            distance: f32::from(*distance),
+            ..v1::Hit::default()
+        };
+        v1::HitGroup {
+            value: Some(value(number)),
+            hits: at.iter().map(hit).collect(),
+            may_lack_hits: false,
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_full_of_nearer_hits_than_a_shard_may_have_is_not_asked_for() {
+        let merged = [group(1, &[0, 4]), group(2, &[1, 6]), group(3, &[2])];
+        let named = [group(7, &[3, 8]), group(8, &[5])];
+        assert_eq!(unnamed(&merged, &named, 2, 2), [1, 2]);
+        assert_eq!(unnamed(&merged, &named, 3, 2), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn a_group_that_may_lack_hits_in_one_list_may_in_the_whole() {
+        let lacking = v1::HitGroup {
+            may_lack_hits: true,
+            ..group(1, &[])
+        };
+        let lists = vec![vec![group(1, &[0]), group(2, &[1])], vec![lacking]];
+        let merged = merge_groups(lists, 9, 9);
+        let told: Vec<_> = merged.iter().map(|one| one.may_lack_hits).collect();
+        assert_eq!(told, [true, false]);
     }
 
     proptest! {
@@ -245,9 +302,9 @@ mod tests {
             let mut lists = named.clone();
             for (points, named) in shards.iter().zip(&named) {
                 let all = group_everything(std::slice::from_ref(points), usize::MAX, group_size);
-                let again = unnamed(&first, named, k);
+                let again = unnamed(&first, named, k, group_size);
                 lists.push(all.into_iter().filter(|group| {
-                    group.value.as_ref().is_some_and(|value| again.contains(value))
+                    again.iter().any(|at| first[*at].value == group.value)
                 }).collect());
             }
             prop_assert_eq!(merge_groups(lists, k, group_size), expected);

@@ -5,6 +5,8 @@
 
 use shoal_schemas::Metric;
 
+use crate::index::target::Target;
+
 const LANES: usize = 16;
 const SQUARE_LANES: usize = 8;
 
@@ -14,9 +16,19 @@ pub struct Query<'a> {
     metric: Metric,
     components: &'a [f32],
     norm: f32,
+    /// Where its code is shared.
+    target: Option<&'a Target>,
 }
 
 impl<'a> Query<'a> {
+    /// Prepares a query whose code is made once for all graphs that it is put to.
+    pub fn of(metric: Metric, target: &'a Target) -> Self {
+        Self {
+            target: Some(target),
+            ..Self::new(metric, target.components())
+        }
+    }
+
     /// Prepares a checked query.
     pub fn new(metric: Metric, components: &'a [f32]) -> Self {
         let norm = match metric {
@@ -27,12 +39,18 @@ impl<'a> Query<'a> {
             metric,
             components,
             norm,
+            target: None,
         }
     }
 
     /// The components as given.
     pub fn components(&self) -> &'a [f32] {
         self.components
+    }
+
+    /// The target, if its code is shared.
+    pub(super) fn target(&self) -> Option<&'a Target> {
+        self.target
     }
 
     /// Distance to `other`, which has as many components.

@@ -12,6 +12,7 @@ pub mod packed;
 mod prefetch;
 pub mod rotation;
 pub mod space;
+pub mod target;
 pub mod usearch_file;
 
 use std::path::Path;

@@ -14,9 +14,10 @@ use shoal_runtime::ErrorKind;
 use shoal_schemas::{Dim, Metric, Quantization};
 
 use crate::index::{
-    distance,
+    distance::{self, Query},
     kernel::{self, Brains, Bytes, Floats, Halves, Kernel},
     rotation::Rotation,
+    target::ByteCode,
 };
 
 /// Largest number in an I8 code; -128 is left out, so that a code has its negative.
@@ -188,13 +189,35 @@ impl Space {
             self.encode_row(vector, &mut code);
             return self.query_of_code(&code);
         }
+        self.query_of_bytes(&self.byte_code(vector))
+    }
+
+    /// The query's code, of which the greater part may have been made for another graph already.
+    pub fn encode(&self, query: &Query<'_>) -> QueryCode {
+        let shared = (query.target()).filter(|_| self.quantization == Quantization::I8);
+        match shared {
+            Some(target) => self.query_of_bytes(target.code(|vector| self.byte_code(vector))),
+            None => self.encode_query(query.components()),
+        }
+    }
+
+    /// Nothing of it rests on this space's step.
+    fn byte_code(&self, vector: &[f32]) -> ByteCode {
         let placed = self.placed(vector);
         let step = step_for(largest_of(&placed));
         let codes = codes(&placed, step);
-        let scale = self.scale(square_of_codes(&codes) * step * step, step);
+        let square = square_of_codes(&codes) * step * step;
+        ByteCode {
+            codes,
+            step,
+            square,
+        }
+    }
+
+    fn query_of_bytes(&self, code: &ByteCode) -> QueryCode {
         QueryCode {
-            components: Components::Bytes(Bytes(codes)),
-            scale,
+            components: Components::Bytes(Bytes(code.codes.clone())),
+            scale: self.scale(code.square, code.step),
         }
     }
 

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use shoal_schemas::{Dim, Metric, Quantization};
 
 use super::{Extent, HEADER_BYTES, Space, SpaceError};
-use crate::index::distance::Query;
+use crate::index::{
+    distance::Query,
+    target::{ByteCode, Target},
+};
 
 const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
 const QUANTIZATIONS: [Quantization; 4] = [
@@ -233,4 +236,27 @@ fn a_header_that_cannot_be_is_refused() {
     assert_eq!(with(4, 3), unknown("metric", 3));
     assert_eq!(with(5, 4), unknown("quantization", 4));
     assert!(matches!(with(11, 0xbc), Err(SpaceError::Step { .. })));
+}
+
+#[test]
+fn a_query_is_coded_once_for_all_graphs_and_measures_the_same() {
+    let dim = Dim::try_from(24).unwrap();
+    let vector = |seed: u16| -> Vec<f32> {
+        let part = |at: u16| f32::from((at + 3) * (seed + 7) % 31) - 15.0;
+        (0..24).map(part).collect()
+    };
+    for metric in [Metric::Cosine, Metric::InnerProduct, Metric::L2] {
+        let target = Target::new(vector(5));
+        let query = Query::of(metric, &target);
+        for largest in [20.0, 90.0] {
+            let space = Space::fit(dim, metric, Quantization::I8, largest);
+            let mut row = Vec::new();
+            let bias = space.encode_row(&vector(2), &mut row);
+            let alone = space.encode_query(&vector(5)).distance(&row, bias);
+            let shared = space.encode(&query).distance(&row, bias);
+            assert_eq!(shared.to_bits(), alone.to_bits(), "{metric:?}");
+        }
+        let other = |_: &[f32]| -> ByteCode { panic!("it has been made") };
+        assert_eq!(target.code(other).codes.len(), 24);
+    }
 }

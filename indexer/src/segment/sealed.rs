@@ -142,13 +142,13 @@ impl Sealed {
         want: usize,
         accept: Option<packed::Accept<'_>>,
     ) -> packed::Walk {
-        let code = self.graph.space().encode_query(query.components());
+        let code = self.graph.space().encode(query);
         self.graph.search(&code, beam, want, accept)
     }
 
     /// See [`super::Segment::measure`].
     pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Vec<Near> {
-        let code = self.graph.space().encode_query(query.components());
+        let code = self.graph.space().encode(query);
         let near = rows.iter().filter_map(|row| {
             Some(Near {
                 row: *row,

@@ -3,16 +3,70 @@
 //! A query node checks the same before it asks. Here it is checked again, because a shard answers
 //! whoever asks it, and because the definitions of two processes may differ for a moment.
 
+use std::sync::{Arc, OnceLock};
+
 use shoal_schemas::{Collection, Filter, PointId, Tenant, Vector, payload::Selection, v1};
 use tonic::Code;
 
 use crate::{
+    index::target::Target,
     serve::Refusal,
     shard::search::{After, Ask, CountAsk, GroupBy, ScrollAsk},
 };
 
 /// Most points one query may ask for; also groups times their size.
 const MAX_K: u32 = 10_000;
+
+/// What a call wants of each of its shards.
+pub(super) struct Asked {
+    queries: Vec<v1::Query>,
+    /// Of each query, how many candidates are re-scored; none or 0 is for the shard to say.
+    rescore: Vec<u32>,
+    /// Answers that the caller has already.
+    pub(super) known: Vec<v1::KnownAnswer>,
+    /// The queries, checked against the definition of the first shard that needed them.
+    checked: OnceLock<(Arc<Collection>, Arc<[Ask]>)>,
+}
+
+impl Asked {
+    /// These, not checked yet.
+    pub(super) fn new(
+        queries: Vec<v1::Query>,
+        rescore: Vec<u32>,
+        known: Vec<v1::KnownAnswer>,
+    ) -> Self {
+        Self {
+            queries,
+            rescore,
+            known,
+            checked: OnceLock::new(),
+        }
+    }
+
+    /// All queries, checked once for all shards of a definition. Two shards may differ in theirs for
+    /// a moment.
+    ///
+    /// # Errors
+    /// [`Refusal`] with `INVALID_ARGUMENT`, naming the query.
+    pub(super) fn checked(&self, collection: &Arc<Collection>) -> Result<Arc<[Ask]>, Refusal> {
+        if let Some((of, asks)) = self.checked.get()
+            && of == collection
+        {
+            return Ok(asks.clone());
+        }
+        let mut asks = check(&self.queries, collection)?;
+        for (ask, rescore) in asks.iter_mut().zip(&self.rescore) {
+            let rescore = usize::try_from(*rescore)
+                .ok()
+                .filter(|rescore| *rescore > 0);
+            ask.rescore = rescore;
+        }
+        let asks: Arc<[Ask]> = asks.into();
+        // Where another shard was first and is of another definition, this one's are its own.
+        let _first = self.checked.set((collection.clone(), asks.clone()));
+        Ok(asks)
+    }
+}
 
 fn invalid(message: impl std::fmt::Display) -> Refusal {
     Refusal {
@@ -25,7 +79,7 @@ fn invalid(message: impl std::fmt::Display) -> Refusal {
 ///
 /// # Errors
 /// [`Refusal`] with `INVALID_ARGUMENT`, naming the query.
-pub(super) fn check(queries: &[v1::Query], collection: &Collection) -> Result<Vec<Ask>, Refusal> {
+fn check(queries: &[v1::Query], collection: &Collection) -> Result<Vec<Ask>, Refusal> {
     let checked = queries.iter().enumerate().map(|(number, query)| {
         check_query(query, collection).map_err(|refusal| Refusal {
             message: format!("query {number}: {}", refusal.message),
@@ -56,8 +110,9 @@ fn check_query(query: &v1::Query, collection: &Collection) -> Result<Ask, Refusa
     let beam = query.ef.min(MAX_K);
     let selection = Selection::new(&query.include_payload, &query.exclude_payload);
     Ok(Ask {
-        vector: query.vector.clone(),
+        vector: Target::new(query.vector.clone()),
         k,
+        rescore: None,
         beam: (beam > 0).then(|| usize::try_from(beam).unwrap_or(usize::MAX)),
         with_vector: query.with_vector,
         with_payload: query.with_payload || !selection.is_all(),

@@ -1,10 +1,12 @@
 //! Tests of what a shard takes and what it refuses.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use shoal_schemas::{Collection, FieldKind, Filter, Metric, v1};
 use tonic::Code;
 
-use super::{check, check_count, check_query, check_scroll};
+use super::{Asked, check, check_count, check_query, check_scroll};
 
 fn docs() -> Collection {
     let dim = 3.try_into().unwrap();
@@ -115,4 +117,20 @@ fn counts_and_scrolls_are_checked_like_searches() {
     assert_eq!(check_scroll(&page, &docs()).unwrap().limit, 3);
     let none = check_scroll(&v1::ShardScrollRequest::default(), &docs()).unwrap_err();
     assert_eq!(none.code, Code::InvalidArgument);
+}
+
+#[test]
+fn queries_are_checked_once_for_all_shards_of_a_definition() {
+    let asked = Asked::new(vec![query()], vec![5], Vec::new());
+    let (one, same) = (Arc::new(docs()), Arc::new(docs()));
+    let first = asked.checked(&one).unwrap();
+    assert_eq!(first[0].rescore, Some(5));
+    let own = Asked::new(vec![query(), query()], vec![0], Vec::new());
+    let own = own.checked(&one).unwrap();
+    assert!(own.iter().all(|ask| ask.rescore.is_none()));
+    assert!(Arc::ptr_eq(&first, &asked.checked(&same).unwrap()));
+    let mut another = docs();
+    another.dim = 4.try_into().unwrap();
+    assert!(asked.checked(&Arc::new(another)).is_err());
+    assert!(Arc::ptr_eq(&first, &asked.checked(&one).unwrap()));
 }

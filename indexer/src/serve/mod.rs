@@ -20,7 +20,7 @@ use shoal_schemas::{CollectionName, Partition, Token, v1};
 use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument, debug, debug_span, field::display, info_span};
 
-use self::{gate::Gate, patience::Deadline};
+use self::{ask::Asked, gate::Gate, patience::Deadline};
 use crate::{
     metrics as names,
     node::{Held, Node, NotServing, not_serving_text},
@@ -59,13 +59,6 @@ struct Meters {
     buckets: Histogram,
     bucket_ids: Histogram,
     snapshot: Histogram,
-}
-
-/// What a call wants of each of its shards.
-struct Asked {
-    queries: Vec<v1::Query>,
-    /// Answers that the caller has already.
-    known: Vec<v1::KnownAnswer>,
 }
 
 /// A shard that serves: what the node knows of it, and the shard.
@@ -167,7 +160,7 @@ impl Service {
     async fn search_on_shard(
         &self,
         ready: Ready,
-        asks: Vec<Ask>,
+        asks: Arc<[Ask]>,
         deadline: Deadline,
         shards: u64,
     ) -> Result<(Vec<v1::HitList>, v1::ShardCoverage), Refusal> {
@@ -228,7 +221,7 @@ impl Service {
                     });
                 }
             }
-            let asks = ask::check(&of.queries, &ready.shared.spec.collection)?;
+            let asks = of.checked(&ready.shared.spec.collection)?;
             let count = u64::try_from(asks.len()).unwrap_or(u64::MAX);
             ready.held.searches.increment(count);
             let version = ready.shared.version();
@@ -368,10 +361,7 @@ impl v1::shard_server::Shard for Service {
         let span = request_span("search_shards", &request);
         let request = request.into_inner();
         let collection = collection_name(&request.collection)?;
-        let of = Asked {
-            queries: request.queries,
-            known: request.known,
-        };
+        let of = Asked::new(request.queries, request.rescore, request.known);
         timed(&self.meters.search, async {
             let count = u64::try_from(request.shards.len()).unwrap_or(u64::MAX);
             let asks = request

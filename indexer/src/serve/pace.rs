@@ -61,6 +61,7 @@ pub(super) fn walked(asks: &[Ask], own_beam: usize) -> Option<u64> {
         let Ask {
             vector: _,
             k,
+            rescore: _,
             beam,
             with_vector,
             with_payload,

@@ -53,7 +53,7 @@ impl Shared {
             return Err(find::SearchError::Stopped.into());
         }
         let (view, moment) = self.present();
-        let query = Query::new(self.spec.collection.metric, &ask.vector);
+        let query = Query::of(self.spec.collection.metric, &ask.vector);
         let filter = indexed::narrowed(ask.filter.as_ref(), ask.tenant.as_ref());
         let mut pager = Pager {
             shared: self,
@@ -84,6 +84,7 @@ impl Shared {
                     answer.groups.push(v1::HitGroup {
                         value: Some(value.to_value().to_proto()),
                         hits: hits.collect::<Result<_, _>>()?,
+                        may_lack_hits: false,
                     });
                 }
                 payload_us = micros(watch);
@@ -230,10 +231,12 @@ impl<'v> Pager<'v, '_> {
             Some(_) => k.saturating_mul(2),
         };
         let mut exact = self.ask.exact;
+        let is_plain = after.is_none() && self.ask.group_by.is_none();
         loop {
             let wanted = Wanted {
                 query: self.query,
                 k: want,
+                rescore: self.ask.rescore.filter(|_| is_plain),
                 beam: self.ask.beam.unwrap_or(own),
                 exact,
                 filter,

@@ -222,6 +222,7 @@ pub struct Shared {
     /// Output of a compaction whose rows are being moved over; not in the view yet.
     moving: ArcSwapOption<Segment>,
     progress: watch::Sender<Arc<Progress>>,
+    named: version::Named,
     /// The newest position of the own log whose content is applied, with the offsets then.
     applied_log: Mutex<(Position, Vec<Offset>)>,
     durable: Mutex<Vec<Offset>>,

@@ -14,6 +14,7 @@ use crate::{
     catalog::CatalogError,
     entry::{Entry, EntryError},
     find::SearchError,
+    index::target::Target,
     pressure::Reached,
     rule::Says,
     segment::{PointError, Segment},
@@ -25,9 +26,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// As many finite components as the collection has.
-    pub vector: Vec<f32>,
+    pub vector: Target,
     /// How many points, at least 1.
     pub k: usize,
+    /// How many candidates are re-scored, if the caller knows better; never fewer than `k`. Not with
+    /// `after` or `group_by`, which ask for more than `k`.
+    pub rescore: Option<usize>,
     /// Beam width; the collection's own if `None`.
     pub beam: Option<usize>,
     /// Whether vectors are wanted back.
@@ -57,8 +61,9 @@ impl Ask {
     /// A query for the nearest `k` and nothing else.
     pub fn nearest(vector: Vec<f32>, k: usize) -> Self {
         Self {
-            vector,
+            vector: Target::new(vector),
             k,
+            rescore: None,
             beam: None,
             with_vector: false,
             with_payload: false,

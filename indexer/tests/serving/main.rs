@@ -239,7 +239,7 @@ fn search(queries: Vec<v1::Query>) -> v1::SearchShardsRequest {
         collection: "docs".into(),
         shards: vec![v1::ShardAsk::default()],
         queries,
-        known: Vec::new(),
+        ..v1::SearchShardsRequest::default()
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Config {
     pub redis: Option<String>,
     /// Longest time for Redis to answer. Default 20 ms, 1 ms to 1 s.
     ///
-    /// A search waits so long for a Redis that hangs, three times; then it is left alone for a while.
+    /// A search waits so long for a Redis that hangs, but no longer than a tenth of the time it has
+    /// left; three times, then it is left alone for a while.
     #[serde(with = "humantime_serde")]
     pub redis_timeout: Duration,
     /// How old an answer may be that is given without asking a shard. Default 0: none is; at most

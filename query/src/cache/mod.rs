@@ -34,7 +34,7 @@ pub(crate) use self::{
     key::{Key, KeyOf},
     meters::Lookup,
     tiers::Cache,
-    value::{KeptAnswer, KeptShard, KeptShards, soonest},
+    value::{Dated, KeptAnswer, KeptShard, KeptShards, soonest},
 };
 
 /// Where kept answers are.

@@ -18,6 +18,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     RedisError, aio::MultiplexedConnection,
 };
+use shoal_runtime::clock::Stopwatch;
 use tokio::sync::Mutex;
 
 use super::{Key, Store, StoreError};
@@ -67,6 +68,8 @@ fn open(address: &str) -> Result<Client, AddressError> {
 /// A Redis.
 pub(crate) struct Redis {
     client: Client,
+    /// How long a call may take that is asked with all patience.
+    patience: Duration,
     connection: Mutex<Option<Held>>,
 }
 
@@ -78,23 +81,32 @@ struct Held {
 }
 
 /// A call under way. One that is given up may have met a peer that will never answer, so that the
-/// next one connects anew.
-struct UnderWay(Arc<AtomicBool>);
+/// next one connects anew; one whose caller had little time says nothing of the peer.
+struct UnderWay {
+    is_broken: Arc<AtomicBool>,
+    since: Stopwatch,
+    patience: Duration,
+    is_over: bool,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        // Half, since a part of the patience may have gone into the connection.
+        if !self.is_over && self.since.elapsed() >= self.patience / 2 {
+            self.is_broken.store(true, Ordering::Relaxed);
+        }
     }
 }
 
 impl Redis {
-    /// The one at an address; nothing is connected yet.
+    /// The one at an address, whose answers may take so long; nothing is connected yet.
     ///
     /// # Errors
     /// [`AddressError`].
-    pub(crate) fn new(address: &str) -> Result<Self, AddressError> {
+    pub(crate) fn new(address: &str, patience: Duration) -> Result<Self, AddressError> {
         Ok(Self {
             client: open(address)?,
+            patience,
             connection: Mutex::default(),
         })
     }
@@ -126,10 +138,16 @@ impl Redis {
             mut connection,
             is_broken,
         } = self.connection().await?;
-        let under_way = UnderWay(is_broken);
+        let mut under_way = UnderWay {
+            is_broken,
+            since: Stopwatch::start(),
+            patience: self.patience,
+            is_over: false,
+        };
         let answered = command.query_async(&mut connection).await;
-        if !answered.as_ref().is_err_and(is_final) {
-            std::mem::forget(under_way);
+        under_way.is_over = true;
+        if answered.as_ref().is_err_and(is_final) {
+            under_way.is_broken.store(true, Ordering::Relaxed);
         }
         answered.map_err(|error| failed(&error))
     }

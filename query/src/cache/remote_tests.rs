@@ -4,6 +4,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -50,7 +51,7 @@ impl Server {
             address,
             _folder: folder,
         };
-        let (redis, watch) = (server.client(), Stopwatch::start());
+        let (redis, watch) = (server.client(LONG), Stopwatch::start());
         while redis.find(KeyOf::new("test").finish()).await.is_err() {
             assert!(watch.elapsed() < DEADLINE, "Redis does not answer");
             tokio::task::yield_now().await;
@@ -58,8 +59,8 @@ impl Server {
         server
     }
 
-    fn client(&self) -> Redis {
-        Redis::new(&format!("redis://{}", self.address)).unwrap()
+    fn client(&self, patience: Duration) -> Redis {
+        Redis::new(&format!("redis://{}", self.address), patience).unwrap()
     }
 
     fn signal(&self, signal: Signal) {
@@ -77,15 +78,16 @@ impl Drop for Server {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_is_a_store_also_behind_a_guard_and_for_two_clients() {
     let server = Server::start().await;
-    conformance::all(&server.client()).await;
-    conformance::all(&Guard::new(server.client(), DEADLINE, System::shared())).await;
+    conformance::all(&server.client(DEADLINE)).await;
+    let guard = Guard::new(server.client(DEADLINE), DEADLINE, System::shared());
+    conformance::all(&guard).await;
     let key = KeyOf::new("test").with("two").finish();
     server
-        .client()
+        .client(DEADLINE)
         .keep(key, "shared".into(), LONG)
         .await
         .unwrap();
-    let found = server.client().find(key).await.unwrap();
+    let found = server.client(DEADLINE).find(key).await.unwrap();
     assert_eq!(found, Some("shared".into()));
 }
 
@@ -93,7 +95,7 @@ async fn redis_is_a_store_also_behind_a_guard_and_for_two_clients() {
 async fn a_redis_that_stops_or_dies_fails_in_time_and_is_found_again() {
     let server = Server::start().await;
     let timeout = Duration::from_millis(50);
-    let guard = Guard::new(server.client(), timeout, System::shared());
+    let guard = Guard::new(server.client(timeout), timeout, System::shared());
     let key = KeyOf::new("test").finish();
     guard.keep(key, "a".into(), LONG).await.unwrap();
     server.signal(Signal::STOP);
@@ -113,6 +115,23 @@ async fn a_redis_that_stops_or_dies_fails_in_time_and_is_found_again() {
     found_again(&guard, None).await;
     guard.keep(key, "b".into(), LONG).await.unwrap();
     found_again(&guard, Some("b")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_had_little_time_costs_the_others_no_connection() {
+    let server = Server::start().await;
+    let key = KeyOf::new("test").finish();
+    for (patience, is_broken) in [(LONG, false), (Duration::ZERO, true)] {
+        let redis = server.client(patience);
+        assert_eq!(redis.find(key).await, Ok(None));
+        server.signal(Signal::STOP);
+        let hasty = tokio::time::timeout(Duration::from_millis(5), redis.find(key));
+        assert!(hasty.await.is_err());
+        server.signal(Signal::CONT);
+        let held = redis.connection.lock().await.clone().unwrap();
+        assert_eq!(held.is_broken.load(Ordering::Relaxed), is_broken);
+        assert_eq!(redis.find(key).await, Ok(None));
+    }
 }
 
 async fn found_again(guard: &Guard<Redis>, value: Option<&'static str>) {

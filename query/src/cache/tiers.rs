@@ -13,16 +13,20 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{
-    AddressError, Config, Key, Store,
+    AddressError, Config, Dated, Key, Store, StoreError,
     guard::Guard,
     memory::Memory,
     meters::{Meters, Tier},
     remote::Redis,
     value,
 };
+use crate::call::Deadline;
 
 /// Values on their way to Redis. Full refuses: it is only a cache.
 const QUEUE: usize = 1024;
+/// The part of the time left to a call that it waits for Redis: one of so many. A Redis that hangs is
+/// found out by what is sent to it, which has all of `redis_timeout`.
+const REDIS_PART: u32 = 10;
 
 /// The kept answers of this node.
 pub(crate) struct Cache {
@@ -54,7 +58,9 @@ impl Cache {
         if !config.keeps() {
             return Ok(None);
         }
-        let redis = config.redis.as_deref().map(Redis::new).transpose()?;
+        let redis = config.redis.as_deref();
+        let redis = redis.map(|address| Redis::new(address, config.redis_timeout));
+        let redis = redis.transpose()?;
         let store = redis.map(|redis| -> Arc<dyn Store> {
             Arc::new(Guard::new(redis, config.redis_timeout, clock.clone()))
         });
@@ -83,23 +89,34 @@ impl Cache {
 
     /// What is kept under a name. One that is not `good` any more is looked for in Redis too, where
     /// another node may have kept a newer one.
-    pub(crate) async fn find<M: Message + Default>(
+    pub(crate) async fn find<M: Dated>(
         &self,
         key: Key,
+        deadline: Deadline,
         good: impl Fn(&M) -> bool,
     ) -> Option<M> {
-        let bytes = self.memory.as_ref().and_then(|memory| memory.look_up(key));
-        let own: Option<M> = bytes.and_then(|bytes| value::decode(&key, &bytes));
+        let own: Option<M> = self.find_in_memory(key);
         if own.as_ref().is_some_and(&good) {
             self.meters.found(Tier::Memory);
             return own;
         }
-        self.find_in_redis(key).await.or(own)
+        match self.find_in_redis(key, deadline).await {
+            None => own,
+            Some((found, bytes)) => Some(self.newest(key, found, bytes)),
+        }
     }
 
-    async fn find_in_redis<M: Message + Default>(&self, key: Key) -> Option<M> {
+    fn find_in_memory<M: Dated>(&self, key: Key) -> Option<M> {
+        let bytes = self.memory.as_ref()?.look_up(key)?;
+        value::decode(&key, &bytes)
+    }
+
+    async fn find_in_redis<M: Dated>(&self, key: Key, deadline: Deadline) -> Option<(M, Bytes)> {
         let remote = self.remote.as_ref()?;
-        let bytes = match remote.store.find(key).await {
+        let waited = deadline.remaining() / REDIS_PART;
+        let found = tokio::time::timeout(waited, remote.store.find(key)).await;
+        let found = found.unwrap_or(Err(StoreError::TimedOut { waited }));
+        let bytes = match found {
             Ok(found) => found?,
             Err(error) => {
                 debug!(%error, "kept answer is not looked up");
@@ -109,10 +126,27 @@ impl Cache {
         };
         let read = value::decode(&key, &bytes)?;
         self.meters.found(Tier::Redis);
-        if let Some(memory) = &self.memory {
+        Some((read, bytes))
+    }
+
+    /// What Redis had, or what this node has by now where that is newer; the node has it from then on.
+    fn newest<M: Dated>(&self, key: Key, found: M, bytes: Bytes) -> M {
+        let Some(memory) = &self.memory else {
+            return found;
+        };
+        // Looked up once more: another call may have kept one while Redis was asked.
+        let (newest, bytes) = match self.find_in_memory::<M>(key) {
+            None => (found, Some(bytes)),
+            Some(mut own) => {
+                let is_newer = own.take_newer(found, self.now_ms());
+                let bytes = is_newer.then(|| value::encode(&key, &own));
+                (own, bytes)
+            }
+        };
+        if let Some(bytes) = bytes {
             self.meters.forgot(memory.insert(key, bytes, self.time));
         }
-        Some(read)
+        newest
     }
 
     /// Keeps an answer.
@@ -179,21 +213,32 @@ impl Remote {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::{sync::Arc, time::Duration};
+    use std::{
+        pin::pin,
+        sync::Arc,
+        task::{Context, Waker},
+        time::Duration,
+    };
 
     use bytes::Bytes;
     use bytesize::ByteSize;
+    use futures::future::{BoxFuture, FutureExt as _, ready};
     use shoal_runtime::{
         clock::{Clock, Manual, Stopwatch, System},
         tasks::Tasks,
     };
+    use tokio::sync::Semaphore;
     use tokio_util::sync::CancellationToken;
 
     use super::Cache;
-    use crate::cache::{
-        Config, KeptAnswer, Key, KeyOf, Store,
-        faulty::{Fault, Faulty},
-        memory::Memory,
+    use crate::{
+        cache::{
+            Config, KeptAnswer, Key, KeyOf, Store, StoreError,
+            faulty::{Fault, Faulty},
+            memory::Memory,
+            value,
+        },
+        call::Deadline,
     };
 
     const DEADLINE: Duration = Duration::from_secs(60);
@@ -213,8 +258,24 @@ mod tests {
         }
     }
 
+    /// One that was asked for at that time.
+    fn asked_at(asked_ms: u64) -> KeptAnswer {
+        KeptAnswer {
+            asked_ms,
+            ..answer(3)
+        }
+    }
+
+    fn patient() -> Deadline {
+        Deadline::within(DEADLINE * 10)
+    }
+
     /// A node's cache with memory or without, over what stands for Redis.
-    fn cache(memory: u64, store: &Arc<Faulty<Memory>>, clock: Arc<dyn Clock>) -> (Cache, Tasks) {
+    fn cache<S: Store + Clone + 'static>(
+        memory: u64,
+        store: &S,
+        clock: Arc<dyn Clock>,
+    ) -> (Cache, Tasks) {
         let config = Config {
             memory: ByteSize(memory),
             largest: ByteSize::kib(1),
@@ -239,12 +300,13 @@ mod tests {
         let store = Arc::new(Faulty::new(Memory::new(1 << 20, clock.clone())));
         let (one, _one) = cache(1 << 20, &store, clock.clone());
         let (other, _other) = cache(1 << 20, &store, clock);
-        assert_eq!(one.find::<KeptAnswer>(key(), is_good).await, None);
+        let nothing = one.find::<KeptAnswer>(key(), patient(), is_good).await;
+        assert_eq!(nothing, None);
         one.keep(key(), &answer(3));
         reaches(&store).await;
-        assert_eq!(other.find(key(), is_good).await, Some(answer(3)));
+        assert_eq!(other.find(key(), patient(), is_good).await, Some(answer(3)));
         let asked = store.asked();
-        assert_eq!(other.find(key(), is_good).await, Some(answer(3)));
+        assert_eq!(other.find(key(), patient(), is_good).await, Some(answer(3)));
         assert_eq!(store.asked(), asked);
     }
 
@@ -257,10 +319,11 @@ mod tests {
         reaches(&store).await;
         for fault in [Fault::Fails, Fault::Garbles] {
             store.set(Some(fault));
-            assert_eq!(cache.find::<KeptAnswer>(key(), is_good).await, None);
+            let found = cache.find::<KeptAnswer>(key(), patient(), is_good).await;
+            assert_eq!(found, None);
         }
         store.set(None);
-        assert_eq!(cache.find(key(), is_good).await, Some(answer(3)));
+        assert_eq!(cache.find(key(), patient(), is_good).await, Some(answer(3)));
     }
 
     #[tokio::test]
@@ -269,11 +332,81 @@ mod tests {
         let store = Arc::new(Faulty::new(Memory::new(1 << 20, clock.clone())));
         let (cache, _tasks) = cache(1 << 20, &store, clock);
         cache.keep(key(), &answer(2000));
-        assert_eq!(cache.find::<KeptAnswer>(key(), is_good).await, None);
+        let nothing = cache.find::<KeptAnswer>(key(), patient(), is_good).await;
+        assert_eq!(nothing, None);
         store.set(Some(Fault::Hangs));
         for _ in 0..3000 {
             cache.keep(key(), &answer(3));
         }
-        assert_eq!(cache.find(key(), is_good).await, Some(answer(3)));
+        assert_eq!(cache.find(key(), patient(), is_good).await, Some(answer(3)));
+    }
+
+    #[tokio::test]
+    async fn who_has_little_time_waits_little_for_a_store_that_hangs() {
+        let clock = System::shared();
+        let store = Arc::new(Faulty::new(Memory::new(1 << 20, clock.clone())));
+        let (cache, _tasks) = cache(0, &store, clock);
+        store.set(Some(Fault::Hangs));
+        let hasty = Deadline::within(Duration::from_millis(100));
+        let found = cache.find::<KeptAnswer>(key(), hasty, is_good);
+        assert_eq!(tokio::time::timeout(DEADLINE, found).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn of_what_both_have_the_newer_one_stays() {
+        let clock = Manual::at(100);
+        let store = Arc::new(Faulty::new(Memory::new(1 << 20, clock.clone())));
+        let (cache, tasks) = cache(1 << 20, &store, clock);
+        // Nothing goes to the store but what stands here.
+        tasks.cancel().cancel();
+        cache.keep(key(), &asked_at(7));
+        for (there, newest) in [(5, 7), (9, 9), (8, 9), (200, 9)] {
+            let bytes = value::encode(&key(), &asked_at(there));
+            store.keep(key(), bytes, DEADLINE).await.unwrap();
+            let found = cache.find(key(), patient(), |_: &KeptAnswer| false).await;
+            assert_eq!(found, Some(asked_at(newest)));
+            let held = cache.find(key(), patient(), is_good).await;
+            assert_eq!(held, Some(asked_at(newest)));
+        }
+    }
+
+    /// A store that has one value and takes its time.
+    #[derive(Clone)]
+    struct Slow {
+        value: Bytes,
+        gate: Arc<Semaphore>,
+    }
+
+    impl Store for Slow {
+        fn find(&self, _key: Key) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+            async {
+                self.gate.acquire().await.unwrap().forget();
+                Ok(Some(self.value.clone()))
+            }
+            .boxed()
+        }
+
+        fn keep(&self, _: Key, _: Bytes, _: Duration) -> BoxFuture<'_, Result<(), StoreError>> {
+            ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_while_the_store_is_asked_is_not_replaced_by_an_older_one() {
+        let slow = Slow {
+            value: value::encode(&key(), &asked_at(5)),
+            gate: Arc::new(Semaphore::new(0)),
+        };
+        let (cache, _tasks) = cache(1 << 20, &slow, Manual::at(100));
+        let mut found = pin!(cache.find(key(), patient(), is_good));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(found.as_mut().poll(&mut context).is_pending());
+        cache.keep(key(), &asked_at(7));
+        slow.gate.add_permits(1);
+        assert_eq!(found.await, Some(asked_at(7)));
+        assert_eq!(
+            cache.find(key(), patient(), is_good).await,
+            Some(asked_at(7))
+        );
     }
 }

@@ -64,6 +64,45 @@ pub(crate) struct KeptAnswer {
     pub(crate) lag_ms: u64,
 }
 
+/// What is kept under one name in two places, one of which may be newer.
+pub(crate) trait Dated: Message + Default {
+    /// Takes over what is newer in another one; says whether anything is. What lies ahead, by
+    /// another node's clock, is older than all else: its age is not known.
+    fn take_newer(&mut self, other: Self, now_ms: u64) -> bool;
+}
+
+impl Dated for KeptAnswer {
+    fn take_newer(&mut self, other: Self, now_ms: u64) -> bool {
+        let is_newer = is_newer(other.asked_ms, self.asked_ms, now_ms);
+        if is_newer {
+            *self = other;
+        }
+        is_newer
+    }
+}
+
+impl Dated for KeptShards {
+    fn take_newer(&mut self, other: Self, now_ms: u64) -> bool {
+        let mut is_newer_somewhere = false;
+        for theirs in other.shards {
+            let shard = theirs.coverage.shard;
+            let mut own = self.shards.iter_mut();
+            match own.find(|own| own.coverage.shard == shard) {
+                Some(own) if !is_newer(theirs.asked_ms, own.asked_ms, now_ms) => continue,
+                Some(own) => *own = theirs,
+                None => self.shards.push(theirs),
+            }
+            is_newer_somewhere = true;
+        }
+        is_newer_somewhere
+    }
+}
+
+fn is_newer(theirs_ms: u64, own_ms: u64, now_ms: u64) -> bool {
+    let known = |asked_ms: u64| (asked_ms <= now_ms).then_some(asked_ms);
+    known(theirs_ms) > known(own_ms)
+}
+
 /// The first of some moments at which something expires, 0 if nothing ever does.
 pub(crate) fn soonest(moments: impl Iterator<Item = i64>) -> i64 {
     moments.filter(|at| *at != 0).min().unwrap_or(0)
@@ -107,8 +146,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use bytes::Bytes;
+    use shoal_schemas::v1;
 
-    use super::{KeptAnswer, decode, encode, soonest};
+    use super::{Dated as _, KeptAnswer, KeptShard, KeptShards, decode, encode, soonest};
     use crate::cache::KeyOf;
 
     #[test]
@@ -133,6 +173,27 @@ mod tests {
                 "{at}"
             );
         }
+    }
+
+    #[test]
+    fn of_each_shard_the_newer_part_stays_and_what_lies_ahead_is_newer_than_nothing() {
+        let kept = |parts: &[(u32, u64)]| KeptShards {
+            shards: (parts.iter())
+                .map(|(shard, asked_ms)| KeptShard {
+                    coverage: v1::ShardCoverage {
+                        shard: *shard,
+                        ..v1::ShardCoverage::default()
+                    },
+                    asked_ms: *asked_ms,
+                    ..KeptShard::default()
+                })
+                .collect(),
+        };
+        let mut own = kept(&[(0, 5), (1, 5), (2, 5), (4, 60)]);
+        let theirs = kept(&[(1, 7), (2, 3), (0, 60), (3, 1), (4, 2)]);
+        assert!(own.take_newer(theirs.clone(), 50));
+        assert_eq!(own, kept(&[(0, 5), (1, 7), (2, 5), (4, 2), (3, 1)]));
+        assert!(!own.take_newer(theirs, 50));
     }
 
     #[test]

@@ -131,71 +131,30 @@ pub(super) fn is_broken(status: &Status) -> bool {
     first.is_some() && !sources.any(|error| error.is::<tonic::TimeoutExpired>())
 }
 
+/// A verb of the service, put over the connection to an address.
+macro_rules! verb {
+    ($method:ident, $request:ident, $response:ident) => {
+        fn $method<'a>(
+            &'a self,
+            address: &'a str,
+            request: v1::$request,
+            call: ShardCall,
+        ) -> BoxFuture<'a, Result<v1::$response, CallError>> {
+            Box::pin(
+                self.call(address, request, call, |mut stub, request| async move {
+                    stub.$method(request).await
+                }),
+            )
+        }
+    };
+}
+
 impl ShardClient for Channels {
-    fn search_shards<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::SearchShardsRequest,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::SearchShardsResponse, CallError>> {
-        Box::pin(
-            self.call(address, request, call, |mut stub, request| async move {
-                stub.search_shards(request).await
-            }),
-        )
-    }
-
-    fn get_points<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::GetPointsRequest,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::GetPointsResponse, CallError>> {
-        Box::pin(
-            self.call(address, request, call, |mut stub, request| async move {
-                stub.get_points(request).await
-            }),
-        )
-    }
-
-    fn shard_status<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::ShardStatusRequest,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::ShardStatusResponse, CallError>> {
-        Box::pin(
-            self.call(address, request, call, |mut stub, request| async move {
-                stub.shard_status(request).await
-            }),
-        )
-    }
-
-    fn count_points<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::CountPointsRequest,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::CountPointsResponse, CallError>> {
-        Box::pin(
-            self.call(address, request, call, |mut stub, request| async move {
-                stub.count_points(request).await
-            }),
-        )
-    }
-
-    fn shard_scroll<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::ShardScrollRequest,
-        call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::ShardScrollResponse, CallError>> {
-        Box::pin(
-            self.call(address, request, call, |mut stub, request| async move {
-                stub.shard_scroll(request).await
-            }),
-        )
-    }
+    verb!(search_shards, SearchShardsRequest, SearchShardsResponse);
+    verb!(get_points, GetPointsRequest, GetPointsResponse);
+    verb!(shard_status, ShardStatusRequest, ShardStatusResponse);
+    verb!(count_points, CountPointsRequest, CountPointsResponse);
+    verb!(shard_scroll, ShardScrollRequest, ShardScrollResponse);
 
     fn retain(&self, addresses: &BTreeSet<String>) {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);

@@ -115,7 +115,10 @@ impl Coordinator {
         };
         let fresh =
             |kept: &KeptShards| cache.ttl.is_zero() || is_fresh(cache, kept, &wanted, terms);
-        let held = cache.find(key, fresh).await.unwrap_or_default();
+        let mut held = cache
+            .find(key, call.deadline, fresh)
+            .await
+            .unwrap_or_default();
         if is_fresh(cache, &held, &wanted, terms) {
             cache.meters.looked_up(Lookup::Fresh);
             return Ok(given(cache, held, &wanted));
@@ -133,12 +136,18 @@ impl Coordinator {
         });
         // Where age counts, an answer that still holds is as good as new.
         let is_new = unchanged < gathered.answers.len() || !cache.ttl.is_zero();
-        let (gathered, kept) = merge_held(held, gathered, is_new.then_some(asked_ms));
-        if is_new {
-            cache.keep(key, &kept);
-        }
+        let Gathered { answers, misses } = gathered;
+        let answered = filled_in(&mut held, answers, asked_ms);
+        let answered = match is_new {
+            true => keep(cache, key, answered, held),
+            false => answered,
+        };
+        let answers = answered.into_iter().map(|part| (part.coverage, part.lists));
         Ok(Kept {
-            gathered,
+            gathered: Gathered {
+                answers: answers.collect(),
+                misses,
+            },
             waited,
             age_ms: None,
         })
@@ -149,10 +158,11 @@ impl Coordinator {
         let home = self.home.get()?;
         let asked = v1::SearchShardsRequest {
             queries: std::mem::take(&mut question.queries),
+            rescore: std::mem::take(&mut question.rescore),
             ..v1::SearchShardsRequest::default()
         };
         let queries = asked.encode_to_vec();
-        question.queries = asked.queries;
+        (question.queries, question.rescore) = (asked.queries, asked.rescore);
         let mut definition = shards.collection.to_proto();
         // Where shards are says nothing of what they answer.
         definition.placement.clear();
@@ -239,16 +249,14 @@ fn given(cache: &Cache, held: KeptShards, wanted: &[Partition]) -> Kept {
     }
 }
 
-/// Puts the known answers in where shards say that they still hold. Also what is to be kept from
-/// then on, if it is to be: what was asked for at `asked_ms`, and what was known of other shards.
-fn merge_held(
-    mut held: KeptShards,
-    gathered: Gathered<Nearest>,
-    asked_ms: Option<u64>,
-) -> (Gathered<Vec<v1::HitList>>, KeptShards) {
-    let mut kept = Vec::new();
-    let mut answers = Vec::with_capacity(gathered.answers.len());
-    for (coverage, body) in gathered.answers {
+/// Puts the known answers in where shards say that they still hold; what was known of other shards
+/// stays where it was.
+fn filled_in(
+    held: &mut KeptShards,
+    answers: Vec<(v1::ShardCoverage, Nearest)>,
+    asked_ms: u64,
+) -> Vec<KeptShard> {
+    let answered = answers.into_iter().map(|(coverage, body)| {
         let is_it = |held: &KeptShard| held.coverage.shard == coverage.shard;
         let at = held.shards.iter().position(is_it);
         let before = at.map(|at| held.shards.swap_remove(at));
@@ -256,22 +264,103 @@ fn merge_held(
             Some(before) if body.is_unchanged => before.lists,
             _ => body.lists,
         };
-        if let Some(asked_ms) = asked_ms
-            && !body.version.is_empty()
-        {
-            kept.push(KeptShard {
-                version: body.version,
-                lists: lists.clone(),
-                coverage: coverage.clone(),
-                asked_ms,
-            });
+        KeptShard {
+            version: body.version,
+            lists,
+            coverage,
+            asked_ms,
         }
-        answers.push((coverage, lists));
-    }
-    kept.append(&mut held.shards);
-    let gathered = Gathered {
-        answers,
-        misses: gathered.misses,
+    });
+    answered.collect()
+}
+
+/// Keeps what shards answered, where they gave it a name, beside what is known of others; gives it
+/// back as it is, since answers are large.
+fn keep(cache: &Cache, key: Key, answered: Vec<KeptShard>, others: KeptShards) -> Vec<KeptShard> {
+    let parts = answered.into_iter();
+    let (mut named, mut unnamed): (Vec<_>, Vec<_>) =
+        parts.partition(|part| !part.version.is_empty());
+    let count = named.len();
+    named.extend(others.shards);
+    let kept = KeptShards { shards: named };
+    cache.keep(key, &kept);
+    let mut answered = kept.shards;
+    answered.truncate(count);
+    answered.append(&mut unnamed);
+    answered
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use bytesize::ByteSize;
+    use shoal_runtime::{clock::Manual, tasks::Tasks};
+    use shoal_schemas::v1;
+    use tokio_util::sync::CancellationToken;
+
+    use super::{filled_in, keep};
+    use crate::{
+        cache::{self, Cache, KeptShard, KeptShards, KeyOf},
+        call::Deadline,
+        coordinator::question::Nearest,
     };
-    (gathered, KeptShards { shards: kept })
+
+    fn coverage(shard: u32) -> v1::ShardCoverage {
+        v1::ShardCoverage {
+            shard,
+            ..v1::ShardCoverage::default()
+        }
+    }
+
+    fn part(shard: u32, asked_ms: u64) -> KeptShard {
+        KeptShard {
+            version: Bytes::from_static(b"v"),
+            lists: vec![v1::HitList::default()],
+            coverage: coverage(shard),
+            asked_ms,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_still_holds_is_given_and_kept_without_a_copy() {
+        let config = cache::Config {
+            memory: ByteSize::mib(1),
+            ..cache::Config::default()
+        };
+        let tasks = Tasks::new(CancellationToken::new());
+        let cache = Cache::start(&config, Manual::at(0), &tasks);
+        let cache = cache.unwrap().unwrap();
+        let key = KeyOf::new("test").finish();
+        let mut held = KeptShards {
+            shards: vec![part(0, 1), part(1, 1), part(2, 1)],
+        };
+        let at = |shards: &[KeptShard]| shards[1].lists.as_ptr();
+        let before = at(&held.shards);
+        let nearest = |version: &'static [u8], is_unchanged| Nearest {
+            lists: Vec::new(),
+            version: Bytes::from_static(version),
+            is_unchanged,
+        };
+        let answers = vec![
+            (coverage(0), nearest(b"", false)),
+            (coverage(1), nearest(b"v", true)),
+        ];
+        let told = filled_in(&mut held, answers, 9);
+        assert_eq!(at(&told), before);
+        let told = keep(&cache, key, told, held);
+        let unnamed = KeptShard {
+            version: Bytes::new(),
+            lists: Vec::new(),
+            ..part(0, 9)
+        };
+        assert_eq!(told, [part(1, 9), unnamed]);
+        assert_eq!(told[0].lists.as_ptr(), before);
+        let patient = Deadline::within(Duration::from_secs(60));
+        let kept: Option<KeptShards> = cache.find(key, patient, |_| true).await;
+        assert_eq!(kept.unwrap().shards, [part(1, 9), part(2, 1)]);
+    }
 }

@@ -17,6 +17,10 @@ use crate::{
     tokens::TokensByShard,
 };
 
+/// Most groups that shards are asked for again in one call, those of all its queries together. It is
+/// one search each, all in one question a node.
+const GROUPS_AGAIN: usize = 256;
+
 /// What a search goes on with where its first answers were not enough.
 struct Further<'a> {
     shards: &'a Shards,
@@ -60,7 +64,10 @@ impl Coordinator {
         };
         let asks = wanted.iter().zip(&depths);
         let queries = asks.map(|(wanted, depth)| wanted.at(*depth)).collect();
-        let question = SearchOf::new(shards.collection.name.to_string(), queries);
+        let question = SearchOf {
+            rescore: depths.iter().map(|depth| depth.rescore).collect(),
+            ..SearchOf::new(shards.collection.name.to_string(), queries)
+        };
         let asked = self.ask_once(&shards, question, asked_shards, &terms, call);
         let Told {
             bodies,
@@ -186,7 +193,8 @@ impl Coordinator {
         Ok(second.answers.into_iter().map(|(_, lists)| lists).collect())
     }
 
-    /// Merges, and asks for those hits of merged groups that a shard did not name.
+    /// Merges, and asks for those hits of merged groups that a shard did not name; of the nearest
+    /// groups where there are many. The others say that they may lack hits.
     async fn grouped(
         &self,
         wanted: &[Wanted],
@@ -195,16 +203,12 @@ impl Coordinator {
         by: &Further<'_>,
     ) -> Result<Vec<v1::HitList>, QueryError> {
         let merged = merge_each(wanted, bodies.clone());
-        // One further query a value, remembered with the query that it belongs to.
-        let mut further: Vec<(usize, v1::Value)> = Vec::new();
-        for (at, (wanted, merged)) in wanted.iter().zip(&merged).enumerate() {
-            let lists: Vec<&v1::HitList> = bodies.iter().filter_map(|body| body.get(at)).collect();
-            let values = wanted.unnamed(&merged.groups, &lists);
-            further.extend(values.into_iter().map(|value| (at, value)));
-        }
+        // One further query a group, remembered with the query that it belongs to.
+        let mut further = unnamed(wanted, &merged, &bodies);
         if further.is_empty() {
             return Ok(merged);
         }
+        let left = further.split_off(further.len().min(GROUPS_AGAIN));
         let queries = further.iter().filter_map(|(at, value)| {
             let wanted = wanted.get(*at)?;
             wanted.of_group(value)
@@ -215,8 +219,47 @@ impl Coordinator {
         let mut bodies = bodies;
         let more = second.into_iter();
         bodies.extend(more.map(|lists| of_groups(lists, &further, wanted.len())));
+        bodies.push(lacking(left, wanted.len()));
         Ok(merge_each(wanted, bodies))
     }
+}
+
+/// The merged groups that a shard did not name and may have more hits of, each with the query it
+/// belongs to: the nearest of all queries first.
+fn unnamed(
+    wanted: &[Wanted],
+    merged: &[v1::HitList],
+    bodies: &[Vec<v1::HitList>],
+) -> Vec<(usize, v1::Value)> {
+    let mut found = Vec::new();
+    for (at, (wanted, merged)) in wanted.iter().zip(merged).enumerate() {
+        let lists: Vec<&v1::HitList> = bodies.iter().filter_map(|body| body.get(at)).collect();
+        let places = wanted.unnamed(&merged.groups, &lists).into_iter();
+        found.extend(places.filter_map(|place| {
+            let group = merged.groups.get(place)?;
+            Some((place, at, group.value.clone()?))
+        }));
+    }
+    found.sort_by_key(|(place, at, _)| (*place, *at));
+    found
+        .into_iter()
+        .map(|(_, at, value)| (at, value))
+        .collect()
+}
+
+/// Groups that nobody is asked for again, in the form of an answer to all queries.
+fn lacking(left: Vec<(usize, v1::Value)>, queries: usize) -> Vec<v1::HitList> {
+    let mut body = vec![v1::HitList::default(); queries];
+    for (at, value) in left {
+        if let Some(of_query) = body.get_mut(at) {
+            of_query.groups.push(v1::HitGroup {
+                value: Some(value),
+                hits: Vec::new(),
+                may_lack_hits: true,
+            });
+        }
+    }
+    body
 }
 
 /// The shards that any of the queries is about, and those that tokens name: their writes have to
@@ -257,6 +300,7 @@ fn of_groups(
             of_query.groups.push(v1::HitGroup {
                 value: Some(value.clone()),
                 hits: list.hits,
+                may_lack_hits: false,
             });
         }
     }

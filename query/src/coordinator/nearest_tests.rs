@@ -4,13 +4,19 @@
 use std::{sync::Arc, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
-use shoal_schemas::{Collection, Metric, Partition, Point, PointId, control::Claim, route, v1};
+use shoal_schemas::{
+    Collection, FieldKind, Metric, Partition, Payload, Point, PointId, Value, Vector,
+    control::Claim, route, v1,
+};
 
 use crate::{
     Coordinator,
     call::Call,
     client::memory::{Node, Nodes},
-    coordinator::{HomeCluster, Limits, nearest::of_groups},
+    coordinator::{
+        HomeCluster, Limits,
+        nearest::{GROUPS_AGAIN, of_groups},
+    },
     merge::by_distance_then_id,
     shard_map::{Maps, Replica, ShardMap},
 };
@@ -28,6 +34,81 @@ fn what_is_told_of_a_group_later_keeps_its_expiry() {
         .map(|one| (one.groups.len(), one.expires_at_ms))
         .collect();
     assert_eq!(told, [(1, 0), (0, 0), (3, 7)]);
+}
+
+/// A coordinator over one node that has all shards of a collection.
+fn over(docs: &Collection, node: &Arc<Node>) -> Coordinator {
+    let claim = Claim {
+        node: "a".into(),
+        address: "a".into(),
+        ready: true,
+        next_offset: None,
+    };
+    let claims = (0..docs.partitions).map(|shard| {
+        node.host(docs, Partition(shard));
+        let owner = Replica::owner(claim.clone(), shoal_schemas::Offset(0));
+        (docs.name.clone(), Partition(shard), owner)
+    });
+    let map = ShardMap::new([docs.clone()], claims, true);
+    let (_keep, maps) = Maps::channel(map);
+    let nodes = Arc::new(Nodes::default().with("a", node.clone()));
+    Coordinator::new(Limits::default(), maps, nodes, HomeCluster::default())
+}
+
+#[tokio::test]
+async fn the_nearest_groups_are_asked_for_again_and_the_others_say_that_they_may_lack_hits() {
+    const GROUPS: u16 = 300;
+    let mut docs = Collection::new(
+        "docs".parse().unwrap(),
+        2.try_into().unwrap(),
+        Metric::L2,
+        2,
+    );
+    docs.fields = [("group".to_owned(), FieldKind::Integer)].into();
+    let node = Node::new("a");
+    let coordinator = over(&docs, &node);
+    let of = &docs;
+    let mut ids = [0, 1].map(|shard| {
+        let ids = (0..).map(|number| PointId::new(&format!("p{number}")).unwrap());
+        ids.filter(move |id| route::partition_of(of, id).0 == shard)
+    });
+    let mut put = |shard: usize, place: u16, group: u16| {
+        let value = Value::Integer(group.into());
+        let point = Point {
+            vector: Vector::new(&[f32::from(place), 0.0], docs.dim, Metric::L2).unwrap(),
+            payload: Payload([("group".to_owned(), value)].into()),
+            model: None,
+            event_time_ms: None,
+            expires_at_ms: None,
+        };
+        let id = ids[shard].next().unwrap();
+        node.upsert(&docs, &id, &point).unwrap();
+    };
+    // One shard has the near hit of each group, the other the far one behind as many other groups.
+    for group in 0..GROUPS {
+        put(0, group, group);
+        put(1, 10_000 + group, group);
+        put(1, 5_000 + group, 1_000 + group);
+    }
+    let request = v1::SearchRequest {
+        collection: "docs".into(),
+        vector: vec![0.0, 0.0],
+        k: GROUPS.into(),
+        exact: true,
+        group_by: Some(v1::GroupBy {
+            field: "group".into(),
+            group_size: 2,
+        }),
+        ..v1::SearchRequest::default()
+    };
+    let call = Call::within(Duration::from_secs(60));
+    let groups = coordinator.search(request, call).await.unwrap().groups;
+    assert_eq!(groups.len(), usize::from(GROUPS));
+    for (at, group) in groups.iter().enumerate() {
+        let is_asked_for = at < GROUPS_AGAIN;
+        let told = (group.hits.len(), group.may_lack_hits);
+        assert_eq!(told, (1 + usize::from(is_asked_for), !is_asked_for), "{at}");
+    }
 }
 
 /// Places of points; those of the first shard are drawn together by so much.
@@ -59,13 +140,7 @@ proptest! {
             "docs".parse().unwrap(), 2.try_into().unwrap(), Metric::L2, points.shards,
         );
         let node = Node::new("a");
-        let claim = Claim { node: "a".into(), address: "a".into(), ready: true, next_offset: None };
-        let claims = (0..points.shards).map(|shard| {
-            node.host(&docs, Partition(shard));
-            let owner = Replica::owner(claim.clone(), shoal_schemas::Offset(0));
-            (docs.name.clone(), Partition(shard), owner)
-        });
-        let map = ShardMap::new([docs.clone()], claims, true);
+        let coordinator = over(&docs, &node);
         let mut all = Vec::new();
         for (number, place) in points.places.iter().enumerate() {
             let id = PointId::new(&format!("p{number}")).unwrap();
@@ -107,9 +182,6 @@ proptest! {
             .take(k.try_into().unwrap())
             .map(|hit| hit.id)
             .collect();
-        let (_keep, maps) = Maps::channel(map);
-        let nodes = Arc::new(Nodes::default().with("a", node));
-        let coordinator = Coordinator::new(Limits::default(), maps, nodes, HomeCluster::default());
         let request = v1::SearchRequest {
             collection: "docs".into(),
             vector: vec![0.0, 0.0],

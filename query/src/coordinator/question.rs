@@ -19,6 +19,9 @@ const INTERNAL: i32 = 13;
 pub(crate) struct SearchOf {
     pub(crate) collection: String,
     pub(crate) queries: Vec<v1::Query>,
+    /// Of each query, how many candidates a shard computes exact distances of; none or 0 is for the
+    /// shard to say.
+    pub(crate) rescore: Vec<u32>,
     /// What is known of shards' answers already.
     pub(crate) known: Vec<v1::KnownAnswer>,
 }
@@ -51,6 +54,7 @@ impl Question for SearchOf {
             known: self.known.iter().filter(is_asked).cloned().collect(),
             shards,
             queries: self.queries.clone(),
+            rescore: self.rescore.clone(),
         };
         let answered = async move {
             let response = client.search_shards(address, request, call).await?;
@@ -67,6 +71,7 @@ impl SearchOf {
         Self {
             collection,
             queries,
+            rescore: Vec::new(),
             known: Vec::new(),
         }
     }

@@ -3,6 +3,8 @@
 //! Pure. Shards are asked for `k + offset` and skip nothing: only the merged list knows which
 //! hits are the first. Everything else a query says is done by each shard for itself.
 
+use std::collections::BTreeSet;
+
 use shoal_schemas::{
     Collection, Filter, PointId, Tenant, Vector, filter::FilterError, point::IdError,
     tenant::TenantError, v1, vector::VectorError,
@@ -155,7 +157,7 @@ impl Wanted {
         if self.group_size.is_some() || collection.route_by_key_prefix {
             return self.whole();
         }
-        let Depth { k, ef } = self.whole();
+        let Depth { k, ef, .. } = self.whole();
         let shards = u32::try_from(shards).unwrap_or(u32::MAX);
         let is_narrowed = ef == 0 && self.filter.is_none() && !self.ask.exact;
         Depth {
@@ -163,6 +165,11 @@ impl Wanted {
             ef: match is_narrowed {
                 true => depth::beam(collection.index.ef_search.into(), shards),
                 false => ef,
+            },
+            // A page that begins behind a hit is looked for in more than it holds.
+            rescore: match self.ask.after {
+                None => depth::rescored(k, shards),
+                Some(_) => 0,
             },
         }
     }
@@ -172,6 +179,7 @@ impl Wanted {
         Depth {
             k: self.ask.k,
             ef: self.ask.ef,
+            rescore: 0,
         }
     }
 
@@ -249,25 +257,20 @@ impl Wanted {
         merged.groups.drain(..self.offset.min(merged.groups.len()));
     }
 
-    /// Values of merged groups that one of the shards may have more hits of, each once.
+    /// The places of merged groups that one of the shards may have more hits of.
     pub(crate) fn unnamed(
         &self,
         merged: &[v1::HitGroup],
         lists: &[&v1::HitList],
-    ) -> Vec<v1::Value> {
+    ) -> BTreeSet<usize> {
         // The nearest hit of a group is always named.
-        if self.group_size.is_none_or(|size| size < 2) {
-            return Vec::new();
-        }
-        let mut values = Vec::new();
-        for list in lists {
-            for value in groups::unnamed(merged, &list.groups, self.total) {
-                if !values.contains(&value) {
-                    values.push(value);
-                }
-            }
-        }
-        values
+        let Some(group_size) = self.group_size.filter(|size| *size > 1) else {
+            return BTreeSet::new();
+        };
+        let unnamed = lists
+            .iter()
+            .flat_map(|list| groups::unnamed(merged, &list.groups, self.total, group_size));
+        unnamed.collect()
     }
 
     /// A query for the hits of one group alone; `None` if there are no groups.
@@ -332,4 +335,54 @@ fn in_range(field: &'static str, found: u64, min: u64, max: u32) -> Result<(), Q
         min,
         max,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use shoal_schemas::{Collection, FieldKind, Metric, v1};
+
+    use super::{Most, Wanted};
+    use crate::depth::Depth;
+
+    #[test]
+    fn a_shard_is_asked_for_its_share_of_hits_and_exact_distances_where_dice_say_what_that_is() {
+        let dim = 2.try_into().unwrap();
+        let mut docs = Collection::new("docs".parse().unwrap(), dim, Metric::L2, 8);
+        docs.fields = [("year".to_owned(), FieldKind::Integer)].into();
+        let most = Most {
+            k: 1000,
+            ef: 1000,
+            group_size: 10,
+        };
+        let query = v1::Query {
+            vector: vec![0.0, 0.0],
+            k: 10,
+            ef: 40,
+            ..v1::Query::default()
+        };
+        let told = |query: &v1::Query| {
+            let wanted = Wanted::check(query.clone(), &docs, most).unwrap();
+            let Depth { k, ef, rescore } = wanted.depth(&docs, 8);
+            (k, ef, rescore)
+        };
+        assert_eq!(told(&query), (7, 40, 9));
+        let behind = v1::Query {
+            after: Some(v1::After {
+                distance: 0.5,
+                id: "a".into(),
+            }),
+            ..query.clone()
+        };
+        assert_eq!(told(&behind), (7, 40, 0));
+        let grouped = v1::Query {
+            group_by: Some(v1::GroupBy {
+                field: "year".into(),
+                group_size: 1,
+            }),
+            ..query
+        };
+        assert_eq!(told(&grouped), (10, 40, 0));
+    }
 }

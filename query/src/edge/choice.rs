@@ -18,7 +18,7 @@ pub(super) struct Health {
     /// Milliseconds there and back; `None` before the first probe came back.
     pub(super) rtt_ms: Option<f64>,
     is_up: bool,
-    /// Probes in a row that say otherwise than `is_up`.
+    /// Probes and calls in a row that say otherwise than `is_up`.
     against: u32,
     /// Why the latest one failed.
     pub(super) why: String,
@@ -40,6 +40,13 @@ impl Health {
         });
         self.why.clear();
         self.says(true, is_first);
+    }
+
+    /// A call reached it. Whether one that is left alone is back, only its probes say.
+    pub(super) fn reached(&mut self) {
+        if self.is_up {
+            self.against = 0;
+        }
     }
 
     /// A probe or a call did not reach it.
@@ -118,8 +125,12 @@ mod tests {
         health.answered(Duration::from_millis(10));
         health.failed("b".into());
         assert!(health.is_up(), "not in a row");
+        health.reached();
         health.failed("c".into());
+        assert!(health.is_up(), "neither");
+        health.failed("d".into());
         assert!(!health.is_up());
+        health.reached();
         health.answered(Duration::from_millis(10));
         assert!(!health.is_up());
         health.answered(Duration::from_millis(10));

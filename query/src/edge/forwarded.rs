@@ -42,8 +42,8 @@ pub(crate) trait Forwarded: Message + Default + Clone + 'static {
     /// What an answer rests on.
     fn coverage(answer: &Self::Answer) -> Option<&v1::Coverage>;
 
-    /// Says anew what an answer rests on.
-    fn set_coverage(answer: &mut Self::Answer, coverage: v1::Coverage);
+    /// The same, to say more of it; `None` where an answer does not tell.
+    fn coverage_mut(answer: &mut Self::Answer) -> Option<&mut v1::Coverage>;
 }
 
 /// What all but one of the calls have in common.
@@ -91,8 +91,8 @@ macro_rules! forwarded {
                 answer.coverage.as_ref()
             }
 
-            fn set_coverage(answer: &mut Self::Answer, coverage: v1::Coverage) {
-                answer.coverage = Some(coverage);
+            fn coverage_mut(answer: &mut Self::Answer) -> Option<&mut v1::Coverage> {
+                Some(answer.coverage.get_or_insert_default())
             }
         }
     };
@@ -168,5 +168,7 @@ impl Forwarded for v1::ShardsRequest {
         None
     }
 
-    fn set_coverage(_answer: &mut Self::Answer, _coverage: v1::Coverage) {}
+    fn coverage_mut(_answer: &mut Self::Answer) -> Option<&mut v1::Coverage> {
+        None
+    }
 }

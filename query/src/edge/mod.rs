@@ -18,6 +18,7 @@ mod forwarded;
 mod probe;
 
 use std::{
+    any::Any,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -59,7 +60,7 @@ pub(crate) struct Edge {
     /// The place of the region that was asked first the last time.
     current: AtomicUsize,
     cache: Option<Arc<Cache>>,
-    flights: Option<Flights<Key, Result<KeptAnswer, EdgeError>>>,
+    flights: Option<Flights<Key, Result<Told, EdgeError>>>,
     max_stale: Duration,
     /// The regions, as a part of every name.
     named: KeyOf,
@@ -143,6 +144,23 @@ impl EdgeError {
     }
 }
 
+/// What a region told to one call, for all that wait for it.
+#[derive(Clone)]
+struct Told {
+    /// The answer, of the type that the call's verb has: it is made into bytes only to be kept.
+    answer: Arc<dyn Any + Send + Sync>,
+    /// How far behind its shards were at most.
+    lag: Duration,
+}
+
+impl Told {
+    /// The answer to a call, which is no copy if nobody else waits for it.
+    fn into_answer<R: Forwarded>(self) -> R::Answer {
+        let answer = self.answer.downcast::<R::Answer>();
+        Arc::unwrap_or_clone(answer.expect("the verb is in the name of what is under way"))
+    }
+}
+
 /// What a caller insists on, as far as kept answers are concerned.
 struct Insists {
     tokens: bool,
@@ -214,8 +232,7 @@ impl Edge {
         call: Call,
     ) -> Result<R::Answer, QueryError> {
         let read = request.take_read();
-        let name = self.named.clone().with(R::VERB.label());
-        let key = name.with(request.encode_to_vec()).finish();
+        let key = self.name_of(&request);
         let insists = Insists {
             tokens: read.as_ref().is_some_and(|read| !read.at_least.is_empty()),
             bound: (read.as_ref())
@@ -232,7 +249,9 @@ impl Edge {
         let mut held = None;
         if let Some(cache) = cache {
             let is_fresh = |kept: &KeptAnswer| is_good(cache, kept, cache.ttl, &insists);
-            let found = cache.find(key, |kept| cache.ttl.is_zero() || is_fresh(kept));
+            let found = cache.find(key, call.deadline, |kept| {
+                cache.ttl.is_zero() || is_fresh(kept)
+            });
             held = found.await;
             if let Some(kept) = held.as_ref().filter(|kept| is_fresh(kept)) {
                 cache.meters.looked_up(Lookup::Fresh);
@@ -242,10 +261,10 @@ impl Edge {
         let is_old_enough = |kept: &&KeptAnswer| {
             cache.is_some_and(|cache| is_good(cache, kept, self.max_stale, &insists))
         };
-        let bridge = held.as_ref().filter(is_old_enough);
+        let bridge = || held.as_ref().filter(is_old_enough);
         // Where nobody is known to answer, what there is comes first.
         if !self.reaches_any()
-            && let (Some(kept), Some(cache)) = (bridge, cache)
+            && let (Some(kept), Some(cache)) = (bridge(), cache)
         {
             cache.meters.looked_up(Lookup::Stale);
             return given::<R>(cache, kept);
@@ -258,9 +277,8 @@ impl Edge {
         let answered = match &self.flights {
             None => work.await,
             Some(flights) => {
-                let takes = |told: &Result<KeptAnswer, EdgeError>, since| {
-                    may_take(told, since, insists.bound)
-                };
+                let takes =
+                    |told: &Result<Told, EdgeError>, since| may_take(told, since, insists.bound);
                 let landed = flights.once(under_way.finish(), call.deadline, work, takes);
                 let landed = landed.await;
                 if landed.is_shared {
@@ -270,8 +288,9 @@ impl Edge {
             }
         };
         match answered {
-            Ok(kept) => decoded::<R>(&kept),
-            Err(error) => match (bridge, cache) {
+            Ok(told) => Ok(told.into_answer::<R>()),
+            // By its age now: asking took time.
+            Err(error) => match (bridge(), cache) {
                 (Some(kept), Some(cache)) if error.may_be_bridged() => {
                     cache.meters.looked_up(Lookup::Stale);
                     given::<R>(cache, kept)
@@ -281,13 +300,19 @@ impl Edge {
         }
     }
 
+    /// What the answer to a request, without what its caller insists on, is kept under.
+    fn name_of<R: Forwarded>(&self, request: &R) -> Key {
+        let name = self.named.clone().with(R::VERB.label());
+        name.with(request.encode_to_vec()).finish()
+    }
+
     /// Asks one region after the other, and keeps what the first answers.
     async fn forward<R: Forwarded>(
         &self,
         request: R,
         keep_under: Option<Key>,
         call: Call,
-    ) -> Result<KeptAnswer, EdgeError> {
+    ) -> Result<Told, EdgeError> {
         let trace = call.trace;
         let now_ms = || self.cache.as_ref().map_or(0, |cache| cache.now_ms());
         let asked_ms = now_ms();
@@ -296,26 +321,29 @@ impl Edge {
             request.clone().send(region, call)
         });
         let (place, mut answer) = told.await?;
-        let mut coverage = R::coverage(&answer).cloned().unwrap_or_default();
-        coverage.region.clone_from(&place.name);
-        let shards = coverage.shards.iter().filter(|shard| shard.answered);
-        let lag = shards.map(|shard| shard.lag_seconds).fold(0.0, f64::max);
-        let lag = Duration::try_from_secs_f64(lag).unwrap_or(Duration::MAX);
-        let is_whole = coverage.shards_answered == coverage.shards_asked;
-        let mut kept = KeptAnswer {
-            asked_ms: asked_ms.saturating_sub(coverage.age_ms.unwrap_or(0)),
-            expires_at_ms: coverage.expires_at_ms,
-            lag_ms: u64::try_from(lag.as_millis()).unwrap_or(u64::MAX),
-            ..KeptAnswer::default()
-        };
-        R::set_coverage(&mut answer, coverage);
-        kept.message = answer.encode_to_vec().into();
+        let mut lag = Duration::ZERO;
+        if let Some(coverage) = R::coverage_mut(&mut answer) {
+            coverage.region.clone_from(&place.name);
+            let shards = coverage.shards.iter().filter(|shard| shard.answered);
+            let seconds = shards.map(|shard| shard.lag_seconds).fold(0.0, f64::max);
+            lag = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        }
         if let (Some(key), Some(cache)) = (keep_under, &self.cache)
-            && is_whole
+            && let Some(coverage) = R::coverage(&answer)
+            && coverage.shards_answered == coverage.shards_asked
         {
+            let kept = KeptAnswer {
+                message: answer.encode_to_vec().into(),
+                asked_ms: asked_ms.saturating_sub(coverage.age_ms.unwrap_or(0)),
+                expires_at_ms: coverage.expires_at_ms,
+                lag_ms: u64::try_from(lag.as_millis()).unwrap_or(u64::MAX),
+            };
             cache.keep(key, &kept);
         }
-        Ok(kept)
+        Ok(Told {
+            answer: Arc::new(answer),
+            lag,
+        })
     }
 
     /// Asks one region after the other until one answers; also which one that was.
@@ -423,14 +451,10 @@ fn is_good(cache: &Cache, kept: &KeptAnswer, limit: Duration, insists: &Insists)
 }
 
 /// Whether somebody who waits may take what another call got.
-fn may_take(
-    told: &Result<KeptAnswer, EdgeError>,
-    since: Duration,
-    bound: Option<Duration>,
-) -> Takes {
+fn may_take(told: &Result<Told, EdgeError>, since: Duration, bound: Option<Duration>) -> Takes {
     match told {
-        Ok(kept) => {
-            let behind = Duration::from_millis(kept.lag_ms).saturating_add(since);
+        Ok(told) => {
+            let behind = told.lag.saturating_add(since);
             match bound.is_none_or(|bound| behind <= bound) {
                 true => Takes::Always,
                 false => Takes::Never,
@@ -441,18 +465,14 @@ fn may_take(
     }
 }
 
-fn decoded<R: Forwarded>(kept: &KeptAnswer) -> Result<R::Answer, QueryError> {
-    let read = R::Answer::decode(kept.message.clone());
-    read.map_err(|_| EdgeError::Malformed.into())
-}
-
 /// A kept answer, which says how old it is.
 fn given<R: Forwarded>(cache: &Cache, kept: &KeptAnswer) -> Result<R::Answer, QueryError> {
-    let mut answer = decoded::<R>(kept)?;
+    let read = R::Answer::decode(kept.message.clone());
+    let mut answer = read.map_err(|_| EdgeError::Malformed)?;
     let age = cache.age(kept.asked_ms).unwrap_or_default();
-    let mut coverage = R::coverage(&answer).cloned().unwrap_or_default();
-    coverage.age_ms = Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    R::set_coverage(&mut answer, coverage);
+    if let Some(coverage) = R::coverage_mut(&mut answer) {
+        coverage.age_ms = Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    }
     Ok(answer)
 }
 
@@ -519,3 +539,7 @@ impl Edge {
         Ok(asked.await?.1)
     }
 }
+
+#[cfg(test)]
+#[path = "bridge_tests.rs"]
+mod tests;

@@ -32,7 +32,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn new(config: &RegionConfig, client: Region) -> Self {
+    pub(super) fn new(config: &RegionConfig, client: Region) -> Self {
         let RegionConfig { name, address } = config.clone();
         let calls = |outcome: &'static str| counter!(QUERY_EDGE_CALLS_TOTAL, "region" => name.clone(), "outcome" => outcome);
         Self {
@@ -78,37 +78,43 @@ impl Place {
     /// A call was answered.
     pub(super) fn answered(&self) {
         self.calls_answered.increment(1);
+        locked(&self.health).reached();
     }
 
     /// A call was refused for good.
     pub(super) fn refused(&self) {
         self.calls_refused.increment(1);
+        locked(&self.health).reached();
     }
 
     /// A call got nothing.
     pub(super) fn failed(&self, error: &RegionError) {
         self.calls_failed.increment(1);
-        // One that is slow, or busy, is there all the same.
-        if matches!(error, RegionError::Unreachable { .. }) {
-            self.note(|health| health.failed(error.told()));
+        match error {
+            RegionError::Unreachable { .. } => self.note(|health| health.failed(error.told())),
+            // One that is busy is there all the same; of one that is slow nobody knows.
+            RegionError::Refused { .. } => locked(&self.health).reached(),
+            RegionError::TimedOut => {}
         }
     }
 
-    fn note(&self, what: impl FnOnce(&mut Health)) {
-        let (is_up, why, rtt_ms) = {
+    pub(super) fn note(&self, what: impl FnOnce(&mut Health)) {
+        let (has_changed, is_up, why, rtt_ms) = {
             let mut health = locked(&self.health);
             what(&mut health);
-            (health.is_up(), health.why.clone(), health.rtt_ms)
+            let is_up = health.is_up();
+            // Under the lock, so that of two notes the later one is told last.
+            let has_changed = self.is_up.send_if_modified(|before| {
+                let has_changed = *before != is_up;
+                *before = is_up;
+                has_changed
+            });
+            (has_changed, is_up, health.why.clone(), health.rtt_ms)
         };
         if let Some(rtt_ms) = rtt_ms {
             self.rtt.set(rtt_ms);
         }
         self.reachable.set(f64::from(u8::from(is_up)));
-        let has_changed = self.is_up.send_if_modified(|before| {
-            let has_changed = *before != is_up;
-            *before = is_up;
-            has_changed
-        });
         if has_changed {
             let (region, address) = (&self.name, &self.address);
             match is_up {
@@ -182,16 +188,17 @@ impl Edge {
 
     /// Waits until some region is reached, or until none is any more.
     pub(crate) async fn changes(&self, reaches_any: bool) {
-        while self.reaches_any() == reaches_any {
-            let changes = self.places.iter().map(|place| {
-                let mut is_up = place.is_up.subscribe();
-                let before = place.is_up();
-                Box::pin(async move {
-                    drop(is_up.wait_for(|is_up| *is_up != before).await);
-                })
-            });
-            futures::future::select_all(changes).await;
-        }
+        let are_up = self.places.iter().map(|place| place.is_up.subscribe());
+        until(are_up.collect(), || self.reaches_any() != reaches_any).await;
+    }
+}
+
+/// Waits until something holds that rests on these values, whose newest are taken for seen: so what
+/// changes after a look wakes it, and it looks again.
+async fn until(mut values: Vec<watch::Receiver<bool>>, holds: impl Fn() -> bool) {
+    while !holds() {
+        let changes = values.iter_mut().map(|value| Box::pin(value.changed()));
+        drop(futures::future::select_all(changes).await);
     }
 }
 
@@ -206,4 +213,60 @@ fn describe() {
         "1 while a region is asked, 0 while it is left alone"
     );
     describe_counter!(QUERY_EDGE_CALLS_TOTAL, "calls forwarded to a region");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::{Place, until};
+    use crate::{
+        client::regions::{Region, RegionError},
+        edge::RegionConfig,
+    };
+
+    #[tokio::test]
+    async fn a_region_that_answers_between_two_lost_calls_is_not_left_alone() {
+        let config = RegionConfig {
+            name: "eu-1".into(),
+            address: "127.0.0.1:1".into(),
+        };
+        let client = Region::new(&config.address, Duration::from_secs(1), 1 << 20).unwrap();
+        let place = Place::new(&config, client);
+        place.note(|health| health.answered(Duration::from_millis(1)));
+        let lost = RegionError::Unreachable {
+            detail: "planted".into(),
+        };
+        let refused = RegionError::Refused {
+            code: 14,
+            message: "planted".into(),
+            retry_after: None,
+        };
+        let reaches: [&dyn Fn(); 3] = [&|| place.answered(), &|| place.refused(), &|| {
+            place.failed(&refused)
+        }];
+        for reach in reaches {
+            place.failed(&lost);
+            reach();
+            assert!(place.is_up());
+        }
+        place.failed(&lost);
+        place.failed(&RegionError::TimedOut);
+        assert!(place.is_up());
+        place.failed(&lost);
+        assert!(!place.is_up());
+    }
+
+    #[tokio::test]
+    async fn what_changes_right_after_the_look_is_not_missed() {
+        let value = watch::Sender::new(false);
+        let holds = || value.send_replace(true);
+        let waited = until(vec![value.subscribe()], holds);
+        let waited = tokio::time::timeout(Duration::from_secs(60), waited).await;
+        assert!(waited.is_ok());
+    }
 }

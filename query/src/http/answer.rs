@@ -65,6 +65,7 @@ impl<'a> List<'a> {
         let group = |group: &'a v1::HitGroup| Group {
             value: group.value.as_ref().map(Value),
             hits: hits_of(&group.hits, parts),
+            may_lack_hits: group.may_lack_hits,
         };
         Self {
             hits: (!parts.groups).then(|| hits_of(hits, parts)),
@@ -79,6 +80,8 @@ impl<'a> List<'a> {
 struct Group<'a> {
     value: Option<Value<'a>>,
     hits: Vec<Hit<'a>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    may_lack_hits: bool,
 }
 
 /// What one shard did.

@@ -12,67 +12,136 @@ use shoal_schemas::{
     vector::Dim,
 };
 
-use crate::serve::status::Refusal;
+use crate::{http::read_options, serve::status::Refusal};
 
-/// Body of a search.
-///
-/// `Query` flattened would lose the refusal of unknown fields, so its fields stand here again.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Search {
-    #[serde(deserialize_with = "shoal_schemas::json::components")]
-    vector: Vec<f32>,
-    k: u32,
-    #[serde(default)]
-    ef: u32,
-    #[serde(default)]
-    with_payload: bool,
-    #[serde(default)]
-    with_vector: bool,
-    #[serde(default)]
-    exact: bool,
-    filter: Option<Json>,
-    max_distance: Option<f32>,
-    group_by: Option<GroupBy>,
-    #[serde(default)]
-    include_payload: Vec<String>,
-    #[serde(default)]
-    exclude_payload: Vec<String>,
-    #[serde(default)]
-    offset: u32,
-    after: Option<After>,
-    #[serde(default)]
-    explain: bool,
-    #[serde(default)]
-    tenant: String,
-    #[serde(default)]
-    pub(crate) at_least: Vec<String>,
-    #[serde(default)]
-    pub(crate) require_all: bool,
-    pub(crate) max_staleness_ms: Option<u64>,
+/// A body that has the fields of a query beside its own. A struct of them, flattened, would lose the
+/// refusal of unknown fields.
+macro_rules! with_query {
+    ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
+        $(#[$about])*
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $name {
+            $($own)*
+            k: u32,
+            #[serde(default)]
+            ef: u32,
+            #[serde(default)]
+            with_payload: bool,
+            #[serde(default)]
+            with_vector: bool,
+            #[serde(default)]
+            exact: bool,
+            filter: Option<Json>,
+            max_distance: Option<f32>,
+            group_by: Option<GroupBy>,
+            #[serde(default)]
+            include_payload: Vec<String>,
+            #[serde(default)]
+            exclude_payload: Vec<String>,
+            #[serde(default)]
+            offset: u32,
+            after: Option<After>,
+            #[serde(default)]
+            explain: bool,
+            #[serde(default)]
+            tenant: String,
+        }
+
+        impl $name {
+            /// The query in it, for a vector.
+            fn query_for(self, vector: Vec<f32>) -> Result<v1::Query, Refusal> {
+                Ok(v1::Query {
+                    vector,
+                    k: self.k,
+                    ef: self.ef,
+                    with_vector: self.with_vector,
+                    with_payload: self.with_payload,
+                    exact: self.exact,
+                    filter: filter(self.filter.as_ref())?,
+                    max_distance: self.max_distance,
+                    group_by: self.group_by.map(GroupBy::into_proto),
+                    include_payload: self.include_payload,
+                    exclude_payload: self.exclude_payload,
+                    offset: self.offset,
+                    after: self.after.map(After::into_proto),
+                    explain: self.explain,
+                    tenant: self.tenant,
+                })
+            }
+        }
+    };
+}
+
+with_query! {
+    /// Body of a search.
+    Search {
+        #[serde(deserialize_with = "shoal_schemas::json::components")]
+        vector: Vec<f32>,
+        #[serde(default)]
+        pub(crate) at_least: Vec<String>,
+        #[serde(default)]
+        pub(crate) require_all: bool,
+        pub(crate) max_staleness_ms: Option<u64>,
+    }
+}
+
+with_query! {
+    /// One query of a batch.
+    Query {
+        #[serde(deserialize_with = "shoal_schemas::json::components")]
+        vector: Vec<f32>,
+    }
+}
+
+with_query! {
+    /// Body of a recommendation: a search's, with examples in place of the vector.
+    Recommend {
+        positive: Vec<String>,
+        #[serde(default)]
+        negative: Vec<String>,
+        #[serde(default)]
+        at_least: Vec<String>,
+        #[serde(default)]
+        require_all: bool,
+        max_staleness_ms: Option<u64>,
+    }
 }
 
 impl Search {
     /// The query in it.
-    pub(crate) fn into_query(self) -> Result<v1::Query, Refusal> {
-        let query = Query {
-            vector: self.vector,
-            k: self.k,
-            ef: self.ef,
-            with_payload: self.with_payload,
-            with_vector: self.with_vector,
-            exact: self.exact,
-            filter: self.filter,
-            max_distance: self.max_distance,
-            group_by: self.group_by,
-            include_payload: self.include_payload,
-            exclude_payload: self.exclude_payload,
-            offset: self.offset,
-            after: self.after,
-            explain: self.explain,
-            tenant: self.tenant,
-        };
-        query.into_proto()
+    pub(crate) fn into_query(mut self) -> Result<v1::Query, Refusal> {
+        let vector = std::mem::take(&mut self.vector);
+        self.query_for(vector)
+    }
+}
+
+impl Query {
+    pub(crate) fn into_proto(mut self) -> Result<v1::Query, Refusal> {
+        let vector = std::mem::take(&mut self.vector);
+        self.query_for(vector)
+    }
+}
+
+impl Recommend {
+    pub(crate) fn into_proto(
+        mut self,
+        collection: String,
+    ) -> Result<v1::RecommendRequest, Refusal> {
+        let read = read_options(
+            self.at_least.iter().map(String::as_str),
+            self.require_all,
+            self.max_staleness_ms,
+        )?;
+        let positive = std::mem::take(&mut self.positive);
+        let negative = std::mem::take(&mut self.negative);
+        Ok(v1::RecommendRequest {
+            collection,
+            positive,
+            negative,
+            query: Some(self.query_for(Vec::new())?),
+            read,
+        })
     }
 }
 
@@ -88,37 +157,6 @@ pub(crate) struct Batch {
     pub(crate) max_staleness_ms: Option<u64>,
 }
 
-/// One query of a batch.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Query {
-    #[serde(deserialize_with = "shoal_schemas::json::components")]
-    pub(crate) vector: Vec<f32>,
-    pub(crate) k: u32,
-    #[serde(default)]
-    pub(crate) ef: u32,
-    #[serde(default)]
-    pub(crate) with_payload: bool,
-    #[serde(default)]
-    pub(crate) with_vector: bool,
-    #[serde(default)]
-    pub(crate) exact: bool,
-    pub(crate) filter: Option<Json>,
-    pub(crate) max_distance: Option<f32>,
-    pub(crate) group_by: Option<GroupBy>,
-    #[serde(default)]
-    pub(crate) include_payload: Vec<String>,
-    #[serde(default)]
-    pub(crate) exclude_payload: Vec<String>,
-    #[serde(default)]
-    pub(crate) offset: u32,
-    pub(crate) after: Option<After>,
-    #[serde(default)]
-    pub(crate) explain: bool,
-    #[serde(default)]
-    pub(crate) tenant: String,
-}
-
 /// How hits are grouped.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +164,15 @@ pub(crate) struct GroupBy {
     field: String,
     #[serde(default = "one")]
     group_size: u32,
+}
+
+impl GroupBy {
+    fn into_proto(self) -> v1::GroupBy {
+        v1::GroupBy {
+            field: self.field,
+            group_size: self.group_size,
+        }
+    }
 }
 
 fn one() -> u32 {
@@ -140,31 +187,12 @@ pub(crate) struct After {
     id: String,
 }
 
-impl Query {
-    pub(crate) fn into_proto(self) -> Result<v1::Query, Refusal> {
-        Ok(v1::Query {
-            vector: self.vector,
-            k: self.k,
-            ef: self.ef,
-            with_vector: self.with_vector,
-            with_payload: self.with_payload,
-            exact: self.exact,
-            filter: filter(self.filter.as_ref())?,
-            max_distance: self.max_distance,
-            group_by: self.group_by.map(|group_by| v1::GroupBy {
-                field: group_by.field,
-                group_size: group_by.group_size,
-            }),
-            include_payload: self.include_payload,
-            exclude_payload: self.exclude_payload,
-            offset: self.offset,
-            after: self.after.map(|after| v1::After {
-                distance: after.distance,
-                id: after.id,
-            }),
-            explain: self.explain,
-            tenant: self.tenant,
-        })
+impl After {
+    fn into_proto(self) -> v1::After {
+        v1::After {
+            distance: self.distance,
+            id: self.id,
+        }
     }
 }
 

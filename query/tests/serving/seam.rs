@@ -37,7 +37,7 @@ async fn conforms(client: &dyn ShardClient, address: &str, nobody: &str) {
         collection: "docs".into(),
         shards: vec![ask(0), ask(1)],
         queries: vec![query.clone(), query.clone()],
-        known: Vec::new(),
+        ..v1::SearchShardsRequest::default()
     };
     let found = client
         .search_shards(address, request(), CALL)

@@ -156,6 +156,7 @@ fn grouped(
                 None if groups.len() < k => groups.push(v1::HitGroup {
                     value,
                     hits: vec![hit.clone()],
+                    may_lack_hits: false,
                 }),
                 None => {}
             }

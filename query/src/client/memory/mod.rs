@@ -52,51 +52,41 @@ impl Nodes {
     }
 }
 
+/// A verb of the service, done by the node at an address.
+macro_rules! verb {
+    ($method:ident, $request:ident, $response:ident, $by:ident) => {
+        fn $method<'a>(
+            &'a self,
+            address: &'a str,
+            request: v1::$request,
+            _call: ShardCall,
+        ) -> BoxFuture<'a, Result<v1::$response, CallError>> {
+            self.answer(address, |node| node.$by(&request))
+        }
+    };
+}
+
 impl ShardClient for Nodes {
-    fn search_shards<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::SearchShardsRequest,
-        _call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::SearchShardsResponse, CallError>> {
-        self.answer(address, |node| node.search(&request))
-    }
-
-    fn get_points<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::GetPointsRequest,
-        _call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::GetPointsResponse, CallError>> {
-        self.answer(address, |node| node.get(&request))
-    }
-
-    fn shard_status<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::ShardStatusRequest,
-        _call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::ShardStatusResponse, CallError>> {
-        self.answer(address, |node| node.status(&request))
-    }
-
-    fn count_points<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::CountPointsRequest,
-        _call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::CountPointsResponse, CallError>> {
-        self.answer(address, |node| node.count(&request))
-    }
-
-    fn shard_scroll<'a>(
-        &'a self,
-        address: &'a str,
-        request: v1::ShardScrollRequest,
-        _call: ShardCall,
-    ) -> BoxFuture<'a, Result<v1::ShardScrollResponse, CallError>> {
-        self.answer(address, |node| node.scroll(&request))
-    }
+    verb!(
+        search_shards,
+        SearchShardsRequest,
+        SearchShardsResponse,
+        search
+    );
+    verb!(get_points, GetPointsRequest, GetPointsResponse, get);
+    verb!(
+        shard_status,
+        ShardStatusRequest,
+        ShardStatusResponse,
+        status
+    );
+    verb!(count_points, CountPointsRequest, CountPointsResponse, count);
+    verb!(
+        shard_scroll,
+        ShardScrollRequest,
+        ShardScrollResponse,
+        scroll
+    );
 
     fn retain(&self, _addresses: &BTreeSet<String>) {}
 }
