@@ -414,6 +414,11 @@ impl QueryCode {
         self.visit(Distance(code, bias))
     }
 
+    /// A distance that rounding may have left a little below what it can be, not below that.
+    pub(super) fn least(&self, distance: f32) -> f32 {
+        distance.max(self.scale.least)
+    }
+
     /// Its code in bytes; none if its components are larger.
     pub(super) fn bytes(&self) -> &[i8] {
         match &self.components {

@@ -146,6 +146,13 @@ impl Sealed {
         self.graph.search(&code, beam, want, accept)
     }
 
+    /// A walk of the nearest `limit` rows, ended ones too, that waits to be taken further by
+    /// [`packed::Graph::go_on`].
+    pub fn set_out(&self, query: &Query<'_>, limit: usize) -> packed::Stage {
+        let code = self.graph.space().encode(query);
+        self.graph.set_out(code, limit)
+    }
+
     /// See [`super::Segment::measure`].
     pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Vec<Near> {
         let code = self.graph.space().encode(query);

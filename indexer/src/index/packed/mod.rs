@@ -12,6 +12,7 @@ mod build;
 mod header;
 mod mend;
 mod prune;
+mod stage;
 mod walk;
 mod write;
 
@@ -19,6 +20,7 @@ pub use adopt::Adopt;
 pub use aligned::Aligned;
 pub use build::{Builder, Options};
 pub use header::OpenError;
+pub use stage::Stage;
 pub use walk::{Accept, Walk};
 pub use write::{WriteError, write};
 
@@ -110,6 +112,17 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
         accept: Option<Accept<'_>>,
     ) -> Walk {
         walk::nearest(&self.layers(), query, beam, want, accept)
+    }
+
+    /// A walk of the nearest `limit` rows that has come down to level 0 and waits there.
+    pub fn set_out(&self, query: QueryCode, limit: usize) -> Stage {
+        Stage::set_out(&self.layers(), query, limit)
+    }
+
+    /// Takes a walk of this graph further, until it has looked from the nearest `places` rows or no
+    /// other is as near as `reach`; says whether there is none.
+    pub fn go_on(&self, stage: &mut Stage, places: usize, reach: f32) -> bool {
+        stage.go_on(&self.layers(), places, reach)
     }
 
     /// About the distance to a row; `None` if there is no such row.

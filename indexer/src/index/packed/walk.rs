@@ -14,7 +14,7 @@
 //! # Source
 //! SEARCH-LAYER and K-NN-SEARCH, algorithms 2 and 5 of Malkov and Yashunin, arXiv:1603.09320.
 
-use std::{cell::Cell, cmp::Reverse, collections::BinaryHeap};
+use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap};
 
 use crate::index::{
     Near,
@@ -82,7 +82,7 @@ pub(super) fn nearest<L: Layers>(
     if rows == 0 || want == 0 {
         return Walk::default();
     }
-    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let mut scratch = Scratch::taken();
     let walk = query.visit(Nearest {
         layers,
         scratch: &mut scratch,
@@ -90,13 +90,16 @@ pub(super) fn nearest<L: Layers>(
         want: want.min(rows),
         accept,
     });
-    SCRATCH.set(Some(scratch));
+    scratch.give_back();
     walk
 }
 
+/// Most of a thread's scratches that are kept: as many as walks go on beside each other as a rule.
+const SCRATCHES: usize = 8;
+
 thread_local! {
-    /// A thread's scratch, taken for the time of a search: a search within `accept` makes another.
-    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    /// A thread's scratches, each taken for the time of a walk.
+    static SCRATCH: RefCell<Vec<Box<Scratch>>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Nearest<'a, L> {
@@ -146,6 +149,20 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// One that no walk uses.
+    pub(super) fn taken() -> Box<Self> {
+        SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Keeps it for another walk of this thread.
+    pub(super) fn give_back(self: Box<Self>) {
+        SCRATCH.with_borrow_mut(|kept| {
+            if kept.len() < SCRATCHES {
+                kept.push(self);
+            }
+        });
+    }
+
     /// What a spread came to, nearest first.
     pub(super) fn found(&self) -> impl Iterator<Item = Far> {
         self.beam
@@ -164,13 +181,37 @@ impl Scratch {
         level: usize,
         limit: usize,
     ) -> usize {
+        self.set_out(layers, start);
+        let (_, distances) = self.go_on(layers, measure, 0, level, limit, |_, _| false);
+        distances
+    }
+
+    /// Begins a spread: it has come to `start` and looked at no neighbour.
+    pub(super) fn set_out<L: Layers>(&mut self, layers: &L, start: Far) {
         self.visits.start(index(layers.rows()));
         self.visits.mark(start.1);
         self.beam.clear();
         self.beam.push(start);
+    }
+
+    /// Goes on with a spread whose nearest row that was not looked from is `at` in the beam, until
+    /// `stop` says so of the place of such a row and its distance; gives that place, and how many
+    /// distances it took.
+    #[inline(always)]
+    pub(super) fn go_on<L: Layers, K: Kernel>(
+        &mut self,
+        layers: &L,
+        measure: &Measure<'_, K>,
+        mut at: usize,
+        level: usize,
+        limit: usize,
+        stop: impl Fn(usize, f32) -> bool,
+    ) -> (usize, usize) {
         let mut distances = 0;
-        let mut at = 0;
-        while let Some((_, row)) = self.beam.get_mut(at) {
+        while let Some((nearest, row)) = self.beam.get_mut(at) {
+            if stop(at, *nearest) {
+                break;
+            }
             let from = *row;
             *row |= SEEN;
             self.look_from(layers, level, from);
@@ -190,7 +231,7 @@ impl Scratch {
                 prefetch::soon(bytemuck::cast_slice(layers.base(*row)));
             }
         }
-        distances
+        (at, distances)
     }
 
     /// Looks at neighbours on level 0, from `start` on, until no row ahead is nearer than all of a
@@ -285,7 +326,11 @@ impl Ordered {
 }
 
 #[inline(always)]
-fn distance<L: Layers, K: Kernel>(layers: &L, measure: &Measure<'_, K>, row: u32) -> f32 {
+pub(super) fn distance<L: Layers, K: Kernel>(
+    layers: &L,
+    measure: &Measure<'_, K>,
+    row: u32,
+) -> f32 {
     measure.distance(layers.code(row), layers.bias(row))
 }
 

@@ -1,11 +1,14 @@
 //! Finding the rows nearest to a vector in the view of a moment, under a filter.
 //!
 //! Each segment is planned by itself ([`plan`]): its graph is walked, its matching rows are
-//! scanned, or it is passed over. Walks and scans of codes give candidates whose distances are
+//! scanned, or it is passed over. Graphs of which any live row will do are walked beside each other
+//! ([`together`]), for the nearest of all rows lie in few of them. Walks and scans of codes give candidates whose distances are
 //! near the exact ones; the best of all segments are then re-scored from the exact vectors, so
 //! that a distance does not depend on where a point happens to lie. The memtable is always scanned,
 //! exactly. A row that rides is found where its carrier's node is met ([`View::shown`]), and nowhere
 //! else.
+
+mod together;
 
 use std::cmp::Ordering;
 
@@ -17,6 +20,7 @@ use crate::{
         self, RowSet,
         plan::{self, COSTS, Plan},
     },
+    find::together::Part,
     index::{IndexError, Near, distance::Query, packed::Accept},
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
@@ -154,9 +158,11 @@ pub fn nearest<'a>(
         vector: Vec::new(),
         told,
     };
+    let mut parts = Vec::new();
     for segment in &view.segments {
-        search.segment(segment)?;
+        parts.extend(search.segment(segment)?);
     }
+    search.together(parts)?;
     search.finish()
 }
 
@@ -177,7 +183,8 @@ struct Search<'a, 'w> {
 }
 
 impl<'a, 'w> Search<'a, 'w> {
-    fn segment(&mut self, segment: &'a Segment) -> Result<(), SearchError> {
+    /// Looks through a segment, or says how its graph is to be walked beside others.
+    fn segment(&mut self, segment: &'a Segment) -> Result<Option<Part<'a>>, SearchError> {
         let watch = Stopwatch::start();
         // Read before the graph is searched: rows below are in it, rows above are scanned.
         let folded = segment.folded();
@@ -185,14 +192,20 @@ impl<'a, 'w> Search<'a, 'w> {
         let plan = self.plan(segment, folded, set);
         self.told.plan_us += micros(watch);
         let watch = Stopwatch::start();
+        let mut part = None;
         match plan {
             Plan::Skip => {}
             Plan::Scan => self.scan(segment, folded, set)?,
-            Plan::Walk(walk) => self.walk(segment, folded, set, walk)?,
+            Plan::Walk(walk) => {
+                part = Part::of(segment, set, walk);
+                if part.is_none() {
+                    self.walk(segment, folded, set, walk)?;
+                }
+            }
         }
         self.scan_memtable(segment, folded);
         self.told.search_us += micros(watch);
-        Ok(())
+        Ok(part)
     }
 
     fn set(&self, segment: SegmentId) -> Option<&'w RowSet> {

@@ -1,0 +1,197 @@
+//! Walking several graphs as if they were one.
+//!
+//! The nearest of all rows lie in the segments about as all their rows do, and then each graph needs
+//! a narrower beam than one graph of all rows would: that over the square root of how many times as
+//! many there are, which is how shards of a collection are asked, too. Or they lie in one segment,
+//! which took them in when a whole region of the space was written, and then that one needs the
+//! whole beam and the others none. Nobody knows before. So all walks go on in turns, a few rows
+//! each, and each only as long as it comes to rows that are among the nearest of all that were met.
+//!
+//! Rows that have ended lead on and are left out of the count. Where they are so many that they fill
+//! a beam, the graph is walked again for live rows alone.
+
+use shoal_runtime::clock::Stopwatch;
+
+use crate::{
+    fields::{RowSet, plan},
+    find::{Found, Search, SearchError, count, micros, size},
+    index::packed::Stage,
+    segment::{Segment, sealed::Sealed},
+};
+
+/// Rows that are looked from in a turn. As many are in each graph, however far from the query they
+/// are: a walk that has looked from fewer may not have come near it yet.
+const TURN: usize = 16;
+
+/// A sealed segment whose graph is walked for any of its live rows.
+pub(super) struct Part<'a> {
+    segment: &'a Segment,
+    sealed: &'a Sealed,
+    walk: plan::Walk,
+}
+
+impl<'a> Part<'a> {
+    /// That segment, if any live row of it will do and it has more of them than ended ones.
+    pub(super) fn of(segment: &'a Segment, set: Option<&RowSet>, walk: plan::Walk) -> Option<Self> {
+        let sealed = segment.as_sealed().filter(|_| set.is_none())?;
+        let is_alive = segment.live_nodes() > segment.nodes() / 2;
+        is_alive.then_some(Self {
+            segment,
+            sealed,
+            walk,
+        })
+    }
+
+    /// Sets out on its graph, in a view of so many live rows.
+    fn set_out(self, search: &Search<'_, '_>, all: u64) -> Going<'a> {
+        let (nodes, live) = (size(self.segment.nodes()), size(self.segment.live_nodes()));
+        let beam = self.walk.beam;
+        let limit = beam.saturating_mul(nodes).div_ceil(live.max(1));
+        Going {
+            stage: self.sealed.set_out(search.wanted.query, limit),
+            among: among(beam, count(nodes), all),
+            part: self,
+            is_over: false,
+        }
+    }
+}
+
+/// A part under way.
+struct Going<'a> {
+    part: Part<'a>,
+    stage: Stage,
+    /// It goes on while it comes to rows that are among so many nearest.
+    among: usize,
+    is_over: bool,
+}
+
+impl<'a> Search<'a, '_> {
+    /// Walks the graphs of all these segments, once all others were looked through.
+    pub(super) fn together(&mut self, mut parts: Vec<Part<'a>>) -> Result<(), SearchError> {
+        let watch = Stopwatch::start();
+        let is_alone = parts.len() == 1 && self.coarse.is_empty() && self.exact.is_empty();
+        if let Some(part) = parts.pop_if(|part| is_alone && part.segment.is_all_alive()) {
+            self.walk(part.segment, part.segment.folded(), None, part.walk)?;
+        }
+        let live = self.view.segments.iter().map(|one| one.live_nodes());
+        let all = live.chain([self.view.memtable_rows()]).map(u64::from).sum();
+        let going = parts.into_iter().map(|part| part.set_out(self, all));
+        let mut going: Vec<_> = going.collect();
+        self.take_turns(&mut going);
+        for one in going {
+            self.arrive(one)?;
+        }
+        self.told.search_us += micros(watch);
+        Ok(())
+    }
+
+    /// Takes all walks as far as each comes to rows that are near enough.
+    fn take_turns(&self, going: &mut [Going<'_>]) {
+        let found = self.coarse.iter().chain(&self.exact);
+        let mut others: Vec<f32> = found.map(|one| one.distance).collect();
+        let most = going.iter().map(|one| one.among).max().unwrap_or_default();
+        if others.len() > most {
+            farthest(&mut others, most);
+            others.truncate(most);
+        }
+        let mut near = Vec::new();
+        let mut places = TURN;
+        while going.iter().any(|one| !one.is_over) {
+            if places > TURN {
+                near.clone_from(&others);
+                for one in &*going {
+                    self.meet(one, &mut near);
+                }
+            }
+            for one in going.iter_mut().filter(|one| !one.is_over) {
+                let reach = farthest(&mut near, one.among);
+                let graph = one.part.sealed.graph();
+                one.is_over = graph.go_on(&mut one.stage, places, reach);
+            }
+            places += TURN;
+        }
+    }
+
+    /// Adds the distances of the rows that a walk has met.
+    fn meet(&self, one: &Going<'_>, near: &mut Vec<f32>) {
+        let segment = one.part.segment;
+        let is_all_alive = segment.is_all_alive();
+        let met = one.stage.near();
+        let met = met.filter(|met| is_all_alive || self.shows(segment, met.row));
+        near.extend(met.map(|met| met.distance));
+    }
+
+    fn shows(&self, segment: &Segment, row: u32) -> bool {
+        let shown = self.view.shown(segment, row, self.wanted.moment);
+        shown.is_some()
+    }
+
+    /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
+    fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
+        let Going { part, stage, .. } = one;
+        let Part { segment, walk, .. } = part;
+        let (view, moment) = (self.view, self.wanted.moment);
+        self.told.distances += count(stage.distances());
+        let found = stage
+            .near()
+            .map(|near| Found::at(view, segment, near.row, near.distance, moment));
+        let found: Vec<Option<Found<'a>>> = found.collect();
+        let seen = found.iter().flatten().count();
+        // A search that was held up can meet rows from after its moment.
+        let is_crowded = match segment.is_all_alive() {
+            true => found.iter().take(self.want).any(Option::is_none),
+            false => stage.is_exhausted() && seen < walk.beam - walk.beam / 4,
+        };
+        stage.end();
+        if is_crowded {
+            return self.walk(segment, segment.folded(), None, walk);
+        }
+        self.told.walked += 1;
+        self.coarse
+            .extend(found.into_iter().flatten().take(self.want));
+        Ok(())
+    }
+}
+
+/// Among how many nearest of `all` rows a graph of `nodes` has to find its own: a beam as wide as
+/// theirs, over the square root of their share.
+fn among(beam: usize, nodes: u64, all: u64) -> usize {
+    let square = count(beam).saturating_pow(2);
+    let wide = u128::from(square) * u128::from(all) / u128::from(nodes.max(1));
+    let wide = usize::try_from(wide.isqrt()).unwrap_or(usize::MAX);
+    wide.max(beam)
+}
+
+/// The farthest of the nearest so many distances; infinite where there are fewer.
+fn farthest(distances: &mut [f32], among: usize) -> f32 {
+    let last = among.saturating_sub(1);
+    match distances.len() > last {
+        true => *distances.select_nth_unstable_by(last, f32::total_cmp).1,
+        false => f32::INFINITY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{among, farthest};
+
+    #[test]
+    fn a_graph_of_few_rows_looks_for_its_own_among_more() {
+        assert_eq!(among(64, 58_000, 58_000), 64);
+        assert_eq!(
+            among(64, 80_000, 58_000),
+            64,
+            "ended rows make it no narrower"
+        );
+        assert_eq!(among(64, 1_000, 4_000), 128);
+        assert_eq!(among(64, 0, 4_000), 4_047);
+    }
+
+    #[test]
+    fn the_farthest_is_of_so_many_nearest() {
+        let mut distances = [3.0, 1.0, 2.0];
+        assert_eq!(farthest(&mut distances, 2), 2.0);
+        assert_eq!(farthest(&mut distances, 3), 3.0);
+        assert_eq!(farthest(&mut distances, 4), f32::INFINITY);
+    }
+}

@@ -1,0 +1,127 @@
+//! A walk that stops on its way and is taken further, so that walks of several graphs can wait for
+//! each other.
+
+use crate::index::{
+    Near,
+    adjacency::index,
+    kernel::Kernel,
+    packed::walk::{Layers, Scratch, descend, distance},
+    space::{Measure, QueryCode, Visit},
+};
+
+/// A walk under way.
+pub struct Stage {
+    code: QueryCode,
+    scratch: Box<Scratch>,
+    /// Where the nearest row that was not looked from stands.
+    at: usize,
+    /// How many rows it keeps.
+    limit: usize,
+    distances: usize,
+}
+
+impl Stage {
+    /// Goes down to level 0, and stops there.
+    pub(super) fn set_out<L: Layers>(layers: &L, code: QueryCode, limit: usize) -> Self {
+        let mut scratch = Scratch::taken();
+        let distances = code.visit(SetOut {
+            layers,
+            scratch: &mut scratch,
+        });
+        Self {
+            code,
+            scratch,
+            at: 0,
+            limit: limit.min(index(layers.rows())).max(1),
+            distances,
+        }
+    }
+
+    /// Looks from row after row, the nearest first, until it has looked from the nearest `places` or
+    /// no other is as near as `reach`; says whether it could go no further than that.
+    pub(super) fn go_on<L: Layers>(&mut self, layers: &L, places: usize, reach: f32) -> bool {
+        let Self {
+            code,
+            scratch,
+            at,
+            limit,
+            distances,
+        } = self;
+        let (stopped, took) = code.visit(GoOn {
+            layers,
+            scratch,
+            at: *at,
+            limit: *limit,
+            places,
+            reach,
+        });
+        *at = stopped;
+        *distances += took;
+        let ahead = scratch.found().nth(stopped);
+        ahead.is_none_or(|(distance, _)| distance > reach)
+    }
+
+    /// Whether it has looked from every row it keeps.
+    pub fn is_exhausted(&self) -> bool {
+        self.scratch.found().nth(self.at).is_none()
+    }
+
+    /// The nearest rows that it has come to, nearest first, with approximate distances.
+    pub fn near(&self) -> impl Iterator<Item = Near> {
+        self.scratch.found().map(|(distance, row)| Near {
+            row,
+            distance: self.code.least(distance),
+        })
+    }
+
+    /// Distances computed.
+    pub fn distances(&self) -> usize {
+        self.distances
+    }
+
+    /// Leaves what it used to the next walk.
+    pub fn end(self) {
+        self.scratch.give_back();
+    }
+}
+
+struct SetOut<'a, L> {
+    layers: &'a L,
+    scratch: &'a mut Scratch,
+}
+
+impl<L: Layers> Visit for SetOut<'_, L> {
+    type Output = usize;
+
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> usize {
+        let layers = self.layers;
+        if layers.rows() == 0 {
+            return 0;
+        }
+        let entry = layers.entry();
+        let start = (distance(layers, measure, entry), entry);
+        let (start, descended) = descend(layers, measure, start, 1);
+        self.scratch.set_out(layers, start);
+        1 + descended
+    }
+}
+
+struct GoOn<'a, L> {
+    layers: &'a L,
+    scratch: &'a mut Scratch,
+    at: usize,
+    limit: usize,
+    places: usize,
+    reach: f32,
+}
+
+impl<L: Layers> Visit for GoOn<'_, L> {
+    type Output = (usize, usize);
+
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (usize, usize) {
+        let (places, reach) = (self.places, self.reach);
+        let stop = |at, distance| at >= places || distance > reach;
+        self.scratch
+            .go_on(self.layers, measure, self.at, 0, self.limit, stop)
+    }
+}
