@@ -1,8 +1,8 @@
 //! A vector that is looked for, with its code of one byte a component, which is made once.
 //!
-//! To rotate a vector and to round it takes as long as a third of a short walk. What comes of it is
-//! the same for every graph of a collection, since a query has a step of its own: so all segments of
-//! all shards that one request asks share it.
+//! To rotate a vector and to round it costs the same however small a graph is. What comes of it is the
+//! same for every graph of a collection, since a query has a step of its own: so all segments of all
+//! shards that one request asks share it.
 
 use std::sync::OnceLock;
 
