@@ -337,6 +337,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
         damage: Mutex::new(None),
         is_disk_full: AtomicBool::new(false),
+        is_far_behind: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         names: Names::default(),
         save: Mutex::default(),
