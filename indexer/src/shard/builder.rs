@@ -388,3 +388,7 @@ fn meanwhile<'a>(
         Ok(true)
     }
 }
+
+#[cfg(test)]
+#[path = "builder_tests.rs"]
+mod tests;
