@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io,
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64},
@@ -416,6 +416,13 @@ impl Opened {
             }
         }
     }
+}
+
+/// Which incarnation of its collection a shard's folder is of, and on which cluster; `None` if it does not say.
+pub(crate) fn incarnation_in(folder: &Path) -> Option<(ClusterId, Offset)> {
+    let bytes = fs::read(folder.join(IDENTITY_FILE)).ok()?;
+    let found: Identity = serde_json::from_slice(&bytes).ok()?;
+    Some((found.cluster, found.incarnation))
 }
 
 fn check_identity(spec: &Spec) -> Result<(), OpenError> {
