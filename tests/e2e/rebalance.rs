@@ -28,7 +28,7 @@ pub(crate) fn settings(world: &World, name: &str) -> Settings {
 }
 
 /// The shards a node serves.
-fn shards(role: &Role, collection: &Collection) -> BTreeSet<u32> {
+pub(crate) fn shards(role: &Role, collection: &Collection) -> BTreeSet<u32> {
     let statuses = state::statuses(role.settings.grpc, collection).unwrap_or_default();
     let serving = statuses.iter().filter(|status| status.code == 0);
     serving
@@ -51,7 +51,7 @@ pub(crate) fn share(roles: &[&Role], collection: &Collection, each: usize) {
 }
 
 /// Waits until the query node counts every point through every shard, and sees what is there.
-fn all_is_served(query: &client::Query, model: &Model) {
+pub(crate) fn all_is_served(query: &client::Query, model: &Model) {
     let expected = u64::try_from(model.points().len()).unwrap();
     let ask = v1::CountRequest {
         collection: model.collection.name.to_string(),

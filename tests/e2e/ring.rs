@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use shoal_runtime::eventually;
 use shoal_schemas::{
     Collection, Metric, Offset, Partition,
@@ -10,15 +11,18 @@ use shoal_schemas::{
     v1,
 };
 
-use crate::harness::{
-    DEADLINE, client,
-    model::Model,
-    role::{Role, Settings},
-    seed::Random,
-    state,
-    steady::Steady,
-    workload,
-    world::{World, now_ms},
+use crate::{
+    harness::{
+        DEADLINE, client,
+        model::Model,
+        role::{Role, Settings},
+        seed::Random,
+        state,
+        steady::Steady,
+        workload,
+        world::{World, now_ms},
+    },
+    rebalance::{all_is_served, shards},
 };
 
 const DIM: u32 = 16;
@@ -157,6 +161,7 @@ fn indexers_come_go_and_die_and_no_query_notices_a_hand_over() {
 
     // One that stands still is passed over; when it goes on it takes nothing back by itself.
     third.child.pause();
+    let told_before = third.child.logged().len();
     let taken = settled(&world, &collection, &["first"]);
     third.child.resume();
     let back = settled(&world, &collection, &["first", "third"]);
@@ -166,6 +171,18 @@ fn indexers_come_go_and_die_and_no_query_notices_a_hand_over() {
             "it claims anew: {back:?}"
         );
     }
+    // It has found out first who is there.
+    let told = eventually(DEADLINE, "its claims to be logged", || {
+        let told = third.child.logged().split_off(told_before);
+        let claims = |line: &Value| line["message"] == "shard claimed";
+        told.iter().any(claims).then_some(told)
+    });
+    let first_of = |message: &str| told.iter().position(|line| line["message"] == message);
+    let found = first_of("nodes of the ring changed");
+    assert!(
+        found.is_some() && found < first_of("shard claimed"),
+        "{told:#?}"
+    );
     whole(&world, &[&first, &third], &model);
 
     // One is asked to go: it says so, and its shards are taken without waiting for its lease.
@@ -175,6 +192,43 @@ fn indexers_come_go_and_die_and_no_query_notices_a_hand_over() {
     write(&mut model, &mut random);
     whole(&world, &[&first], &model);
     first.had_no_errors(&[]);
+    query_role.had_no_errors(&[]);
+}
+
+#[test]
+fn an_indexer_without_weight_hands_over_what_it_has_and_fails_no_query() {
+    let world = World::new("drain");
+    let collection = world.create(wanted("drained", &[]));
+    let publisher = world.publisher(&collection);
+    let mut model = Model::new(&collection);
+    let mut random = Random::of(59);
+    let query_role = world.query("query").start();
+    let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
+    workload::churn(&publisher, &mut model, &mut random, 800, 800);
+    let first = on_ring(&world, "first").start();
+    owners(&world, &collection, &["first"]);
+
+    // Killed, so that its claims stand, it goes on with what it has, although the ring gives it nothing any more.
+    let drained = first.settings.clone().with("INDEXER__WEIGHT", "0");
+    first.child.kill();
+    let first = drained.start();
+    whole(&world, &[&first], &model);
+    all_is_served(&query, &model);
+    let steady = Steady::start(&query, &collection, None);
+    steady.more(50);
+    let second = on_ring(&world, "second").start();
+    workload::churn(&publisher, &mut model, &mut random, 800, 800);
+    owners(&world, &collection, &["second"]);
+    eventually(DEADLINE, "the first one to have nothing", || {
+        shards(&first, &collection).is_empty().then_some(())
+    });
+    // Nobody notices when it goes.
+    first.had_no_errors(&[]);
+    first.child.terminate();
+    steady.more(50);
+    steady.stop();
+    whole(&world, &[&second], &model);
+    second.had_no_errors(&[]);
     query_role.had_no_errors(&[]);
 }
 

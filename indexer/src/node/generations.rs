@@ -3,33 +3,46 @@
 //! A node that has a partition has the shard of every collection that reads it. One of them writes dead
 //! letters, the one that was defined first; when it is dropped, the next one does. A shard whose
 //! collection is no longer defined goes with its folder: the topic has all of it.
+//!
+//! That a collection is not defined is known by a control topic that was read to its end, that defines
+//! another one, and that is longer than when the collection was defined in it. One that was lost and made anew is
+//! none of these for a while, and takes no folder away.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::Ordering,
+    time::Duration,
 };
 
 use shoal_runtime::chain;
 use shoal_schemas::{
-    Collection, CollectionName, Offset,
+    ClusterId, Collection, CollectionName, Offset, Partition,
     control::{Claim, Key},
 };
 use shoal_topic::control::ControlState;
 use tracing::{info, warn};
 
-use crate::node::{Node, ShardKey};
+use crate::{
+    node::{Node, ShardKey},
+    shard::recover::incarnation_in,
+};
+
+/// How long the broker may take to hear that claims are taken back.
+const FORGET_WITHIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Lets go of shards of collections that were dropped, and says who writes dead letters, if the
     /// control topic has moved since `seen`.
-    pub(super) fn follow_generations(&self, seen: &mut Option<Offset>) {
+    pub(super) fn follow_generations(&self, seen: &mut Option<Offset>, cluster: &ClusterId) {
         let state = self.deps.control.snapshot();
         if state.caught_up_at.is_none() || *seen == Some(state.next_offset) {
             return;
         }
-        *seen = Some(state.next_offset);
+        if seen.replace(state.next_offset).is_none() {
+            self.remove_leftovers(&state, cluster);
+        }
         self.forget_claims(&state);
         let followers = followers(&state);
         let mut dropped = Vec::new();
@@ -43,13 +56,32 @@ impl Node {
         }
         let keys: Vec<ShardKey> = dropped.iter().map(|(key, _)| key.clone()).collect();
         self.let_go(&keys);
-        // A control topic without a single definition was lost rather than emptied.
-        if state.collections.is_empty() {
-            return;
-        }
         for (key, held) in dropped {
-            if held.ended.load(Ordering::Acquire) {
+            if held.ended.load(Ordering::Acquire) && is_dropped(&state, &key.0, held.incarnation) {
                 self.remove_folder(&key);
+            }
+        }
+    }
+
+    /// Removes folders of shards whose collections were dropped while this node was away, or let go of them before it
+    /// had read so. To be called before any is taken that the map does not have.
+    fn remove_leftovers(&self, state: &ControlState, cluster: &ClusterId) {
+        for name in names_in(&self.config.data_dir.join("shards")) {
+            let Ok(collection) = name.parse::<CollectionName>() else {
+                continue;
+            };
+            // What was set aside has other names, and stays.
+            let shards = names_in(&self.shards_folder(&collection));
+            for number in shards.iter().filter_map(|name| name.parse().ok()) {
+                let key = (collection.clone(), Partition(number));
+                let found = incarnation_in(&self.folder_of(&key));
+                let is_dropped = found.is_some_and(|(home, incarnation)| {
+                    // The folder of a node that was pointed at another cluster is none of this one's.
+                    home == *cluster && is_dropped(state, &collection, incarnation)
+                });
+                if is_dropped && self.shard(&key).is_none() {
+                    self.remove_folder(&key);
+                }
             }
         }
     }
@@ -70,17 +102,31 @@ impl Node {
         let replicas = (state.replicas.iter())
             .filter(|((name, ..), (claim, _))| is_gone(name) && is_ours(claim))
             .map(|((name, shard, set), _)| Key::Replica(name.clone(), *shard, set.clone()));
-        for key in owned.chain(replicas) {
-            if let Err(error) = self.deps.control.remove_blocking(&key) {
-                warn!(error = %chain(&error), "claim of a dropped collection stays");
+        let keys: Vec<Key> = owned.chain(replicas).collect();
+        if keys.is_empty() {
+            return;
+        }
+        match self.deps.control.remove_all_within(&keys, FORGET_WITHIN) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                warn!(error = %chain(&error), "claims of dropped collections stay");
             }
+            None => warn!(
+                claims = keys.len(),
+                waited = ?FORGET_WITHIN,
+                "claims of dropped collections were not taken back in time, they may stay"
+            ),
         }
     }
 
     /// Where a shard keeps its files.
     pub(super) fn folder_of(&self, (collection, shard): &ShardKey) -> PathBuf {
+        self.shards_folder(collection).join(shard.to_string())
+    }
+
+    fn shards_folder(&self, collection: &CollectionName) -> PathBuf {
         let shards = self.config.data_dir.join("shards");
-        shards.join(collection.as_str()).join(shard.to_string())
+        shards.join(collection.as_str())
     }
 
     fn remove_folder(&self, key: &ShardKey) {
@@ -98,6 +144,24 @@ impl Node {
             drop(fs::remove_dir(parent));
         }
     }
+}
+
+/// Whether a collection that was defined at that offset is known to be dropped.
+fn is_dropped(state: &ControlState, collection: &CollectionName, incarnation: Offset) -> bool {
+    let is_gone = !state.collections.contains_key(collection);
+    // A control topic without a single definition was lost rather than emptied, and one that ends before
+    // that offset is another one.
+    let knows = state.caught_up_at.is_some()
+        && !state.collections.is_empty()
+        && state.next_offset > incarnation;
+    is_gone && knows
+}
+
+/// The names in a folder; none if there is no such folder.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string());
+    names.filter_map(Result::ok).collect()
 }
 
 /// The collections whose topic another one was the first to read.
@@ -133,36 +197,5 @@ pub(super) fn is_built(state: &ControlState, collection: &CollectionName) -> boo
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use shoal_schemas::{Collection, Metric, Offset};
-    use shoal_topic::control::ControlState;
-
-    use super::{by_topic, followers};
-
-    #[test]
-    fn the_collection_defined_first_follows_none_and_its_end_makes_the_next_the_first() {
-        let named = |name: &str, reads: Option<&str>| Collection {
-            reads: reads.map(|other| other.parse().unwrap()),
-            ..Collection::new(name.parse().unwrap(), 3.try_into().unwrap(), Metric::L2, 1)
-        };
-        // By name the newer one would come first.
-        let (older, newer) = (named("docs", None), named("a-docs", Some("docs")));
-        let other = named("other", None);
-        let mut state = ControlState::default();
-        for (at, one) in [(1, &older), (2, &newer), (0, &other)] {
-            state.defined_at.insert(one.name.clone(), Offset(at));
-            state.collections.insert(one.name.clone(), one.clone());
-        }
-        assert_eq!(followers(&state), [newer.name.clone()].into());
-        let topics = by_topic(&state);
-        assert_eq!(
-            topics["embeddings.docs"],
-            [newer.name.clone(), older.name.clone()]
-        );
-        assert_eq!(topics["embeddings.other"], [other.name]);
-        state.collections.remove(&older.name);
-        assert!(followers(&state).is_empty());
-    }
-}
+#[path = "generations_tests.rs"]
+mod tests;

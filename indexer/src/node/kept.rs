@@ -1,15 +1,16 @@
-//! Shards that a node serves under its own newest claim although the group has not given them to it: after a kill, and
-//! while they move.
+//! Shards that a node serves under its own newest claim although the group or the ring has not given them to it: after a
+//! kill, and while they move.
 //!
 //! *After a kill.* A group gives the shards of a dead member to nobody until it has missed it for the session time-out:
 //! 10 s in which nobody would answer. But a shard's owner is its newest claim, and a node that was killed has not taken its
 //! claims back. So one that comes back under the same name and address takes those shards at once.
 //!
-//! *While they move.* A shard that the group takes away is answered for here until another node has claimed it as ready,
-//! so that no search finds it unserved; its seat in the group is given up at once.
+//! *While they move.* A shard that the group takes away, or that the ring gives to another node, is answered for here until
+//! that one has claimed it as ready, so that no search finds it unserved; a seat in a group is given up at once.
 //!
 //! Both ways the node serves under the old claim and makes no new one. It lets go a moment after somebody else's claim says
-//! that they serve the shard, or when the collection is gone; what the group gives it is its like any other shard.
+//! that they serve the shard, or when the collection is gone; what the group or the ring gives it is its like any other
+//! shard.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
@@ -43,7 +44,7 @@ impl Node {
         if !kept.is_empty() {
             info!(
                 shards = kept.len(),
-                "goes on with the shards it had; the group has not given them to anybody else yet"
+                "goes on with the shards it had; they were not given to anybody else yet"
             );
         }
         Ok(kept)

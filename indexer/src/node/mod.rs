@@ -6,8 +6,11 @@
 //! who serves what. The group only decides who owns a partition;
 //! a shard's data offsets are its own.
 
+#[cfg(test)]
+pub(crate) mod alone;
 mod generations;
 mod kept;
+mod listening;
 mod owner;
 mod ring;
 mod saves;
@@ -29,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, Ownership},
-    node::ring::Listening,
+    node::listening::Listening,
     pressure::Pressure,
     serve::Pace,
     shard::{Shared, rescue::Snapshots},
@@ -153,7 +156,7 @@ pub struct Node {
     /// What this node has, and what it was told that it lacks.
     labels: Arc<Labels>,
     misplaced: Arc<Mutex<BTreeSet<ShardKey>>>,
-    /// Since when it hears what others say, see [`ring`].
+    /// Since when it hears what others say, where there is a ring.
     listening: Arc<Listening>,
 }
 

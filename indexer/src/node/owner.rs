@@ -54,10 +54,14 @@ impl Node {
                 self.own_by_group(&self.config.group_of_set(group), &cluster, &cancel)
             }
             Ownership::Static { shards } => self.own_static(shards, &cluster, &cancel),
-            Ownership::Ring { .. } => self.own_by_ring(&cluster, &cancel),
+            Ownership::Ring { lease } => self.own_by_ring(*lease, &cluster, &cancel),
         };
-        self.let_go(&self.all());
+        self.let_go_of_all();
         outcome
+    }
+
+    pub(super) fn let_go_of_all(&self) {
+        self.let_go(&self.all());
     }
 
     /// The cluster's id, waited for; `None` once cancelled.
@@ -107,7 +111,7 @@ impl Node {
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
             self.drop_overtaken(&mut kept);
-            self.follow_generations(&mut seen);
+            self.follow_generations(&mut seen, cluster);
             // The group says it once; a definition may come, or come again, after that.
             let state = self.deps.control.snapshot();
             let readers = generations::by_topic(&state);
@@ -156,8 +160,9 @@ impl Node {
                     self.commit(&**seat, &mut committed);
                     let going = self.hand_over(&mut kept, &partitions);
                     // The seat is kept warm meanwhile; what it says is heard afterwards.
+                    let mut is_troubled = false;
                     self.stop(&going, || {
-                        events.extend(seat.poll(DRAIN_POLL).ok().flatten());
+                        keep_warm(&mut **seat, &mut events, &mut is_troubled, rest);
                     });
                     self.forget(&going);
                     seat.released();
@@ -194,7 +199,7 @@ impl Node {
         let mut seen = None;
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
-            self.follow_generations(&mut seen);
+            self.follow_generations(&mut seen, cluster);
             let state = self.deps.control.snapshot();
             for collection in state.collections.values() {
                 for number in 0..collection.partitions {
@@ -236,15 +241,16 @@ impl Node {
         readers: &BTreeMap<String, Vec<CollectionName>>,
         cluster: &ClusterId,
     ) -> Result<bool, NodeError> {
-        let mut is_defined = false;
-        for reader in readers.get(&*partition.topic).into_iter().flatten() {
+        let found = readers.get(&*partition.topic);
+        for reader in found.into_iter().flatten() {
             let key = (reader.clone(), partition.partition);
-            is_defined |= self.take_as(&key, cluster, false)?;
+            self.take_as(&key, cluster, false)?;
         }
-        Ok(is_defined)
+        Ok(found.is_some())
     }
 
-    /// Starts a shard, unless it is started; false if nobody defined its collection.
+    /// Starts a shard, unless it is started; false if this node does not have it then, because nobody defined its
+    /// collection or because this node lacks what the shard requires.
     pub(super) fn take_as(
         &self,
         key: &ShardKey,
@@ -260,7 +266,7 @@ impl Node {
             return Ok(false);
         };
         if self.is_misplaced(collection, &key) {
-            return Ok(true);
+            return Ok(false);
         }
         let folder = self.folder_of(&key);
         let mut spec = Spec::of_home(
@@ -379,7 +385,7 @@ impl Node {
         }
     }
 
-    pub(super) fn let_go(&self, keys: &[ShardKey]) {
+    pub(crate) fn let_go(&self, keys: &[ShardKey]) {
         self.stop(keys, || std::thread::park_timeout(DRAIN_POLL));
         self.forget(keys);
     }
@@ -430,9 +436,39 @@ impl Node {
     }
 }
 
+/// Serves the group while shards drain. A group that cannot be served is said once, and rested for before it is
+/// tried again: it answers at once, however often it is asked.
+fn keep_warm(
+    seat: &mut dyn Membership,
+    events: &mut VecDeque<MembershipEvent>,
+    is_troubled: &mut bool,
+    rest: impl FnOnce(Duration),
+) {
+    match seat.poll(DRAIN_POLL) {
+        Ok(event) => {
+            *is_troubled = false;
+            events.extend(event);
+        }
+        Err(error) => {
+            if !std::mem::replace(is_troubled, true) {
+                warn!(error = %chain(&error), "group is not served while shards drain, trying on");
+            }
+            rest(GROUP_POLL);
+        }
+    }
+}
+
+fn rest(time: Duration) {
+    std::thread::park_timeout(time);
+}
+
 fn partition_of(collection: &Collection, shard: Partition) -> TopicPartition {
     TopicPartition {
         topic: collection.topic().into(),
         partition: shard,
     }
 }
+
+#[cfg(test)]
+#[path = "owner_tests.rs"]
+mod tests;

@@ -7,15 +7,12 @@
 //! heard nobody, because the broker was away or it stood still itself, counts for nobody's death.
 //!
 //! A shard that moves is served by both: the new node opens it and claims it once it has caught up,
-//! and the old one lets go when it reads that claim. Only if the old one is dead, or has said that it
-//! lets go, is the shard claimed at once.
+//! and the old one lets go a moment after it has read that claim, see [`super::kept`]. Only if the old
+//! one is dead, or has said that it lets go, is the shard claimed at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,16 +20,20 @@ use shoal_runtime::{chain, clock::Stopwatch};
 use shoal_schemas::{
     ClusterId, Collection, Offset, Partition,
     control::{Announcement, Entry, Key},
+    name::CONTROL_TOPIC,
     placement::{self, Labels, Member, Wanted, fits, required, told},
 };
-use shoal_topic::control::ControlState;
+use shoal_topic::{TopicPartition, control::ControlState};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    config::Ownership,
     dlq::wait,
     node::{
         Held, Node, NodeError, ShardKey,
+        kept::Kept,
+        listening::{Ears, SILENCE},
         owner::{COMMIT_EVERY, GROUP_POLL},
     },
 };
@@ -40,36 +41,12 @@ use crate::{
 /// Who lives has to be the same for so long before shards move: nodes that start together are
 /// waited for.
 const SETTLE: Duration = Duration::from_secs(1);
-/// A broker that was not heard for so long may have told others what it did not tell this node.
-const SILENCE: Duration = Duration::from_secs(3);
+/// How long the broker may take to tell where the control topic ends.
+const END_WITHIN: Duration = Duration::from_secs(1);
 /// Signs of life in a lease.
 const BEATS: u32 = 5;
 /// How long the broker may take to hear that this node leaves.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
-
-/// Since when this node has heard everything others say.
-#[derive(Debug, Default)]
-pub(super) struct Listening(AtomicU64);
-
-impl Listening {
-    /// Notes what is heard now; `None` while nothing is.
-    fn look(&self, state: &ControlState, now: Duration) -> Option<Duration> {
-        let hears = state
-            .caught_up_at
-            .is_some_and(|heard| now.saturating_sub(heard) <= SILENCE);
-        if !hears {
-            self.0.store(0, Ordering::Release);
-            return None;
-        }
-        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1);
-        let since = self
-            .0
-            .compare_exchange(0, millis, Ordering::AcqRel, Ordering::Acquire);
-        Some(Duration::from_millis(
-            since.map_or_else(|since| since, |_| millis),
-        ))
-    }
-}
 
 /// Whether a node that announced itself lives.
 fn lives(announced: &Announcement, heard_at: Duration, listening: Duration, now: Duration) -> bool {
@@ -146,42 +123,56 @@ impl Decision {
 impl Node {
     pub(super) fn own_by_ring(
         &self,
+        lease: Duration,
         cluster: &ClusterId,
         cancel: &CancellationToken,
     ) -> Result<(), NodeError> {
         let mut committed = BTreeMap::new();
         let mut since_commit = Stopwatch::start();
+        let mut ears = Ears::new(lease);
         let mut seen: Vec<Member> = Vec::new();
         let mut since_seen = Stopwatch::start();
         let mut decision: Option<Decision> = None;
+        // Whether that was decided by all that is heard.
+        let mut is_decided = false;
         let mut followed = None;
         // Those whose newest claims are this node's are served at once; the ring speaks later.
-        self.take_kept(cluster)?;
+        let mut kept = self.take_kept(cluster)?;
         while !cancel.is_cancelled() {
             self.take_again(cluster)?;
-            self.follow_generations(&mut followed);
+            self.follow_generations(&mut followed, cluster);
             let state = self.deps.control.snapshot();
             let now = self.deps.clock.monotonic();
-            if let Some(listening) = self.listening.look(&state, now) {
+            let name = &self.config.node;
+            let heard = ears.look(&state, name, now, || self.end_of_control());
+            if let Some(listening) = heard {
                 let living = members(&state, self.config.replica_set.as_ref(), listening, now);
                 if living != seen {
                     info!(nodes = living.len(), "nodes of the ring changed");
                     seen = living;
                     since_seen = Stopwatch::start();
                 }
-                let is_there = seen.iter().any(|member| member.name == self.config.node);
-                let is_old = decision.as_ref().is_none_or(|decision| {
-                    decision.members != seen || decision.changed_at != state.changed_at
+                let is_there = seen.iter().any(|member| member.name == *name);
+                let before = decision.as_ref().filter(|_| is_decided);
+                let is_old = before.is_none_or(|before| {
+                    before.members != seen || before.changed_at != state.changed_at
                 });
-                let knows_them = decision.as_ref().is_some_and(|one| one.members == seen);
+                let knows_them = before.is_some_and(|before| before.members == seen);
                 if is_there && is_old && (knows_them || since_seen.elapsed() >= SETTLE) {
-                    let next = Decision::of(&self.config.node, &seen, &state);
+                    let next = Decision::of(name, &seen, &state);
                     self.tell(decision.as_ref(), &next, &state);
                     decision = Some(next);
+                    is_decided = true;
                 }
+            } else {
+                seen.clear();
+                is_decided = false;
+                self.listening.undecided();
             }
-            if let Some(decision) = &decision {
-                self.follow(decision, &state, cluster)?;
+            if let (Some(decision), Some(since), true) = (&decision, heard, is_decided) {
+                self.follow(decision, &state, cluster, &mut kept)?;
+                self.drop_overtaken(&mut kept);
+                self.listening.decided(since, now);
                 self.placed.store(true, Ordering::Release);
             }
             if since_commit.elapsed() >= COMMIT_EVERY {
@@ -193,12 +184,13 @@ impl Node {
         Ok(())
     }
 
-    /// Takes what the ring gives this node, and lets go of what others have claimed by now.
+    /// Takes what the ring gives this node, and keeps of the rest what is to be served until others do.
     fn follow(
         &self,
         decision: &Decision,
         state: &ControlState,
         cluster: &ClusterId,
+        kept: &mut Kept,
     ) -> Result<(), NodeError> {
         for key in &decision.own {
             self.take_as(key, cluster, false)?;
@@ -216,7 +208,11 @@ impl Node {
             held.is_given.store(is_given, Ordering::Release);
             if is_given {
                 held.is_kept.store(false, Ordering::Release);
-            } else if !self.is_served_until_taken(&key, state) {
+                kept.remove(&key);
+            } else if self.is_served_until_taken(&key, &held, state) {
+                kept.entry(key).or_default();
+            } else {
+                kept.remove(&key);
                 over.push(key);
             }
         }
@@ -226,39 +222,54 @@ impl Node {
         Ok(())
     }
 
-    /// Whether a shard that the ring gives to another node is still this one's to serve.
-    fn is_served_until_taken(&self, key: &ShardKey, state: &ControlState) -> bool {
+    /// Whether a shard that the ring gives to another node is still this one's to serve: it says so itself, or
+    /// another one has said so just now, which not all have heard yet.
+    fn is_served_until_taken(&self, key: &ShardKey, held: &Held, state: &ControlState) -> bool {
         let Some(collection) = state.collections.get(&key.0) else {
             return false;
         };
         let may_serve = fits(&required(collection, key.1), &self.labels);
-        let claim = self.claim_in_set(state, key);
-        may_serve && claim.is_some_and(|claim| claim.ready && claim.node == self.config.node)
+        let claim = self.claim_in_set(state, key).filter(|claim| claim.ready);
+        may_serve
+            && claim.is_some_and(|claim| claim.node == self.config.node || held.serving().is_ok())
     }
 
     /// Whether the claims of a shard are this node's to make now.
     pub(super) fn may_claim(&self, key: &ShardKey, held: &Held, ready: bool) -> bool {
-        if !self.is_in_a_ring() {
+        let Ownership::Ring { lease } = self.config.ownership else {
             return ready || !self.is_served_elsewhere(key);
-        }
+        };
+        let now = self.deps.clock.monotonic();
+        let Some(listening) = self.listening.since(lease, now) else {
+            return false;
+        };
         if !held.is_given.load(Ordering::Acquire) {
             return false;
         }
         let state = self.deps.control.snapshot();
         let serves = (self.claim_in_set(&state, key))
             .filter(|claim| claim.ready && claim.node != self.config.node);
-        // Until it is caught up here, who served it so far is asked.
-        ready || serves.is_none_or(|claim| !self.hears(&state, &claim.node))
-    }
-
-    /// Whether another node lives, as far as this one has heard.
-    fn hears(&self, state: &ControlState, node: &str) -> bool {
-        let now = self.deps.clock.monotonic();
-        let Some(listening) = self.listening.look(state, now) else {
+        let Some(serves) = serves else {
             return true;
         };
-        let found = state.nodes.get(node);
-        found.is_some_and(|(announced, heard_at)| lives(announced, *heard_at, listening, now))
+        // Until it is caught up here, who served it so far is asked. That it was so before this node stood
+        // still says nothing.
+        let behind = held.opened().map(|shared| shared.lag.read().behind);
+        let is_fresh = behind.is_some_and(|behind| now.saturating_sub(behind) >= listening);
+        let is_heard = (state.nodes.get(&serves.node))
+            .is_some_and(|(announced, heard_at)| lives(announced, *heard_at, listening, now));
+        (ready && is_fresh) || !is_heard
+    }
+
+    /// Where the control topic ends, as the broker says now.
+    fn end_of_control(&self) -> Option<Offset> {
+        let control = TopicPartition {
+            topic: CONTROL_TOPIC.into(),
+            partition: Partition(0),
+        };
+        let ends = self.deps.cluster.admin.watermarks(&control, END_WITHIN);
+        // Who follows the topic says that nobody answers.
+        ends.ok().map(|ends| ends.high)
     }
 
     /// Whether this node lacks labels that a shard requires. Says so once.
@@ -348,10 +359,6 @@ impl Node {
                 None => warn!("not said in time that this node leaves"),
             }
         }
-    }
-
-    fn is_in_a_ring(&self) -> bool {
-        matches!(self.config.ownership, crate::config::Ownership::Ring { .. })
     }
 }
 

@@ -3,10 +3,18 @@
 
 use std::time::Duration;
 
+use shoal_runtime::eventually;
 use shoal_schemas::{Collection, Metric, control::Announcement};
 use shoal_topic::control::ControlState;
 
-use super::{Decision, Listening, members};
+use super::{Decision, members};
+use crate::{
+    config::Ownership,
+    node::{
+        alone::{Alone, DEADLINE},
+        kept::Kept,
+    },
+};
 
 const fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -46,15 +54,8 @@ fn a_node_lives_until_its_lease_is_over() {
 
 #[test]
 fn nobody_dies_of_a_silence_in_which_nobody_could_be_heard() {
-    let mut state = heard(&[("a", 100)]);
-    let listening = Listening::default();
-    state.caught_up_at = Some(at(100));
-    assert_eq!(listening.look(&state, at(101)), Some(at(101)));
-    assert_eq!(listening.look(&state, at(102)), Some(at(101)));
-    // The broker is away for a minute.
-    assert_eq!(listening.look(&state, at(160)), None);
-    state.caught_up_at = Some(at(161));
-    assert_eq!(listening.look(&state, at(161)), Some(at(161)));
+    let state = heard(&[("a", 100)]);
+    // The broker was away until then.
     assert_eq!(living(&state, 161, 171), ["a"]);
     assert_eq!(living(&state, 161, 172), Vec::<String>::new());
 }
@@ -90,4 +91,76 @@ fn every_shard_is_given_to_one_node_and_what_none_may_serve_is_told() {
         );
         assert_eq!(one.nobodys.len(), 16);
     }
+}
+
+/// One round of a node to which the ring gives these shards.
+fn follow(alone: &Alone, decision: &Decision, kept: &mut Kept) {
+    let state = alone.node.deps.control.snapshot();
+    let followed = alone.node.follow(decision, &state, &alone.cluster_id, kept);
+    followed.unwrap();
+    alone.node.drop_overtaken(kept);
+}
+
+#[test]
+fn a_shard_that_the_ring_gives_away_is_served_until_a_moment_after_another_node_serves_it() {
+    let alone = Alone::new(Ownership::Ring { lease: at(600) });
+    let docs = alone.define("docs", &[]);
+    let key = alone.take(&docs);
+    alone.claim(&docs, alone.node.name(), true);
+    let (away, mut kept) = (Decision::default(), Kept::new());
+    let has_it = || alone.node.shard(&key).is_some();
+    for _ in 0..3 {
+        follow(&alone, &away, &mut kept);
+        assert!(has_it(), "nobody else serves it");
+    }
+    alone.claim(&docs, "other", true);
+    follow(&alone, &away, &mut kept);
+    assert!(has_it(), "not all who ask have read that claim");
+    // The ring changes its mind: then it is this node's like any other.
+    let back = Decision {
+        own: [key.clone()].into(),
+        ..Decision::default()
+    };
+    follow(&alone, &back, &mut kept);
+    assert!(has_it() && kept.is_empty());
+    follow(&alone, &away, &mut kept);
+    eventually(DEADLINE, "the shard to be let go", || {
+        follow(&alone, &away, &mut kept);
+        (!has_it()).then_some(())
+    });
+    assert!(kept.is_empty());
+}
+
+#[test]
+fn a_node_claims_what_another_serves_only_if_it_has_caught_up_since_it_decided_anew() {
+    let alone = Alone::new(Ownership::Ring { lease: at(600) });
+    let docs = alone.define("docs", &[]);
+    let key = alone.take(&docs);
+    let (node, mut kept) = (&alone.node, Kept::new());
+    let held = node.shard(&key).unwrap();
+    let given = Decision {
+        own: [key.clone()].into(),
+        ..Decision::default()
+    };
+    follow(&alone, &given, &mut kept);
+    assert!(
+        !node.may_claim(&key, &held, true),
+        "what was given before says nothing until it is decided"
+    );
+    let now = node.deps.clock.monotonic();
+    node.listening.decided(now, now);
+    assert!(node.may_claim(&key, &held, false), "nobody has it");
+
+    alone.announce("other");
+    alone.claim(&docs, "other", true);
+    assert!(!node.may_claim(&key, &held, false));
+    assert!(
+        !node.may_claim(&key, &held, true),
+        "that it had caught up was before"
+    );
+    let lag = &held.opened().unwrap().lag;
+    lag.heard(0, lag.now(), shoal_schemas::Offset(0));
+    assert!(node.may_claim(&key, &held, true));
+    node.listening.undecided();
+    assert!(!node.may_claim(&key, &held, true));
 }

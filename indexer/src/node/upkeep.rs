@@ -32,6 +32,8 @@ const PROBE_OPENING: Duration = Duration::from_millis(50);
 const LIMIT_EVERY: Duration = Duration::from_millis(50);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
+/// How long the broker may take to hear a claim.
+const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// How long the broker may take to hear that shards are let go.
 const DISCLAIM_WITHIN: Duration = Duration::from_secs(1);
 /// A broker that was not heard for this long is told nothing at the end.
@@ -170,8 +172,8 @@ impl Node {
                     continue;
                 }
                 let (name, entry) = self.claim_of(&key, &held, ready);
-                match self.deps.control.put_blocking(&name, &entry) {
-                    Ok(epoch) => {
+                match self.deps.control.put_within(&name, &entry, CLAIM_WITHIN) {
+                    Some(Ok(epoch)) => {
                         info!(
                             shard = %format!("{}/{}", key.0, key.1),
                             epoch = epoch.0,
@@ -186,8 +188,16 @@ impl Node {
                         let held = Arc::downgrade(&held);
                         claimed.insert(key, Claimed { held, ready, epoch });
                     }
-                    Err(error) => {
+                    Some(Err(error)) => {
                         warn!(error = %chain(&error), "claim not written, it is tried again");
+                        wait(cancel, RETRY_AFTER);
+                    }
+                    None => {
+                        warn!(
+                            shard = %format!("{}/{}", key.0, key.1),
+                            waited = ?CLAIM_WITHIN,
+                            "claim not written in time, it is tried again"
+                        );
                         wait(cancel, RETRY_AFTER);
                     }
                 }
@@ -276,3 +286,7 @@ struct Claimed {
     ready: bool,
     epoch: Offset,
 }
+
+#[cfg(test)]
+#[path = "upkeep_tests.rs"]
+mod tests;

@@ -4,10 +4,17 @@
 //! ingest. It is the only thread that adds to the growing graph, and it does not while that graph
 //! is being stored.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use metrics::{counter, histogram};
-use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
+use shoal_runtime::{
+    ErrorKind, chain,
+    clock::Stopwatch,
+    priority::{give_way, giving_way},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -21,7 +28,7 @@ use crate::{
         seal::SealError,
     },
     shard::{
-        Shared,
+        Shared, behind,
         checkpoint::{Done, Job, Storer},
         compact,
         cpu::CpuMeter,
@@ -30,8 +37,8 @@ use crate::{
     view::View,
 };
 
-/// Priority of building below that of everything else, as `nice` counts.
-const NICE: i32 = 5;
+/// How many steps building gives way to everything else, as `nice` counts.
+const STEPS: i32 = 5;
 /// Rows of a segment folded before the builder looks at anything else.
 const FOLD_ROWS: u32 = 64;
 /// Rows folded for each row that a compaction inserts: ingest at full speed holds neither up.
@@ -48,6 +55,9 @@ pub enum BuildError {
     /// A segment cannot be made.
     #[error("cannot make a segment")]
     Seal(#[from] SealError),
+    /// A thread of lower priority.
+    #[error("no thread for what gives way")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Runs until cancelled.
@@ -56,57 +66,95 @@ pub enum BuildError {
 /// [`BuildError`]: the shard cannot go on then.
 pub fn run(
     shared: &Arc<Shared>,
-    mut storer: Storer,
-    next_segment: impl Fn() -> SegmentId,
+    storer: Storer,
+    next_segment: impl Fn() -> SegmentId + Sync,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
-    let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
-    // Of the calling thread alone, as Linux has it. Searches come first where processors are short.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    // Searches come first where processors are short.
+    if let Err(error) = give_way(STEPS) {
         debug!(%error, "the builder runs at the same priority as searches");
     }
-    // What an earlier process wrote; what this one writes it has just had in its hands.
-    let mut unchecked = shared.view.load().segments.clone();
+    let mut rounds = Rounds {
+        shared,
+        storer,
+        unchecked: shared.view.load().segments.clone(),
+        cancel,
+    };
     loop {
-        cpu.tick();
-        if fold(shared, FOLD_ROWS)? {
-            if cancel.is_cancelled() && shared.work().checkpoint.is_none() {
+        if !shared.is_far_behind.load(Ordering::Acquire) {
+            if rounds.run(&next_segment, false)? {
                 return Ok(());
             }
             continue;
         }
-        let job = shared.work().checkpoint.take();
-        if let Some(job) = job {
-            let stored = store(shared, &mut storer, &job);
-            *lock(&shared.fold_limit) = None;
-            shared.work().checkpoint_done = Some(Done {
-                position: job.position,
-                needed_from: job.needed_from,
-                stored,
-            });
-            continue;
-        }
-        if cancel.is_cancelled() {
+        let name = behind::thread_name(&shared.spec.label());
+        let far = || rounds.run(&next_segment, true);
+        if giving_way(&name, behind::STEPS - STEPS, far).map_err(BuildError::Thread)?? {
             return Ok(());
         }
-        match make_segment(shared, &next_segment, cancel) {
-            Ok(true) => {}
-            Ok(false) => match unchecked.pop() {
-                Some(segment) => check(shared, &segment),
-                None => shared.wait_for_work(),
-            },
-            // A full disk for one: searches and ingest go on without the new segment.
-            Err(BuildError::Seal(error)) if error.kind() == ErrorKind::Retry => {
-                warn!(
-                    shard = %shared.spec.label(),
-                    error = %chain(&error),
-                    "segment could not be written, it is tried again"
-                );
-                shared.work().compacting = false;
-                dlq::wait(cancel, RETRY_AFTER);
+    }
+}
+
+/// The builder's work, as it goes from one thread to the other.
+struct Rounds<'a> {
+    shared: &'a Arc<Shared>,
+    storer: Storer,
+    /// What an earlier process wrote; what this one writes it has just had in its hands.
+    unchecked: Vec<Arc<Segment>>,
+    cancel: &'a CancellationToken,
+}
+
+impl Rounds<'_> {
+    /// Builds while the shard is far behind, or while it is not; true once cancelled.
+    fn run(
+        &mut self,
+        next_segment: &impl Fn() -> SegmentId,
+        far_behind: bool,
+    ) -> Result<bool, BuildError> {
+        let (shared, cancel) = (self.shared, self.cancel);
+        let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
+        while shared.is_far_behind.load(Ordering::Acquire) == far_behind {
+            cpu.tick();
+            if fold(shared, FOLD_ROWS)? {
+                if cancel.is_cancelled() && shared.work().checkpoint.is_none() {
+                    return Ok(true);
+                }
+                continue;
             }
-            Err(error) => return Err(error),
+            let job = shared.work().checkpoint.take();
+            if let Some(job) = job {
+                let stored = store(shared, &mut self.storer, &job);
+                *lock(&shared.fold_limit) = None;
+                shared.work().checkpoint_done = Some(Done {
+                    position: job.position,
+                    needed_from: job.needed_from,
+                    stored,
+                });
+                continue;
+            }
+            if cancel.is_cancelled() {
+                return Ok(true);
+            }
+            match make_segment(shared, next_segment, cancel) {
+                Ok(true) => {}
+                Ok(false) => match self.unchecked.pop() {
+                    Some(segment) => check(shared, &segment),
+                    None => shared.wait_for_work(),
+                },
+                // A full disk for one: searches and ingest go on without the new segment.
+                Err(BuildError::Seal(error)) if error.kind() == ErrorKind::Retry => {
+                    warn!(
+                        shard = %shared.spec.label(),
+                        error = %chain(&error),
+                        "segment could not be written, it is tried again"
+                    );
+                    shared.work().compacting = false;
+                    dlq::wait(cancel, RETRY_AFTER);
+                }
+                Err(error) => return Err(error),
+            }
         }
+        Ok(false)
     }
 }
 
@@ -340,3 +388,7 @@ fn meanwhile<'a>(
         Ok(true)
     }
 }
+
+#[cfg(test)]
+#[path = "builder_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 //! share is [`Shared`]; what only the writer has is [`writer::Writer`].
 
 mod answer;
+mod behind;
 pub mod buckets;
 pub mod builder;
 pub mod checkpoint;
@@ -236,6 +237,8 @@ pub struct Shared {
     damage: Mutex<Option<String>>,
     /// A write to the shard's own log has found no room, and none has been made since.
     is_disk_full: AtomicBool,
+    /// The shard gives way until it has caught up, its builder too; see [`behind`].
+    is_far_behind: AtomicBool,
     /// Nothing is written any more.
     closed: AtomicBool,
     /// What is known of its files in an object store.

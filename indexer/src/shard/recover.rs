@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io,
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64},
@@ -339,6 +339,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
         damage: Mutex::new(None),
         is_disk_full: AtomicBool::new(false),
+        is_far_behind: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         names: Names::default(),
         save: Mutex::default(),
@@ -417,6 +418,13 @@ impl Opened {
             }
         }
     }
+}
+
+/// Which incarnation of its collection a shard's folder is of, and on which cluster; `None` if it does not say.
+pub(crate) fn incarnation_in(folder: &Path) -> Option<(ClusterId, Offset)> {
+    let bytes = fs::read(folder.join(IDENTITY_FILE)).ok()?;
+    let found: Identity = serde_json::from_slice(&bytes).ok()?;
+    Some((found.cluster, found.incarnation))
 }
 
 fn check_identity(spec: &Spec) -> Result<(), OpenError> {

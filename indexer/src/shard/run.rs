@@ -63,7 +63,7 @@ pub enum ShardError {
         source: ReadError,
     },
     /// The system has no more threads.
-    #[error("shard `{shard}` gets no thread for its builder")]
+    #[error("shard `{shard}` gets no thread for its work")]
     Thread {
         /// The shard.
         shard: String,

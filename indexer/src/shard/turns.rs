@@ -25,7 +25,6 @@ use crate::{
     shard::{
         Shared,
         cpu::CpuMeter,
-        gone,
         run::ShardError,
         writer::{Appended, Applied, WriteError, Writer},
     },
@@ -34,9 +33,7 @@ use crate::{
 /// How long an idle poll waits.
 const IDLE: Duration = Duration::from_millis(100);
 /// How long a failed step rests before it is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How long the broker may take to tell its ends.
-const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long a closing shard waits for its last checkpoint.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(15);
 /// How long after the order to close a last checkpoint is still begun.
@@ -72,6 +69,17 @@ pub(super) enum Ended {
     Cancelled,
     /// It cannot go on from where it is, for this reason.
     Gone(String),
+    /// It has caught up, which is what it was to take turns for.
+    CaughtUp,
+}
+
+/// How long a shard takes turns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until it has held everything that the broker had.
+    CaughtUp,
+    /// Until it is cancelled.
+    Cancelled,
 }
 
 /// What one turn brought.
@@ -85,14 +93,14 @@ struct Turn {
 
 /// A shard that is open and takes turns.
 pub(super) struct Turns {
-    active: Vec<(SourceIndex, TopicPartition)>,
-    writer: Writer,
-    shared: Arc<Shared>,
-    cluster: Cluster,
+    pub(super) active: Vec<(SourceIndex, TopicPartition)>,
+    pub(super) writer: Writer,
+    pub(super) shared: Arc<Shared>,
+    pub(super) cluster: Cluster,
     schemas: Arc<dyn WriterSchemas>,
-    cancel: CancellationToken,
+    pub(super) cancel: CancellationToken,
     /// When the broker was last found silent, until it is heard again.
-    silent_at: Option<Duration>,
+    pub(super) silent_at: Option<Duration>,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -118,22 +126,20 @@ impl Turns {
         }
     }
 
-    /// Takes turns until cancelled.
+    /// Takes turns, with a reader of its own.
     ///
     /// # Errors
     /// [`ShardError`], when the shard cannot go on.
-    pub(super) fn run(&mut self) -> Result<Ended, ShardError> {
-        match self.why_gone() {
-            Some(Some(why)) => return Ok(Ended::Gone(why)),
-            Some(None) => {}
-            None => return Ok(Ended::Cancelled),
-        }
+    pub(super) fn take_turns(&mut self, until: Until) -> Result<Ended, ShardError> {
         let mut reader = None;
         let label = self.shared.spec.label();
         let mut cpu = CpuMeter::start(label, "writer");
         let batch = self.shared.spec.engine.batch_records.get();
         let checkpoint_bytes = self.shared.spec.engine.checkpoint_bytes.as_u64();
         while !self.cancel.is_cancelled() {
+            if until == Until::CaughtUp && self.shared.lag.read().was_caught_up {
+                return Ok(Ended::CaughtUp);
+            }
             if cpu.tick() {
                 self.report();
             }
@@ -200,43 +206,6 @@ impl Turns {
             }
         }
         Ok(Ended::Cancelled)
-    }
-
-    /// Asks the broker whether the shard can go on from where it is: `None` once cancelled, else
-    /// why not, if not. The broker is waited for; searches go on meanwhile.
-    fn why_gone(&mut self) -> Option<Option<String>> {
-        for (index, partition) in self.active.clone() {
-            let ends = loop {
-                if self.cancel.is_cancelled() {
-                    return None;
-                }
-                match self.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
-                    Ok(ends) => break ends,
-                    Err(error) => {
-                        let now = self.shared.lag.now();
-                        if self.silent_at.replace(now).is_none() {
-                            warn!(
-                                shard = %self.shared.spec.label(),
-                                error = %chain(&error),
-                                "nothing comes from the broker, the shard waits and goes on serving"
-                            );
-                        }
-                        dlq::wait(&self.cancel, RETRY_AFTER);
-                    }
-                }
-            };
-            let standing = gone::Standing {
-                next: self.writer.next_offset(index),
-                heard_ms: self.writer.heard_ms(),
-                now_ms: self.shared.clock.now_ms(),
-                delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
-                ends,
-            };
-            if let Some(why) = gone::why(&standing) {
-                return Some(Some(why));
-            }
-        }
-        Some(None)
     }
 
     fn open_reader(&self) -> Result<Box<dyn Reader>, ShardError> {

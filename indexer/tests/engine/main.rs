@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod asks;
+mod behind;
 mod copies;
 mod resolve;
 mod rides;

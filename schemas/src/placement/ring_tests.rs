@@ -154,6 +154,24 @@ proptest! {
     }
 
     #[test]
+    fn a_node_without_weight_is_placed_around_as_if_it_were_not_there(
+        names in proptest::collection::btree_set("[a-z]{1,8}", 1..10),
+        at in 0usize..10,
+        partitions in 1u32..120,
+    ) {
+        let mut nodes: Vec<_> = names.iter().map(|name| member(name)).collect();
+        let at = at % nodes.len();
+        nodes[at].weight = 0;
+        let wanted = shards("docs", partitions, &Labels::new());
+        let given = assign(&nodes, &wanted);
+        prop_assert_eq!(load(&given, &nodes[at].name), 0);
+        nodes.remove(at);
+        // Of a single one nothing is left, and every shard is nobody's.
+        prop_assert_eq!(given.values().all(Option::is_some), !nodes.is_empty());
+        prop_assert_eq!(assign(&nodes, &wanted), given);
+    }
+
+    #[test]
     fn everybody_comes_to_the_same_result_in_whatever_order(
         names in proptest::collection::btree_set("[a-z]{1,8}", 1..8),
         turn in 0usize..8,

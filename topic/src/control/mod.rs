@@ -207,6 +207,20 @@ impl ControlHandle {
         block_on_for(all, deadline).map(|done| done.map(drop))
     }
 
+    /// [`ControlHandle::put`] for a thread without a runtime, for at most `deadline`; an entry that was
+    /// not acknowledged by then may still be written.
+    ///
+    /// # Errors
+    /// [`ControlError::Write`]; `None` if it took too long.
+    pub fn put_within(
+        &self,
+        key: &Key,
+        entry: &Entry,
+        deadline: Duration,
+    ) -> Option<Result<Offset, ControlError>> {
+        block_on_for(self.put(key, entry), deadline)
+    }
+
     /// [`ControlHandle::remove`] for a thread without a runtime, for at most `deadline`; a tombstone
     /// that was not acknowledged by then may still be written.
     ///
@@ -218,6 +232,20 @@ impl ControlHandle {
         deadline: Duration,
     ) -> Option<Result<Offset, ControlError>> {
         block_on_for(self.remove(key), deadline)
+    }
+
+    /// [`ControlHandle::remove`] of several at once for a thread without a runtime, for at most
+    /// `deadline`; what was not acknowledged by then may still be written.
+    ///
+    /// # Errors
+    /// [`ControlError::Write`], the first; `None` if it took too long.
+    pub fn remove_all_within(
+        &self,
+        keys: &[Key],
+        deadline: Duration,
+    ) -> Option<Result<(), ControlError>> {
+        let all = futures::future::try_join_all(keys.iter().map(|key| self.remove(key)));
+        block_on_for(all, deadline).map(|done| done.map(drop))
     }
 
     /// [`ControlHandle::remove`] for a thread without a runtime.

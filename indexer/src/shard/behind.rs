@@ -1,0 +1,122 @@
+//! A shard that is far behind its topic gives way until it has caught up.
+//!
+//! Reading a whole partition takes every processor there is for as long as it takes. Nobody searches a shard that has
+//! not caught up; others are searched meanwhile, by this process or by another one beside it. So its turns are taken on
+//! a thread of lower priority, with a reader whose threads are that one's, and its builder gives way as well. Then
+//! the shard's own thread goes on: a thread that has given way could not come back.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use shoal_runtime::{chain, priority::giving_way};
+use shoal_topic::Watermarks;
+use tracing::{info, warn};
+
+use crate::{
+    dlq,
+    shard::{
+        gone,
+        run::ShardError,
+        turns::{Ended, RETRY_AFTER, Turns, Until},
+    },
+};
+
+/// How many steps a shard that is far behind gives way, as `nice` counts: one of its threads is given a thirtieth of
+/// what a search is given that wants the same processor.
+pub(super) const STEPS: i32 = 15;
+/// Records that are worth it. Fewer are there before a second reader would be.
+const FAR_RECORDS: u64 = 1024;
+/// How long the broker may take to tell its ends.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a shard stands to its topic.
+enum Standing {
+    /// It can go on from where it is, so many records behind.
+    Behind(u64),
+    /// It cannot, for this reason.
+    Gone(String),
+}
+
+impl Turns {
+    /// Catches up if the shard is far behind, and takes turns until cancelled.
+    ///
+    /// # Errors
+    /// [`ShardError`], when the shard cannot go on.
+    pub(super) fn run(&mut self) -> Result<Ended, ShardError> {
+        let behind = match self.standing() {
+            Some(Standing::Behind(records)) => records,
+            Some(Standing::Gone(why)) => return Ok(Ended::Gone(why)),
+            None => return Ok(Ended::Cancelled),
+        };
+        if behind >= FAR_RECORDS {
+            match self.catch_up(behind)? {
+                Ended::CaughtUp => {}
+                ended => return Ok(ended),
+            }
+        }
+        self.take_turns(Until::Cancelled)
+    }
+
+    fn catch_up(&mut self, records: u64) -> Result<Ended, ShardError> {
+        let shared = self.shared.clone();
+        let shard = shared.spec.label();
+        info!(
+            shard,
+            records, "shard is far behind, it gives way to searches"
+        );
+        shared.is_far_behind.store(true, Ordering::Release);
+        let name = thread_name(&shard);
+        let ended = giving_way(&name, STEPS, || self.take_turns(Until::CaughtUp));
+        shared.is_far_behind.store(false, Ordering::Release);
+        ended.map_err(|source| ShardError::Thread { shard, source })?
+    }
+
+    /// Asks the broker how the shard stands to its topic: `None` once cancelled. The broker is waited for; searches go
+    /// on meanwhile.
+    fn standing(&mut self) -> Option<Standing> {
+        let mut behind = 0u64;
+        for (index, partition) in self.active.clone() {
+            let ends = loop {
+                if self.cancel.is_cancelled() {
+                    return None;
+                }
+                match self.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
+                    Ok(ends) => break ends,
+                    Err(error) => {
+                        let now = self.shared.lag.now();
+                        if self.silent_at.replace(now).is_none() {
+                            warn!(
+                                shard = %self.shared.spec.label(),
+                                error = %chain(&error),
+                                "nothing comes from the broker, the shard waits and goes on serving"
+                            );
+                        }
+                        dlq::wait(&self.cancel, RETRY_AFTER);
+                    }
+                }
+            };
+            let standing = gone::Standing {
+                next: self.writer.next_offset(index),
+                heard_ms: self.writer.heard_ms(),
+                now_ms: self.shared.clock.now_ms(),
+                delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
+                ends,
+            };
+            if let Some(why) = gone::why(&standing) {
+                return Some(Standing::Gone(why));
+            }
+            behind = behind.saturating_add(left(&standing));
+        }
+        Some(Standing::Behind(behind))
+    }
+}
+
+/// The name of what gives way for a shard; the system shows its first fifteen bytes.
+pub(super) fn thread_name(shard: &str) -> String {
+    format!("catch-up {shard}")
+}
+
+/// Records of a partition that are still to be taken, at most: compaction may have left fewer.
+fn left(standing: &gone::Standing) -> u64 {
+    let Watermarks { low, high } = standing.ends;
+    high.0.saturating_sub(standing.next.max(low).0)
+}
