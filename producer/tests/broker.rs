@@ -276,7 +276,7 @@ async fn every_row_of_the_shipped_data_arrives_once_where_its_key_belongs() {
         assert!(before.is_none_or(|(at, before)| at < offset && before < version));
     }
     for (partition, (offset, version)) in last_versions {
-        let token = &summary.tokens[&partition];
+        let token = &summary.tokens[&(docs.topic().into(), partition)];
         assert_eq!((token.offset, token.version), (offset, version));
         assert_eq!(token.cluster, world.cluster.writer.cluster_id().unwrap());
     }

@@ -126,11 +126,15 @@ pub struct Alias {
 /// A collection whose records are copied from another one's topic, until producers have switched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feed {
-    /// Where its records come from, and where a gateway writes what is for it.
+    /// Where its records come from, and where a gateway writes what is for it until that has moved.
     pub from: CollectionName,
     /// It is about to end: writes that depend on the point wait until it has.
     #[serde(default)]
     pub closing: bool,
+    /// The other writes go into the collection's own topic already. Those that depend on the point go on
+    /// waiting until what was written before is copied.
+    #[serde(default)]
+    pub moved: bool,
 }
 
 /// A re-indexing under way, so that one that was killed is found by the next.
@@ -257,6 +261,7 @@ mod tests {
                 Entry::Feed(Feed {
                     from: name.clone(),
                     closing: true,
+                    moved: true,
                 }),
             ),
             (

@@ -13,9 +13,9 @@ use anyhow::bail;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::json;
 use shoal_producer::{
-    PublishConfig, Publisher,
+    PublishConfig,
     read::{self, Format, Input, ids},
-    run::{self, OnFault, Summary},
+    run::{self, OnFault, Outlet, Summary},
 };
 use shoal_runtime::chain;
 use shoal_schemas::{
@@ -221,10 +221,9 @@ impl Publish {
             ignore: self.ignore.clone(),
         };
         let rows = read::open(&input, &collection, &options)?;
-        let publisher =
-            Publisher::new(&link.cluster, link.clock.clone(), collection, config).await?;
+        let outlet = follow(&link, &self.collection, config).await?;
         let cancel = cancelled_by_signals(&link)?;
-        let outcome = run::publish_all(&publisher, rows, &self.pace.options(), &cancel).await;
+        let outcome = run::publish_all(outlet, rows, &self.pace.options(), &cancel).await;
         end(link, &self.pace, "published", outcome).await
     }
 
@@ -273,24 +272,33 @@ impl Delete {
             return patch::delete_if(context, gateway, collection, id, version).await;
         }
         let link = KafkaLink::open(context, &self.kafka, Fresh::Refuse).await?;
-        let collection = link.written(&self.collection)?;
-        let config = PublishConfig::default();
-        let publisher =
-            Publisher::new(&link.cluster, link.clock.clone(), collection, config).await?;
+        // The usual words, with what there is.
+        link.written(&self.collection)?;
+        let outlet = follow(&link, &self.collection, PublishConfig::default()).await?;
         let cancel = cancelled_by_signals(&link)?;
         let options = self.pace.options();
         let outcome = match &self.ids_file {
             Some(file) => {
                 let ids = ids::open(&Input::parse(file))?;
-                run::delete_all(&publisher, ids, &options, &cancel).await
+                run::delete_all(outlet, ids, &options, &cancel).await
             }
             None => {
                 let ids = given.into_iter().map(Ok);
-                run::delete_all(&publisher, ids, &options, &cancel).await
+                run::delete_all(outlet, ids, &options, &cancel).await
             }
         };
         end(link, &self.pace, "deleted", outcome).await
     }
+}
+
+/// Writes into what a name stands for, also when that moves while the input goes on.
+async fn follow(
+    link: &KafkaLink,
+    name: &CollectionName,
+    config: PublishConfig,
+) -> anyhow::Result<Outlet> {
+    let (cluster, control, clock) = (&link.cluster, &link.control, link.clock.clone());
+    Ok(Outlet::following(name.clone(), cluster, control, clock, config).await?)
 }
 
 /// A run ends in order at a signal; what was sent is waited for.

@@ -244,6 +244,11 @@ fn a_query_node_follows_etcd_while_shards_move_and_etcd_comes_and_goes() {
         assert_eq!(outcome, Fenced::Overtaken);
         let outcome = client.remove(key, Some(stale.epoch)).await.unwrap();
         assert_eq!(outcome, Fenced::Overtaken);
+        // Nor does one that has read less of the control topic take a definition away, or write its own.
+        for value in [None, Some(b"{}".as_slice())] {
+            let outcome = client.define("collection/kept", value, Offset(0)).await;
+            assert_eq!(outcome.unwrap(), Fenced::Overtaken);
+        }
     });
 
     // A collection that is dropped is gone there, too; one that is made comes.

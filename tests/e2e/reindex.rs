@@ -14,7 +14,9 @@ use bytes::Bytes;
 use shoal_runtime::eventually;
 use shoal_schemas::{
     Collection, CollectionName, IndexParameters, Metric, Point, PointId, Quantization, Token,
-    Version, route, v1,
+    Version,
+    control::{Entry, Key, Reindex},
+    route, v1,
 };
 use shoal_topic::{Cleanup, TopicSpec, control::ControlState};
 
@@ -271,6 +273,7 @@ fn another_index_over_the_same_topic_takes_over_and_no_search_fails() {
     let told = child::succeed(&wish, &world.variables());
     for line in [
         "both hold the same points",
+        " points looked for ",
         "`docs` stands for `docs-g2` now",
         "topic `embeddings.docs` is read by the new collection",
         "done: `docs` stands for `docs-g2`",
@@ -352,6 +355,7 @@ fn another_number_of_shards_takes_over_under_writes_and_loses_none() {
     let told = child::succeed(&wish, &world.variables());
     for line in [
         "both hold the same points",
+        "the new one is behind the old one with no point",
         "gateways write to `embeddings.docs-g2` now",
         "topic `embeddings.docs` is still there",
     ] {
@@ -488,6 +492,55 @@ fn a_run_that_was_killed_is_gone_on_with_and_one_that_lives_is_taken_over() {
     assert_eq!(state.aliases[&docs.name], new.name);
     assert!(state.reindexes.is_empty() && !state.collections.contains_key(&docs.name));
     model.assert_is(&world.settled(&indexer, &new), now_ms());
+
+    // As if it had been killed before its last step: the same command ends as it would have.
+    let left = Reindex {
+        run: "killed".to_owned(),
+        from: docs.name.clone(),
+        to: new.name.clone(),
+        made: true,
+    };
+    let key = Key::Reindex(docs.name.clone());
+    let control = &world.control;
+    wait(control.put(&key, &Entry::Reindex(left))).unwrap();
+    let wish = [&["reindex"], wish.as_slice()].concat();
+    let told = child::succeed(&wish, &world.variables());
+    assert!(told.contains("done: `docs` stands for `docs-g2`"), "{told}");
+    until(&world, "the run to be forgotten", |state| {
+        state.reindexes.is_empty() && state.collections.len() == 1
+    });
+    indexer.had_no_errors(&[]);
+}
+
+#[test]
+fn of_two_that_begin_at_once_one_ends_and_the_other_makes_what_it_wants() {
+    let world = World::new("reindex-two");
+    let docs = world.collection("docs", DIM, 2);
+    let publisher = world.publisher(&docs);
+    let mut model = Model::new(&docs);
+    let mut random = Random::from_environment("reindex");
+    workload::churn(&publisher, &mut model, &mut random, 100, 300);
+    let wishes = [("one", "24"), ("other", "8")];
+    let mut runs = wishes.map(|(life, m)| {
+        let wish = ["docs", "--m", m, "--linger", "1s"];
+        (m, launch(&world, life, &wish))
+    });
+    // Without an indexer none of them gets to its end, so whichever began later has the other one end.
+    let ended = eventually(DEADLINE, "one of them to end", || {
+        let mut all = runs.iter_mut();
+        all.position(|(_, run)| run.ended().is_some())
+    });
+    let (_, run) = &mut runs[ended];
+    assert_eq!(run.end().code(), Some(4), "{}", run.output());
+    let indexer = indexer(&world).start();
+    let (m, run) = &mut runs[1 - ended];
+    assert!(run.end().success(), "{}", run.output());
+    let state = world.control.snapshot();
+    let new = &state.collections[&state.aliases[&docs.name]];
+    assert_eq!(new.index.m.to_string(), *m);
+    assert_eq!(state.collections.len(), 1, "nothing of the other is left");
+    assert!(state.reindexes.is_empty());
+    model.assert_is(&world.settled(&indexer, new), now_ms());
     indexer.had_no_errors(&[]);
 }
 

@@ -1,11 +1,15 @@
 //! The thread of a feed: what the target holds, then record after record of the source.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt as _, executor::block_on};
 use shoal_schemas::{
-    Collection, Offset, Partition, PointId, Record,
-    headers::{FED_AGAIN, FED_FROM},
+    Collection, Offset, Partition, PointId, Record, Version,
+    headers::{FED_AGAIN, FED_BY, FED_FROM, Meta},
     route,
 };
 use shoal_topic::{
@@ -42,10 +46,17 @@ struct Run<'a> {
     target: Box<dyn Reader>,
     /// First offset not read, by the source's partitions.
     read: Vec<Offset>,
+    /// Where the source's partitions ended when the run began, until they are read up to there.
+    left: Vec<Option<Offset>>,
+    /// Whether that has been seen to.
+    is_looked_through: bool,
+    /// Whether another feed has copied into the target meanwhile.
+    is_mixed: bool,
     under_way: VecDeque<UnderWay>,
     seen: u64,
     copied: u64,
     passed_over: u64,
+    deleted: u64,
 }
 
 /// A copy that is not acknowledged yet.
@@ -53,6 +64,14 @@ struct UnderWay {
     source: usize,
     offset: Offset,
     delivery: DeliveryFuture,
+}
+
+/// Where a record of the source was.
+fn origin_of(one: &FetchedRecord) -> Origin {
+    Origin {
+        partition: Partition(u32::try_from(one.source).unwrap_or(u32::MAX)),
+        offset: one.offset,
+    }
 }
 
 pub(super) fn partitions(collection: &Collection) -> Vec<TopicPartition> {
@@ -89,12 +108,17 @@ impl Feed {
             target: from_beginning(&targets)?,
             targets,
             read: vec![Offset(0); sources.len()],
+            left: vec![None; sources.len()],
+            is_looked_through: false,
+            is_mixed: false,
             under_way: VecDeque::new(),
             seen: 0,
             copied: 0,
             passed_over: 0,
+            deleted: 0,
         };
         run.scan()?;
+        run.look_ahead(&sources)?;
         let mut source = from_beginning(&sources)?;
         while !cancel.is_cancelled() {
             run.glance()?;
@@ -105,6 +129,7 @@ impl Feed {
             for (partition, end) in fetched.ends {
                 run.has_read(partition, end);
             }
+            run.delete_lost()?;
             run.settle(0)?;
             run.tell();
         }
@@ -146,12 +171,84 @@ impl Run<'_> {
         self.bring_back()
     }
 
+    /// Notes where the source ends, if an earlier run has copied of it.
+    fn look_ahead(&mut self, sources: &[TopicPartition]) -> Result<(), FeedError> {
+        let newest = self.holdings.newest_copies();
+        if newest.is_empty() {
+            return Ok(());
+        }
+        let mut ends = BTreeMap::new();
+        for (at, left) in sources.iter().zip(&mut self.left) {
+            let marks = self.feed.cluster.admin.watermarks(at, ENDS)?;
+            *left = (marks.low < marks.high).then_some(marks.high);
+            ends.insert(at.partition, marks.high);
+        }
+        for (partition, copied) in newest {
+            let end = ends.get(&partition).copied().unwrap_or(Offset(0));
+            if copied >= end {
+                return Err(FeedError::Anew {
+                    topic: self.source_topic.to_string(),
+                    partition,
+                    copied,
+                    end,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what the source has deleted so long ago that its deletes are gone too, once all of it is
+    /// read that was there when the run began.
+    fn delete_lost(&mut self) -> Result<(), FeedError> {
+        if self.is_looked_through || self.left.iter().any(Option::is_some) {
+            return Ok(());
+        }
+        self.is_looked_through = true;
+        for (key, copied) in self.holdings.take_lost() {
+            let id = PointId::from_key(Some(&key)).ok();
+            let Some(to) = id.and_then(|id| self.target_of(&id)) else {
+                continue;
+            };
+            let version = Version::from_raw(copied.version.raw().saturating_add(1));
+            let meta = Meta {
+                version,
+                origin: None,
+                residency: None,
+                trace: None,
+            };
+            let mut delete = Record {
+                key: Some(key),
+                timestamp_ms: i64::try_from(version.millis()).unwrap_or(i64::MAX),
+                ..Record::default()
+            };
+            meta.encode(&mut delete.headers);
+            self.sign(&mut delete, copied.origin);
+            let delivery = self.send(&to, &delete)?;
+            self.under_way.push_back(UnderWay {
+                source: usize::try_from(copied.origin.partition.0).unwrap_or(usize::MAX),
+                offset: copied.origin.offset,
+                delivery,
+            });
+            self.deleted += 1;
+        }
+        if self.deleted > 0 {
+            warn!(
+                points = self.deleted,
+                "deletes that the source has no more of are made up for"
+            );
+        }
+        Ok(())
+    }
+
     /// Reads what has come into the target meanwhile, its own copies too.
     fn glance(&mut self) -> Result<(), FeedError> {
         loop {
             let fetched = self.target.poll(BATCH, GLANCE)?;
             for one in &fetched.records {
                 self.note(one, false);
+            }
+            if self.is_mixed {
+                return Err(FeedError::Mixed);
             }
             if fetched.records.len() < BATCH {
                 return self.bring_back();
@@ -162,6 +259,8 @@ impl Run<'_> {
     fn note(&mut self, one: &FetchedRecord, scanning: bool) {
         let written = Written::of(&one.record, &self.source_topic, &self.target_topic);
         let at = (one.source, one.offset);
+        let is_ours = one.record.header(FED_BY) == Some(self.feed.run.as_bytes());
+        self.is_mixed |= !scanning && !is_ours && matches!(written, Written::Copied(_));
         self.holdings.note(&one.record, at, written, scanning);
     }
 
@@ -206,6 +305,9 @@ impl Run<'_> {
     fn take(&mut self, one: &FetchedRecord) -> Result<(), FeedError> {
         self.seen += 1;
         let to = self.place(one);
+        if !self.is_looked_through {
+            self.holdings.find(&one.record, origin_of(one));
+        }
         match to {
             Some(to) if self.holdings.lacks(&one.record, one.offset) => {
                 let delivery = self.copy(&to, one)?;
@@ -229,7 +331,12 @@ impl Run<'_> {
         if usize::try_from(at.0).ok()? != one.source {
             return None;
         }
-        let to = route::partition_of(&self.feed.to, &id);
+        self.target_of(&id)
+    }
+
+    /// Where the records of a point are in the target.
+    fn target_of(&self, id: &PointId) -> Option<TopicPartition> {
+        let to = route::partition_of(&self.feed.to, id);
         self.targets.get(usize::try_from(to.0).ok()?).cloned()
     }
 
@@ -238,13 +345,17 @@ impl Run<'_> {
         to: &TopicPartition,
         one: &FetchedRecord,
     ) -> Result<DeliveryFuture, FeedError> {
-        let origin = Origin {
-            partition: Partition(u32::try_from(one.source).unwrap_or(u32::MAX)),
-            offset: one.offset,
-        };
         let mut copy: Record = one.record.clone();
-        origin.note(&mut copy, FED_FROM, &self.source_topic);
+        self.sign(&mut copy, origin_of(one));
         self.send(to, &copy)
+    }
+
+    /// Says of a copy where it was, and who has made it.
+    fn sign(&self, copy: &mut Record, origin: Origin) {
+        origin.note(copy, FED_FROM, &self.source_topic);
+        copy.headers.retain(|(name, _)| name != FED_BY);
+        let run = self.feed.run.clone().into();
+        copy.headers.push((FED_BY.to_owned(), run));
     }
 
     fn send(&mut self, to: &TopicPartition, record: &Record) -> Result<DeliveryFuture, FeedError> {
@@ -282,6 +393,11 @@ impl Run<'_> {
         if let Some(read) = self.read.get_mut(partition) {
             *read = next.max(*read);
         }
+        if let Some(left) = self.left.get_mut(partition)
+            && left.is_some_and(|end| next >= end)
+        {
+            *left = None;
+        }
     }
 
     fn tell(&self) {
@@ -297,6 +413,7 @@ impl Run<'_> {
             seen: self.seen,
             copied: self.copied,
             passed_over: self.passed_over,
+            deleted: self.deleted,
             failed: None,
         });
     }

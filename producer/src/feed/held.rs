@@ -3,7 +3,10 @@
 //! Only of keys where it matters: those that an earlier run has copied, and those that were written
 //! directly. A feed that begins in an empty topic knows of none.
 
-use std::{collections::HashMap, mem};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+};
 
 use bytes::Bytes;
 use shoal_schemas::{
@@ -58,11 +61,25 @@ impl Written {
     }
 }
 
+/// The newest copy of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Copied {
+    /// Where it was in the source.
+    pub(super) origin: Origin,
+    pub(super) version: Version,
+    /// Its offset in the target.
+    at: Offset,
+    is_delete: bool,
+    /// Whether the source still has it, or something newer.
+    is_found: bool,
+}
+
 /// What the target holds of one key.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
-    /// The newest copy's offset in the source.
-    copied: Option<Offset>,
+    /// The newest copy, by the target's log: two feeds at once may have copied in another order than the
+    /// source's, and the last one is what counts.
+    copied: Option<Copied>,
     /// The newest record that was written directly, by the log: its version and its offset.
     direct: Option<(Version, Offset)>,
 }
@@ -103,7 +120,13 @@ impl Holdings {
         let is_buried = match written {
             Written::Copied(origin) => {
                 if scanning {
-                    held.copied = held.copied.max(Some(origin.offset));
+                    held.copied = Some(Copied {
+                        origin,
+                        version,
+                        at,
+                        is_delete: record.value.is_none(),
+                        is_found: false,
+                    });
                 }
                 held.direct.is_some_and(|(direct, _)| version < direct)
             }
@@ -134,13 +157,52 @@ impl Holdings {
         places.collect()
     }
 
+    /// The highest offset of the source, by its partitions, that the target has a copy of.
+    pub(super) fn newest_copies(&self) -> BTreeMap<Partition, Offset> {
+        let mut newest = BTreeMap::new();
+        for Copied { origin, .. } in self.keys.values().filter_map(|held| held.copied) {
+            let offset = newest.entry(origin.partition).or_insert(origin.offset);
+            *offset = origin.offset.max(*offset);
+        }
+        newest
+    }
+
+    /// Notes that the source has a record.
+    pub(super) fn find(&mut self, record: &Record, at: Origin) {
+        let held = record.key.as_ref().and_then(|key| self.keys.get_mut(key));
+        if let Some(copied) = held.and_then(|held| held.copied.as_mut())
+            && copied.origin.partition == at.partition
+            && copied.origin.offset <= at.offset
+        {
+            copied.is_found = true;
+        }
+    }
+
+    /// Keys of which the source has nothing any more, once all of it was read: compaction keeps the newest
+    /// record of a key unless that is a delete, so they were deleted and the deletes are gone too.
+    pub(super) fn take_lost(&mut self) -> Vec<(Bytes, Copied)> {
+        let mut lost = Vec::new();
+        for (key, held) in &mut self.keys {
+            let Some(copied) = &mut held.copied else {
+                continue;
+            };
+            let is_newest = (held.direct)
+                .is_none_or(|(version, at)| version <= copied.version && at < copied.at);
+            if is_newest && !copied.is_found && !copied.is_delete {
+                lost.push((key.clone(), *copied));
+                copied.is_delete = true;
+            }
+        }
+        lost
+    }
+
     /// Whether the target has use for a record of the source.
     pub(super) fn lacks(&self, record: &Record, at: Offset) -> bool {
         let held = record.key.as_ref().and_then(|key| self.keys.get(key));
         let Some(held) = held else {
             return true;
         };
-        let is_copied = held.copied.is_some_and(|copied| copied >= at);
+        let is_copied = (held.copied).is_some_and(|copied| copied.origin.offset >= at);
         let version = version_of(record);
         let is_old =
             (held.direct).is_some_and(|(direct, _)| version.is_some_and(|one| one < direct));
@@ -176,6 +238,7 @@ mod tests {
     fn record(version: u64) -> Record {
         Record {
             key: Some("k".into()),
+            value: Some("v".into()),
             headers: vec![(VERSION.to_owned(), version.to_string().into())],
             ..Record::default()
         }
@@ -235,6 +298,36 @@ mod tests {
         assert!(!holdings.lacks(&record(5), Offset(7)), "the very one");
         // Within a partition the log's order decides, whatever the versions say.
         assert!(holdings.lacks(&record(1), Offset(8)));
+        // Of two feeds at once the slower one has put an older copy on top.
+        noted(&mut holdings, &[copy(5, 7), copy(4, 3)], true);
+        assert!(holdings.lacks(&record(5), Offset(7)));
+        assert!(!holdings.lacks(&record(4), Offset(3)));
+    }
+
+    #[test]
+    fn a_copy_is_lost_when_the_source_has_neither_it_nor_anything_newer() {
+        let lost = |target: &[Record], source: &[u64]| {
+            let mut holdings = Holdings::default();
+            noted(&mut holdings, target, true);
+            for offset in source {
+                holdings.find(&record(9), origin(*offset));
+            }
+            let lost = holdings.take_lost().len();
+            assert!(holdings.take_lost().is_empty(), "each once");
+            lost
+        };
+        assert_eq!(lost(&[copy(5, 7)], &[]), 1);
+        assert_eq!(lost(&[copy(5, 7)], &[6]), 1);
+        assert_eq!(lost(&[copy(5, 7)], &[7]), 0);
+        assert_eq!(lost(&[copy(5, 7)], &[8]), 0);
+        let mut gone = copy(5, 7);
+        gone.value = None;
+        assert_eq!(lost(&[gone], &[]), 0, "deleted already");
+        // What was written directly is not the source's to delete.
+        assert_eq!(lost(&[copy(5, 7), record(6)], &[]), 0);
+        assert_eq!(lost(&[record(6), copy(5, 7)], &[]), 0);
+        assert_eq!(lost(&[record(4), copy(5, 7)], &[]), 1);
+        assert_eq!(lost(&[record(4)], &[]), 0);
     }
 
     #[test]

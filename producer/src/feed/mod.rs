@@ -7,6 +7,11 @@
 //! older record behind a newer one. Within a source partition the order of the log is kept. A record
 //! that somebody wrote into the target directly goes before a copy of a lower version.
 //!
+//! A second header names the run that has copied. Two feeds at once may put an older copy behind a newer
+//! one: the one that sees a copy of another begins anew, and what counts of a key is its last copy. A feed
+//! that begins where another has been also compares: a key of which the source has nothing any more was
+//! deleted, longer ago than Kafka keeps deletes, and is deleted in the target too.
+//!
 //! What the source's shards would not have taken, a record in the wrong partition or without a key, is
 //! passed over.
 
@@ -16,7 +21,7 @@ mod held;
 use std::{io, time::Duration};
 
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch, tasks::Tasks};
-use shoal_schemas::{Collection, Offset};
+use shoal_schemas::{Collection, Offset, Partition};
 use shoal_topic::{AdminError, Cluster, ReadError, WriteError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +41,8 @@ pub struct Progress {
     pub copied: u64,
     /// Records that the target has no use for: it holds newer ones, or its shards would refuse them.
     pub passed_over: u64,
+    /// Keys deleted because the source has neither them nor their deletes any more.
+    pub deleted: u64,
     /// Why it has ended before it was cancelled.
     pub failed: Option<String>,
 }
@@ -52,6 +59,24 @@ pub enum FeedError {
     /// The target does not take a record.
     #[error("a record was not copied")]
     Write(#[from] WriteError),
+    /// Another feed has copied meanwhile, so that the order of copies is not sure.
+    #[error("another feed copies into the same topic")]
+    Mixed,
+    /// What was copied is of another topic of that name.
+    #[error(
+        "topic `{topic}` was made anew: its partition {partition} ends at {end}, and there is a copy of \
+         its record {copied}; take the run back with --abort and begin again"
+    )]
+    Anew {
+        /// The source.
+        topic: String,
+        /// Its partition.
+        partition: Partition,
+        /// The offset of the newest copy there.
+        copied: Offset,
+        /// Where it ends.
+        end: Offset,
+    },
 }
 
 impl FeedError {
@@ -61,6 +86,8 @@ impl FeedError {
             Self::Admin(error) => error.kind(),
             Self::Read(error) => error.kind(),
             Self::Write(error) => error.kind(),
+            Self::Mixed => ErrorKind::Retry,
+            Self::Anew { .. } => ErrorKind::Caller,
         }
     }
 }
@@ -70,12 +97,20 @@ pub struct Feed {
     cluster: Cluster,
     from: Collection,
     to: Collection,
+    run: String,
 }
 
 impl Feed {
-    /// A feed of `to` from `from`; both have their topics.
-    pub fn new(cluster: Cluster, from: Collection, to: Collection) -> Self {
-        Self { cluster, from, to }
+    /// A feed of `to` from `from`; both have their topics. `run` is a word unlike that of every other feed
+    /// of them.
+    pub fn new(cluster: Cluster, from: Collection, to: Collection, run: &str) -> Self {
+        let run = run.to_owned();
+        Self {
+            cluster,
+            from,
+            to,
+            run,
+        }
     }
 
     /// Starts it on a thread of its own. It goes on until `cancel`, through outages of the broker.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use futures::executor::block_on;
 use shoal_runtime::{clock::System, eventually, tasks::Tasks};
 use shoal_schemas::{
     Collection, Metric, Offset, Partition, PointId, Record,
-    headers::{FED_FROM, VERSION},
+    headers::{FED_BY, FED_FROM, VERSION},
     route,
 };
 use shoal_topic::{Cleanup, Cluster, Start, TopicPartition, TopicSpec, memory::MemoryLog};
@@ -70,11 +71,13 @@ impl World {
     }
 
     fn feed(&self) -> Running {
+        static RUNS: AtomicU64 = AtomicU64::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed).to_string();
         let (tasks, cancel) = (
             Tasks::new(CancellationToken::new()),
             CancellationToken::new(),
         );
-        let feed = Feed::new(self.cluster(), self.from.clone(), self.to.clone());
+        let feed = Feed::new(self.cluster(), self.from.clone(), self.to.clone(), &run);
         let progress = feed.spawn(&tasks, cancel.clone()).unwrap();
         Running {
             cancel,
@@ -303,4 +306,86 @@ async fn a_feed_goes_on_after_the_broker_was_away() {
     world.fed(&running);
     assert_eq!(world.newest(&world.to), world.newest(&world.from));
     running.end().await;
+}
+
+#[tokio::test]
+async fn deletes_that_the_source_has_no_more_of_are_made_up_for() {
+    let world = World::new();
+    for key in ["a", "b", "c"] {
+        world.write(&world.from, key, Some("1"), 10);
+    }
+    let first = world.feed();
+    world.fed(&first);
+    first.end().await;
+    // While nobody feeds: one is deleted, and Kafka keeps the delete no longer; one is written directly.
+    world.write(&world.from, "a", None, 20);
+    world.write(&world.from, "c", None, 20);
+    world.log.compact_tombstones(&world.from.topic());
+    assert!(!world.newest(&world.from).contains_key("a"));
+    world.write(&world.to, "c", Some("direct"), 30);
+    let second = world.feed();
+    let progress = world.fed(&second);
+    assert_eq!((progress.copied, progress.deleted), (1, 1));
+    let newest = world.newest(&world.to);
+    assert_eq!(newest["a"], None);
+    assert_eq!(newest["b"].as_deref(), Some("1"));
+    assert_eq!(newest["c"].as_deref(), Some("direct"));
+    // What is written after that is newer.
+    world.write(&world.from, "a", Some("again"), 40);
+    world.fed(&second);
+    assert_eq!(world.newest(&world.to)["a"].as_deref(), Some("again"));
+    second.end().await;
+    let third = world.feed();
+    let progress = world.fed(&third);
+    assert_eq!((progress.copied, progress.deleted), (0, 0));
+    third.end().await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_a_feed_that_was_overtaken_is_not_the_last_one() {
+    let world = World::new();
+    world.write(&world.from, "k", Some("older"), 40);
+    let first = world.feed();
+    world.fed(&first);
+    first.end().await;
+    let (partition, mut late) = world.all(&world.to).pop().unwrap();
+    let by = late.headers.iter_mut().find(|(name, _)| name == FED_BY);
+    by.unwrap().1 = "overtaken".into();
+    world.write(&world.from, "k", Some("newer"), 50);
+    let second = world.feed();
+    world.fed(&second);
+    let topic = world.to.topic().into();
+    let at = TopicPartition { topic, partition };
+    block_on(world.cluster().writer.send(&at, &late).unwrap()).unwrap();
+    assert_eq!(world.newest(&world.to)["k"].as_deref(), Some("older"));
+    eventually(DEADLINE, "the newer copy to be the last again", || {
+        (world.newest(&world.to)["k"].as_deref() == Some("newer")).then_some(())
+    });
+    second.end().await;
+}
+
+#[tokio::test]
+async fn a_source_that_was_made_anew_ends_the_feed() {
+    let world = World::new();
+    world.write(&world.from, "k", Some("1"), 1);
+    let first = world.feed();
+    world.fed(&first);
+    first.end().await;
+    let admin = world.cluster().admin;
+    admin.delete_topic(&world.from.topic()).unwrap();
+    let spec = TopicSpec {
+        name: world.from.topic(),
+        partitions: world.from.partitions,
+        replication_factor: None,
+        cleanup: Cleanup::Compact,
+        settings: BTreeMap::new(),
+    };
+    admin.create_topic(&spec).unwrap();
+    let second = world.feed();
+    let failed = eventually(DEADLINE, "the feed to fail", || {
+        second.progress.borrow().failed.clone()
+    });
+    assert!(failed.contains("was made anew"), "{failed}");
+    assert_eq!(world.newest(&world.to)["k"].as_deref(), Some("1"));
+    second.end().await;
 }

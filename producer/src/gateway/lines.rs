@@ -3,10 +3,12 @@
 //! A line is a point as `shoal publish` reads it. The body is read as it comes and written in
 //! parts, so neither side holds it whole; when the log is slow, it is read no further. It stops at
 //! the first line that is refused: those before it are written. The answer is one object at the
-//! end, with the last token of each partition, which stand for all before them.
+//! end, with the last token of each partition, which stand for all before them. What the name stands
+//! for is looked up for each part, so that a long body follows a re-indexing.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,14 +41,16 @@ const LINGER: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct Progress {
     points: u64,
-    last: BTreeMap<Partition, Token>,
+    /// By topic too: what a name stands for may move meanwhile.
+    last: BTreeMap<(Arc<str>, Partition), Token>,
 }
 
 impl Progress {
     fn note(&mut self, tokens: Vec<Token>) {
         for token in tokens {
             self.points += 1;
-            self.last.insert(token.partition, token);
+            let place = (token.topic.clone(), token.partition);
+            self.last.insert(place, token);
         }
     }
 
@@ -80,20 +84,14 @@ async fn write(
     body: impl Stream<Item = Result<Bytes, String>> + Unpin,
     progress: &mut Progress,
 ) -> Result<(), CallError> {
-    let publisher = served.calls.publisher(collection).await?;
+    // A name that is none is told before anything is read.
+    served.calls.publisher(collection).await?;
     let mut lines = Lines::new(body, served.limit_bytes);
     let mut waiting: VecDeque<Sent> = VecDeque::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
-        let part = lines.part(&publisher).await;
-        outcome = match send(served, &publisher, &part).await {
-            Ok(sent) => {
-                waiting.extend(sent);
-                part.ended
-            }
-            // What is told is the earlier fault.
-            Err(error) => Err(error),
-        };
+        let part = lines.part().await;
+        outcome = send(served, collection, part, &mut waiting).await;
         let room = if outcome.is_ok() {
             served.max_waiting
         } else {
@@ -115,28 +113,43 @@ async fn write(
     outcome
 }
 
+/// Checks the lines of a part and sends them into the topic that writes for the name go to by now: a
+/// body may last longer than that is one and the same.
+///
+/// What is told is the earliest fault.
 async fn send(
     served: &Served,
-    publisher: &Publisher,
-    part: &Part,
-) -> Result<Option<Sent>, CallError> {
-    if part.prepared.is_empty() {
-        return Ok(None);
+    collection: &str,
+    Part {
+        first,
+        lines,
+        ended,
+    }: Part,
+    waiting: &mut VecDeque<Sent>,
+) -> Result<(), CallError> {
+    if lines.is_empty() {
+        return ended;
     }
     let calls = &served.calls;
-    let taken = calls.take(publisher, &part.prepared);
-    taken.map_err(|source| at_line(part.first, source))?;
-    calls
-        .send_waiting(publisher, &part.prepared)
-        .await
-        .map(Some)
+    let publisher = calls.publisher(collection).await;
+    let publisher = publisher.map_err(|source| at_line(first, source))?;
+    let checking = publisher.clone();
+    let (prepared, read) = blocking(move || read_all(lines, &checking)).await;
+    if !prepared.is_empty() {
+        let taken = calls.take(&publisher, &prepared);
+        taken.map_err(|source| at_line(first, source))?;
+        waiting.push_back(calls.send_waiting(&publisher, &prepared).await?);
+    }
+    // A line that is refused stands before whatever ended the part.
+    read.and(ended)
 }
 
-/// Some lines of a body, checked.
+/// Some lines of a body.
 struct Part {
     /// The number of its first line.
     first: u64,
-    prepared: Vec<Prepared>,
+    /// With their numbers.
+    lines: Vec<(u64, Vec<u8>)>,
     /// Why nothing comes behind it, where that is a fault.
     ended: Result<(), CallError>,
 }
@@ -206,7 +219,7 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
     }
 
     /// The next lines: as many as a part holds, or those that have come when no more do.
-    async fn part(&mut self, publisher: &Publisher) -> Part {
+    async fn part(&mut self) -> Part {
         let mut lines = Vec::new();
         let mut held_bytes = 0;
         let ended = loop {
@@ -231,13 +244,10 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
             }
         };
         let first = lines.first().map_or(self.number, |(number, _)| *number);
-        let publisher = publisher.clone();
-        let (prepared, read) = blocking(move || read_all(lines, &publisher)).await;
         Part {
             first,
-            prepared,
-            // A line that is refused stands before whatever ended the part.
-            ended: read.and(ended),
+            lines,
+            ended,
         }
     }
 

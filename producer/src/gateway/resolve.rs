@@ -184,7 +184,8 @@ impl Calls {
     }
 
     /// The publisher of what a name stands for, once it is sure in which topic the newest record of its
-    /// points is: the end of a re-indexing's feed is waited for.
+    /// points is: the end of a re-indexing's feed is waited for, also under other names of the old
+    /// collection.
     async fn settled_publisher(
         &self,
         name: &str,
@@ -195,8 +196,7 @@ impl Calls {
         loop {
             changes.mark_unchanged();
             let state = self.control.snapshot();
-            let feed = (state.resolve(&name)).and_then(|found| state.feeds.get(&found.name));
-            if feed.is_none_or(|feed| !feed.closing) {
+            if !state.is_moving(&name) {
                 return self.publisher_in(&state, name).await;
             }
             let changed = tokio::time::timeout(deadline.left(), changes.changed()).await;

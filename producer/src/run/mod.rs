@@ -6,11 +6,13 @@
 //! has acknowledged, never what was only tried.
 
 mod feed;
+mod outlet;
 mod progress;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    Delivery, PublishError, Publisher,
+    Delivery, PublishError,
     read::{ReadError, Rows},
 };
 use feed::Feed;
+pub use outlet::{Outlet, OutletError};
 use progress::Progress;
 
 /// Deliveries held at most; past that the oldest is waited for, whatever room the queue has.
@@ -74,8 +77,9 @@ pub struct Summary {
     pub unacknowledged: u64,
     /// Whether it was cancelled before the input's end.
     pub interrupted: bool,
-    /// The last token of each partition: who waits for all of them sees the whole run.
-    pub tokens: BTreeMap<Partition, Token>,
+    /// The last token of each partition of each topic that was written to: who waits for all of them
+    /// sees the whole run.
+    pub tokens: BTreeMap<(Arc<str>, Partition), Token>,
 }
 
 /// Why a run stopped.
@@ -87,6 +91,9 @@ pub enum Cause {
     /// The log, or a record it cannot take.
     #[error(transparent)]
     Publish(PublishError),
+    /// The collection's name.
+    #[error(transparent)]
+    Outlet(#[from] OutletError),
     /// The reading thread ended without saying why.
     #[error("the reader ended before the input did")]
     Reader,
@@ -109,25 +116,27 @@ impl RunError {
         match &self.cause {
             Cause::Read(error) => error.kind(),
             Cause::Publish(error) => error.kind(),
+            Cause::Outlet(error) => error.kind(),
             Cause::Reader => ErrorKind::Bug,
         }
     }
 }
 
-/// Publishes every point of `rows`. Cancelling ends it early and in order.
+/// Publishes every point of `rows`, through a publisher or an [`Outlet`] that follows a name. Cancelling
+/// ends it early and in order.
 ///
 /// # Errors
 /// [`RunError`] at the first record that is faulty (unless those are passed over) or that the log
 /// does not take.
 pub async fn publish_all(
-    publisher: &Publisher,
+    to: impl Into<Outlet>,
     rows: Rows,
     options: &Options,
     cancel: &CancellationToken,
 ) -> Result<Summary, RunError> {
     let total = rows.total;
     let events = rows.map(|row| row.map(|(id, point)| Event::Upsert(id, point)));
-    run(publisher, Feed::start(events), total, options, cancel).await
+    run(to.into(), Feed::start(events), total, options, cancel).await
 }
 
 /// Deletes every id of `ids`. Cancelling ends it early and in order.
@@ -135,17 +144,17 @@ pub async fn publish_all(
 /// # Errors
 /// As [`publish_all`].
 pub async fn delete_all(
-    publisher: &Publisher,
+    to: impl Into<Outlet>,
     ids: impl Iterator<Item = Result<PointId, ReadError>> + Send + 'static,
     options: &Options,
     cancel: &CancellationToken,
 ) -> Result<Summary, RunError> {
     let events = ids.map(|id| id.map(Event::Delete));
-    run(publisher, Feed::start(events), None, options, cancel).await
+    run(to.into(), Feed::start(events), None, options, cancel).await
 }
 
 async fn run(
-    publisher: &Publisher,
+    outlet: Outlet,
     mut feed: Feed,
     total: Option<u64>,
     options: &Options,
@@ -154,7 +163,7 @@ async fn run(
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut run = Run {
-        publisher,
+        outlet,
         options,
         cancel,
         ticks,
@@ -175,7 +184,7 @@ async fn run(
 struct Cancelled;
 
 struct Run<'a> {
-    publisher: &'a Publisher,
+    outlet: Outlet,
     options: &'a Options,
     cancel: &'a CancellationToken,
     ticks: Interval,
@@ -222,15 +231,17 @@ impl Run<'_> {
         {
             return Ok(());
         }
+        self.outlet.follow().await?;
+        let publisher = &self.outlet.publisher;
         let sent = match event {
-            Event::Upsert(id, point) => self.publisher.try_publish(id, point),
-            Event::Delete(id) => self.publisher.try_send(&self.publisher.prepare_delete(id)),
+            Event::Upsert(id, point) => publisher.try_publish(id, point),
+            Event::Delete(id) => publisher.try_send(&publisher.prepare_delete(id)),
         };
         let delivery = match sent {
             Err(full) if full.is_queue_full() => {
                 // What has arrived meanwhile makes room; only then is there reason to wait.
                 self.reap()?;
-                let publisher = self.publisher;
+                let publisher = self.outlet.publisher.clone();
                 let waited = async {
                     match event {
                         Event::Upsert(id, point) => publisher.publish(id, point).await,
@@ -363,9 +374,10 @@ impl Run<'_> {
             Ok(token) => {
                 self.summary.records += 1;
                 self.summary.bytes += u64::try_from(size_bytes).unwrap_or(u64::MAX);
-                let last = self.summary.tokens.get(&token.partition);
+                let place = (token.topic.clone(), token.partition);
+                let last = self.summary.tokens.get(&place);
                 if last.is_none_or(|last| last.offset < token.offset) {
-                    self.summary.tokens.insert(token.partition, token);
+                    self.summary.tokens.insert(place, token);
                 }
                 Ok(())
             }

@@ -10,12 +10,20 @@ use std::{
     time::Duration,
 };
 
-use shoal_runtime::{clock::Manual, eventually};
-use shoal_schemas::{Collection, PointId, Reason, Rejection};
-use shoal_topic::memory::MemoryLog;
+use shoal_runtime::{
+    clock::{Manual, System},
+    eventually,
+    tasks::Tasks,
+};
+use shoal_schemas::{Collection, CollectionName, PointId, Reason, Rejection};
+use shoal_topic::{
+    collections::{self, Taken},
+    control::ControlLog,
+    memory::MemoryLog,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cause, OnFault, Options, Summary, delete_all, publish_all};
+use super::{Cause, OnFault, Options, Outlet, OutletError, Summary, delete_all, publish_all};
 use crate::{
     PublishConfig, Publisher,
     publisher::tests::{collection, id, log_for, point, records},
@@ -276,4 +284,67 @@ async fn a_reader_that_panics_is_told() {
         .await
         .unwrap_err();
     assert!(matches!(stopped.cause, Cause::Reader), "{stopped}");
+}
+
+#[tokio::test]
+async fn an_input_that_goes_on_goes_over_with_its_name_and_ends_when_that_is_gone() {
+    let log = MemoryLog::new("memory", System::shared());
+    let cluster = log.cluster();
+    ControlLog::ensure(&cluster, None).unwrap();
+    let tasks = Tasks::new(CancellationToken::new());
+    let control = ControlLog::spawn(&cluster, &tasks, System::shared()).unwrap();
+    let old = collection(2);
+    let mut new = old.clone();
+    new.name = "docs-g2".parse().unwrap();
+    new.partitions = 3;
+    for one in [&old, &new] {
+        let created = collections::create(&cluster, &control, one.clone());
+        created.await.unwrap();
+    }
+    let live: CollectionName = "live".parse().unwrap();
+    let set = collections::set_alias(&control, &live, &old.name, Taken::Refuse);
+    set.await.unwrap();
+    let (config, clock) = (PublishConfig::default(), System::shared());
+    let outlet = Outlet::following(live.clone(), &cluster, &control, clock, config)
+        .await
+        .unwrap();
+    let (send, input) = mpsc::sync_channel(1);
+    let cancel = CancellationToken::new();
+    let options = Options::default();
+    let publishing = publish_all(
+        outlet,
+        Rows::new(None, input.into_iter()),
+        &options,
+        &cancel,
+    );
+    let until = async |topic: &str, partitions: u32| {
+        let there = async {
+            while records(&log, topic, partitions).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let there = tokio::time::timeout(DEADLINE, there).await;
+        there.expect("the record is written");
+    };
+    let writing = async {
+        send.send(row(1)).unwrap();
+        until("embeddings.docs", 2).await;
+        let set = collections::set_alias(&control, &live, &new.name, Taken::Refuse);
+        set.await.unwrap();
+        send.send(row(2)).unwrap();
+        until("embeddings.docs-g2", 3).await;
+        collections::drop_alias(&control, &live).await.unwrap();
+        send.send(row(3)).unwrap();
+    };
+    let (outcome, ()) = tokio::join!(publishing, writing);
+    let stopped = outcome.unwrap_err();
+    assert!(
+        matches!(stopped.cause, Cause::Outlet(OutletError::Gone { .. })),
+        "{stopped}"
+    );
+    let topics: Vec<_> = stopped.summary.tokens.into_keys().collect();
+    let topics: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
+    assert_eq!(topics, ["embeddings.docs", "embeddings.docs-g2"]);
+    assert_eq!(records(&log, "embeddings.docs", 2).len(), 1);
+    tasks.cancel().cancel();
 }

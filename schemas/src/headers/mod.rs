@@ -27,6 +27,8 @@ pub const ORIGIN: &str = "shoal-origin";
 pub const RESIDENCY: &str = "shoal-residency";
 /// Of a record that a re-indexing has copied: where it was, `<topic>/<partition>/<offset>`.
 pub const FED_FROM: &str = "shoal-fed-from";
+/// Of a record that a re-indexing has copied: the run that did.
+pub const FED_BY: &str = "shoal-fed-by";
 /// Of a record that a re-indexing has written once more because a copy had come behind it: where it
 /// was, as in [`FED_FROM`].
 pub const FED_AGAIN: &str = "shoal-fed-again";

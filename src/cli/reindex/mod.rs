@@ -8,31 +8,32 @@
 //!
 //! Everything that is done can be done again: a run that was killed is found by the next one under
 //! `reindex/<name>` and gone on with, or taken back with `--abort`. The latest run is the one that is
-//! at it; an earlier one that still lives stops when it sees that.
+//! at it; an earlier one that still lives stops when it sees that, and it looks before each write.
 
 mod generation;
 mod job;
+mod recall;
 mod same;
 mod steps;
+mod unbroken;
 mod upkeep;
 
 use std::{
-    cell::OnceCell,
     io::{self, Write},
     process::ExitCode,
     time::Duration,
 };
 
 use clap::Args;
-use shoal_runtime::{
-    clock::Stopwatch,
-    tasks::{Tasks, cancel_on_signal},
-};
-use shoal_schemas::{Collection, CollectionName, FieldKind};
+use shoal_runtime::tasks::{Tasks, cancel_on_signal};
+use shoal_schemas::{Collection, CollectionName, FieldKind, control};
 use shoal_topic::control::ControlState;
 use tokio_util::sync::CancellationToken;
 
-use self::{job::Job, steps::Steps};
+use self::{
+    job::{Job, Noted, Wanted, run_id},
+    steps::Steps,
+};
 use super::{
     Context, Usage,
     addresses::KafkaFlag,
@@ -107,6 +108,10 @@ pub(super) struct Reindex {
     /// shards: how long nobody must have written to the old topic
     #[arg(long, default_value = "30s", value_parser = duration)]
     linger: Duration,
+    /// Least share of a sample of points that searches of the new collection have to find, and of what
+    /// the old one finds near them; 0 takes it however it is
+    #[arg(long, default_value_t = 0.8, value_name = "SHARE", value_parser = share)]
+    recall: f64,
     /// Leave the old collection where it is
     #[arg(long)]
     keep_old: bool,
@@ -140,6 +145,17 @@ impl Ending {
     }
 }
 
+/// What becomes of the job of an earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resume {
+    /// It is what is wished for.
+    GoOn,
+    /// All of it is done but for forgetting it; what is wished for may be something else.
+    Finish { and_begin: bool },
+    /// Something else is wished for.
+    TakeBack,
+}
+
 /// Why a step ends the run without being wrong.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("run ends: {0:?}")]
@@ -152,6 +168,13 @@ struct NotTheSame {
     from: CollectionName,
     to: CollectionName,
     told: String,
+}
+
+fn share(text: &str) -> Result<f64, Usage> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(Usage("write a share from 0 to 1, such as 0.8".into())),
+    }
 }
 
 fn say(line: impl std::fmt::Display) -> io::Result<()> {
@@ -171,46 +194,92 @@ impl Reindex {
         let ended = self.go(&link, &stop).await;
         stop.cancel();
         link.close().await;
-        Ok(ended?.code())
+        let ending = ended.or_else(|error| error.downcast().map(|Ends(ending)| ending));
+        Ok(ending?.code())
     }
 
     async fn go(&self, link: &KafkaLink, stop: &CancellationToken) -> anyhow::Result<Ending> {
-        let found = link.state.reindexes.get(&self.name);
+        let run = run_id(link);
         if self.abort {
-            let Some(found) = found else {
+            let Some(found) = link.state.reindexes.get(&self.name) else {
                 say(format_args!(
                     "no re-indexing of `{}` is under way",
                     self.name
                 ))?;
                 return Ok(Ending::Done);
             };
-            let job = Job::take_over(link, &self.name, found.clone()).await?;
+            let job = Job::take_over(link, &run, &self.name, found.clone()).await?;
             job.take_back(link).await?;
             return Ok(Ending::Done);
         }
-        let Some(job) = self.begin(link).await? else {
+        let Some(job) = self.begin(link, &run).await? else {
             return Ok(Ending::Done);
         };
         self.carry_out(link, job, stop).await
     }
 
     /// The job of an earlier run, or a new one; `None` if there is nothing to do.
-    async fn begin(&self, link: &KafkaLink) -> anyhow::Result<Option<Job>> {
-        let mut state = link.control.snapshot();
-        if let Some(found) = state.reindexes.get(&self.name) {
-            let goes_on = !self.wishes() || self.wants(&state, found);
-            let job = Job::take_over(link, &self.name, found.clone()).await?;
-            if goes_on {
-                say(format_args!(
-                    "goes on with a run that has ended: `{}` is to become `{}`",
-                    job.entry.from, job.entry.to
-                ))?;
-                return Ok(Some(job));
+    async fn begin(&self, link: &KafkaLink, run: &str) -> anyhow::Result<Option<Job>> {
+        let mut found = link.control.snapshot().reindexes.get(&self.name).cloned();
+        let mut taken_back = None;
+        loop {
+            if let Some(found) = found.take() {
+                let job = Job::take_over(link, run, &self.name, found).await?;
+                let state = link.control.snapshot();
+                match self.resume(&state, &job.entry) {
+                    Resume::GoOn => {
+                        say(format_args!(
+                            "goes on with a run that has ended: `{}` is to become `{}`",
+                            job.entry.from, job.entry.to
+                        ))?;
+                        return Ok(Some(job));
+                    }
+                    Resume::Finish { and_begin } => {
+                        say("an earlier run had come to its end but for its last step")?;
+                        job.finish(link, self.delete_topic).await?;
+                        if !and_begin {
+                            return Ok(None);
+                        }
+                    }
+                    Resume::TakeBack => {
+                        say("an earlier run wanted something else, it is taken back first")?;
+                        job.take_back(link).await?;
+                        // Should that run live, it may be about to make a collection of that name.
+                        taken_back = Some(job.entry.to);
+                    }
+                }
             }
-            say("an earlier run wanted something else, it is taken back first")?;
-            job.take_back(link).await?;
-            state = link.control.snapshot();
+            let Some(wanted) = self.wanted(link, taken_back.as_ref()).await? else {
+                return Ok(None);
+            };
+            match Job::begin(link, run, &self.name, wanted).await? {
+                Noted::Ours(job) => return Ok(Some(*job)),
+                // Both had begun at once, and this one is the later.
+                Noted::InPlaceOf(other) => found = Some(other),
+            }
         }
+    }
+
+    /// What becomes of an earlier run's job.
+    fn resume(&self, state: &ControlState, found: &control::Reindex) -> Resume {
+        let is_flipped = state.aliases.get(&self.name) == Some(&found.to);
+        match state.collections.get(&found.to) {
+            Some(new) if is_flipped && !state.collections.contains_key(&found.from) => {
+                let and_begin = self.wishes() && !self.is_met(new);
+                Resume::Finish { and_begin }
+            }
+            _ if !self.wishes() || self.wants(state, found) => Resume::GoOn,
+            _ => Resume::TakeBack,
+        }
+    }
+
+    /// What is to be done; `None` if that is nothing. A name that is chosen is not `other_than`.
+    async fn wanted(
+        &self,
+        link: &KafkaLink,
+        other_than: Option<&CollectionName>,
+    ) -> anyhow::Result<Option<Wanted>> {
+        let state = link.control.snapshot();
         let Some(old) = state.resolve(&self.name) else {
             // The usual words, with what there is.
             link.collection(&self.name)?;
@@ -224,13 +293,15 @@ impl Reindex {
                 say(format_args!("`{}` stands for `{to}` already", self.name))?;
                 return Ok(None);
             }
-            return Ok(Some(
-                Job::begin(link, &self.name, &old.name, new.clone(), false).await?,
-            ));
+            return Ok(Some(Wanted {
+                from: old.name.clone(),
+                to: new.clone(),
+                made: false,
+            }));
         }
         let name = match &self.called {
             Some(name) => name.clone(),
-            None => self.next_name(link, &state).await?,
+            None => self.next_name(link, &state, other_than).await?,
         };
         let new = self.wished(old, name)?;
         if generation::is_like(old, &new) && !self.anew {
@@ -264,8 +335,11 @@ impl Reindex {
             ))
             .into());
         }
-        let job = Job::begin(link, &self.name, &old.name, new, true).await?;
-        Ok(Some(job))
+        Ok(Some(Wanted {
+            from: old.name.clone(),
+            to: new,
+            made: true,
+        }))
     }
 
     /// Whether the command line says what to build.
@@ -282,7 +356,7 @@ impl Reindex {
     }
 
     /// Whether an earlier run was for what this one is for.
-    fn wants(&self, state: &ControlState, found: &shoal_schemas::control::Reindex) -> bool {
+    fn wants(&self, state: &ControlState, found: &control::Reindex) -> bool {
         if let Some(to) = &self.to {
             return *to == found.to;
         }
@@ -298,16 +372,26 @@ impl Reindex {
         found.made && is_named && wished.is_ok_and(|wished| wished == *new)
     }
 
+    /// Whether a collection is what is wished for.
+    fn is_met(&self, new: &Collection) -> bool {
+        let named = self.to.as_ref().or(self.called.as_ref());
+        let wished = || self.wished(new, new.name.clone());
+        named.is_none_or(|name| *name == new.name)
+            && wished().is_ok_and(|wished| generation::is_like(new, &wished))
+    }
+
     /// The first name of a generation that nobody has, no topic either.
     async fn next_name(
         &self,
         link: &KafkaLink,
         state: &ControlState,
+        other_than: Option<&CollectionName>,
     ) -> anyhow::Result<CollectionName> {
         let topics = topics(link).await?;
         for number in 2_u32.. {
             let name: CollectionName = format!("{}-g{number}", self.name).parse()?;
-            let is_taken = state.collections.contains_key(&name)
+            let is_taken = Some(&name) == other_than
+                || state.collections.contains_key(&name)
                 || state.aliases.contains_key(&name)
                 || topics.contains(&name.topic());
             if !is_taken {
@@ -354,19 +438,9 @@ impl Reindex {
         job: Job,
         stop: &CancellationToken,
     ) -> anyhow::Result<Ending> {
-        let steps = Steps {
-            wish: self,
-            link,
-            job: &job,
-            since: Stopwatch::start(),
-            feeding: CancellationToken::new(),
-            fed: OnceCell::new(),
-        };
-        let outcome: anyhow::Result<()> = tokio::select! {
-            biased;
-            () = stop.cancelled() => Err(Ends(Ending::Interrupted).into()),
-            outcome = steps.carry_out() => outcome,
-        };
+        let steps = Steps::new(self, link, &job);
+        let outcome = steps.unbroken.or_stop(stop, steps.carry_out()).await;
+        let outcome = outcome.unwrap_or_else(|| Err(Ends(Ending::Interrupted).into()));
         steps.stop_feed().await;
         let Err(error) = outcome else {
             return Ok(Ending::Done);
@@ -407,3 +481,7 @@ async fn topics(link: &KafkaLink) -> anyhow::Result<Vec<String>> {
     let admin = link.cluster.admin.clone();
     Ok(shoal_runtime::tasks::blocking(move || admin.list_topics()).await?)
 }
+
+#[cfg(test)]
+#[path = "reindex_tests.rs"]
+mod tests;

@@ -27,6 +27,9 @@ pub(super) enum Sameness {
     Rows,
     /// The ids: another model has embedded the same things.
     Ids,
+    /// No point of the new one is behind that of the old one: some writes go to the new one alone by now,
+    /// deletes too, so a point that is not there any more was deleted.
+    Newest,
 }
 
 impl Sameness {
@@ -34,6 +37,12 @@ impl Sameness {
         match self {
             Self::Rows => one == other,
             Self::Ids => one.is_some() == other.is_some(),
+            Self::Newest => match (one, other) {
+                (Some(Row::Served { version, .. }), Some(Row::Served { version: newer, .. })) => {
+                    one == other || newer > version
+                }
+                _ => true,
+            },
         }
     }
 }
@@ -57,7 +66,7 @@ impl Differences {
         new: &[Copy],
     ) -> anyhow::Result<Self> {
         let parts = match sameness {
-            Sameness::Rows => sum(old).await?.differing(&sum(new).await?),
+            Sameness::Rows | Sameness::Newest => sum(old).await?.differing(&sum(new).await?),
             Sameness::Ids => (0..u32::try_from(BUCKETS)?)
                 .filter_map(Bucket::new)
                 .collect(),
@@ -142,7 +151,7 @@ async fn sum(copies: &[Copy]) -> anyhow::Result<Buckets> {
     Ok(sum)
 }
 
-async fn rows(copies: &[Copy], parts: &[Bucket]) -> anyhow::Result<Rows> {
+pub(super) async fn rows(copies: &[Copy], parts: &[Bucket]) -> anyhow::Result<Rows> {
     // Wherever the shards are: they go on meanwhile.
     let anywhere = Vec::new();
     let mut rows = Rows::new();
@@ -198,6 +207,15 @@ mod tests {
         let names: Vec<_> = by_ids.ids.keys().map(PointId::as_str).collect();
         assert_eq!(names, ["b", "c"]);
         assert!(by_ids.told().contains("b: version 1 there, nothing here"));
+    }
+
+    #[test]
+    fn a_point_that_was_written_to_the_new_one_alone_is_no_difference_and_an_older_one_is() {
+        let old = rows(&[("same", 1), ("moved", 1), ("deleted", 1), ("behind", 3)]);
+        let new = rows(&[("same", 1), ("moved", 2), ("behind", 2), ("made", 4)]);
+        let found = between(Sameness::Newest, &old, &new);
+        let names: Vec<_> = found.ids.keys().map(PointId::as_str).collect();
+        assert_eq!(names, ["behind"]);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The steps of a re-indexing, each of which finds what an earlier run has done of it.
 
-use std::{cell::OnceCell, time::Duration};
+use std::{
+    cell::{Cell, OnceCell},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use shoal_producer::feed::{Feed, Progress};
@@ -19,9 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     super::kafka_link::KafkaLink,
     Ending, Ends, NotTheSame, Reindex,
-    job::{Job, READ_BACK},
+    job::{Job, READ_BACK, overtaken},
+    recall,
     same::{Differences, Sameness},
     say,
+    unbroken::Unbroken,
     upkeep::{Indexers, copies, ends},
 };
 
@@ -33,21 +38,56 @@ const SAY: Duration = Duration::from_secs(10);
 const HEARD: Duration = Duration::from_secs(2);
 /// How long the feed may take to end.
 const FEED_ENDS: Duration = Duration::from_secs(30);
+/// How long another run may take to take back what it has taken over.
+const TAKEN_BACK: Duration = Duration::from_secs(10);
 /// How often ids that differ are looked at again, both sides having caught up each time.
 const ROUNDS: usize = 10;
 
-pub(super) struct Steps<'a> {
-    pub(super) wish: &'a Reindex,
-    pub(super) link: &'a KafkaLink,
-    pub(super) job: &'a Job,
-    pub(super) since: Stopwatch,
-    /// Ends the feed.
-    pub(super) feeding: CancellationToken,
-    /// The feed, if there is one.
-    pub(super) fed: OnceCell<watch::Receiver<Progress>>,
+/// How far the announced end of a feed is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Everything goes into the old topic.
+    Open,
+    /// Writes that depend on a point wait.
+    Closing,
+    /// And the other ones go into the new topic.
+    Moved,
+    /// All go into the new topic.
+    Ended,
 }
 
-impl Steps<'_> {
+pub(super) struct Steps<'a> {
+    wish: &'a Reindex,
+    link: &'a KafkaLink,
+    job: &'a Job,
+    since: Stopwatch,
+    /// What an interruption waits for.
+    pub(super) unbroken: Unbroken,
+    /// Ends the feed.
+    feeding: CancellationToken,
+    /// The feed, if there is one.
+    fed: OnceCell<watch::Receiver<Progress>>,
+    /// Whether an earlier run has had all writes go into the new topic.
+    was_ended: Cell<bool>,
+    /// Deletes that the feed has made up for, as said last.
+    deleted: Cell<u64>,
+}
+
+impl<'a> Steps<'a> {
+    pub(super) fn new(wish: &'a Reindex, link: &'a KafkaLink, job: &'a Job) -> Self {
+        Self {
+            wish,
+            link,
+            job,
+            since: Stopwatch::start(),
+            unbroken: Unbroken::new(),
+            feeding: CancellationToken::new(),
+            fed: OnceCell::new(),
+            was_ended: Cell::new(false),
+            deleted: Cell::new(0),
+        }
+    }
+
     pub(super) async fn carry_out(&self) -> anyhow::Result<()> {
         let new = self.make().await?;
         let state = self.state()?;
@@ -57,8 +97,10 @@ impl Steps<'_> {
             self.feed(&old, &new).await?;
             if !self.job.is_flipped(&state) {
                 self.catch_up(&old, &new).await?;
-                self.compare(&old, &new).await?;
-                self.flip(&new).await?;
+                self.compare(&old, &new, self.sameness()).await?;
+                self.sample(&old, &new).await?;
+                self.catch_up(&old, &new).await?;
+                self.flip(&old, &new).await?;
             }
             if self.fed.get().is_some() {
                 self.end_feed(&old, &new).await?;
@@ -70,10 +112,11 @@ impl Steps<'_> {
                 ))?;
                 self.rest(self.wish.linger).await?;
             }
+            self.compare_again(&old, &new).await?;
             self.stop_feed().await;
             self.drop_old(&old).await?;
         }
-        self.job.forget(self.link).await?;
+        self.unbroken.whole(self.job.forget(self.link)).await?;
         say(format_args!(
             "done: `{}` stands for `{}`",
             self.job.name, new.name
@@ -85,8 +128,7 @@ impl Steps<'_> {
     fn state(&self) -> anyhow::Result<std::sync::Arc<ControlState>> {
         let state = self.link.control.snapshot();
         if !self.job.is_ours(&state) {
-            say("another run has taken over, this one ends")?;
-            return Err(Ends(Ending::Overtaken).into());
+            return Err(overtaken()?);
         }
         if self.since.elapsed() > self.wish.timeout {
             say(format_args!("not done within {:?}", self.wish.timeout))?;
@@ -112,18 +154,29 @@ impl Steps<'_> {
     async fn make(&self) -> anyhow::Result<Collection> {
         let state = self.state()?;
         let job = &self.job.entry;
-        if let Some(found) = state.collections.get(&job.to) {
-            return Ok(found.clone());
-        }
-        let Some(wanted) = self.job.wanted.clone() else {
-            bail!(
+        match (state.collections.get(&job.to), &self.job.wanted) {
+            (Some(found), Some(wanted)) if found != wanted => bail!(
+                "`{}` was made by another call meanwhile, and not as it is wanted here",
+                job.to
+            ),
+            (Some(found), _) => Ok(found.clone()),
+            (None, Some(wanted)) => self.unbroken.whole(self.create(wanted.clone())).await,
+            (None, None) => bail!(
                 "collection `{}` is not there; take the run back with --abort",
                 job.to
-            );
-        };
+            ),
+        }
+    }
+
+    async fn create(&self, wanted: Collection) -> anyhow::Result<Collection> {
+        self.job.fence(self.link).await?;
         let (cluster, control) = (&self.link.cluster, &self.link.control);
         let made = collections::create(cluster, control, wanted).await?;
         let made = made.collection;
+        if let Err(error) = self.job.fence(self.link).await {
+            self.unmake_late().await?;
+            return Err(error);
+        }
         let reads = if made.reads.is_some() {
             "it reads"
         } else {
@@ -132,10 +185,29 @@ impl Steps<'_> {
         say(format_args!(
             "`{}` is built beside `{}`; {reads} `{}`",
             made.name,
-            job.from,
+            self.job.entry.from,
             made.topic()
         ))?;
         Ok(made)
+    }
+
+    /// Takes back what was made when another run had taken over already: that one may have looked before it
+    /// was there, and nobody else knows of it then. Unless that run goes on with it.
+    pub(super) async fn unmake_late(&self) -> anyhow::Result<()> {
+        let to = &self.job.entry.to;
+        let watch = Stopwatch::start();
+        while watch.elapsed() < TAKEN_BACK {
+            let state = self.link.control.snapshot();
+            if !state.collections.contains_key(to) || self.job.is_flipped(&state) {
+                break;
+            }
+            let latest = state.reindexes.get(&self.job.name);
+            if latest.is_none_or(|latest| latest.to != *to) {
+                return self.job.unmake(self.link, &state).await;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     /// Starts to feed the new collection, if it was made with another number of shards.
@@ -144,11 +216,14 @@ impl Steps<'_> {
             return Ok(());
         }
         let state = self.state()?;
-        if !state.feeds.contains_key(&new.name) && !self.job.is_flipped(&state) {
-            self.note_feed(old, new, false).await?;
+        let is_noted = state.feeds.contains_key(&new.name);
+        self.was_ended.set(!is_noted && self.job.is_flipped(&state));
+        if !is_noted && !self.was_ended.get() {
+            self.note_feed(old, new, Stage::Open).await?;
         }
         let (cluster, tasks) = (self.link.cluster.clone(), &self.link.tasks);
-        let feed = Feed::new(cluster, old.clone(), new.clone());
+        let run = self.job.epoch.to_string();
+        let feed = Feed::new(cluster, old.clone(), new.clone(), &run);
         let progress = feed.spawn(tasks, self.feeding.clone())?;
         let first = self.fed.set(progress);
         debug_assert!(first.is_ok(), "a run has one feed");
@@ -169,16 +244,25 @@ impl Steps<'_> {
         &self,
         old: &Collection,
         new: &Collection,
-        closing: bool,
+        stage: Stage,
     ) -> anyhow::Result<()> {
-        let entry = Entry::Feed(control::Feed {
-            from: old.name.clone(),
-            closing,
-        });
-        let control = &self.link.control;
-        let offset = control.put(&Key::Feed(new.name.clone()), &entry).await?;
-        control.wait_for(offset, READ_BACK).await?;
-        Ok(())
+        let (control, key) = (&self.link.control, Key::Feed(new.name.clone()));
+        let noting = async {
+            self.job.fence(self.link).await?;
+            let offset = if stage == Stage::Ended {
+                control.remove(&key).await?
+            } else {
+                let entry = Entry::Feed(control::Feed {
+                    from: old.name.clone(),
+                    closing: stage != Stage::Open,
+                    moved: stage == Stage::Moved,
+                });
+                control.put(&key, &entry).await?
+            };
+            control.wait_for(offset, READ_BACK).await?;
+            anyhow::Ok(())
+        };
+        self.unbroken.whole(noting).await
     }
 
     /// Waits until the new collection serves everything that is in the old one's topic now.
@@ -196,6 +280,15 @@ impl Steps<'_> {
                     .map(|(end, next)| end.0.saturating_sub(next.0))
                     .sum();
                 if left == 0 {
+                    if now.deleted > self.deleted.replace(now.deleted) {
+                        say(format_args!(
+                            "{} points had been deleted for so long while nobody fed `{}` that `{}` has \
+                             no more of it; they are deleted there too",
+                            now.deleted,
+                            new.name,
+                            old.topic()
+                        ))?;
+                    }
                     break;
                 }
                 if said.elapsed() > SAY {
@@ -227,13 +320,22 @@ impl Steps<'_> {
         }
     }
 
-    /// Makes sure that the new collection holds what the old one holds.
-    async fn compare(&self, old: &Collection, new: &Collection) -> anyhow::Result<()> {
-        let sameness = if self.job.entry.made {
+    /// What has to be the same before the name moves.
+    fn sameness(&self) -> Sameness {
+        if self.job.entry.made {
             Sameness::Rows
         } else {
             Sameness::Ids
-        };
+        }
+    }
+
+    /// Makes sure that the new collection holds what the old one holds.
+    async fn compare(
+        &self,
+        old: &Collection,
+        new: &Collection,
+        sameness: Sameness,
+    ) -> anyhow::Result<()> {
         let state = self.state()?;
         let (olds, news) = (copies(&state, old).await?, copies(&state, new).await?);
         let mut differences = Differences::find(sameness, &olds, &news).await?;
@@ -256,33 +358,87 @@ impl Steps<'_> {
         say(match sameness {
             Sameness::Rows => "both hold the same points",
             Sameness::Ids => "both hold the same ids",
+            Sameness::Newest => "the new one is behind the old one with no point",
         })?;
-        self.catch_up(old, new).await
+        Ok(())
+    }
+
+    /// Makes sure of it once more before the old collection is dropped: what a name has stood for since
+    /// then is what is left.
+    async fn compare_again(&self, old: &Collection, new: &Collection) -> anyhow::Result<()> {
+        // What another model has embedded is written by its owner, and from the switch on to it alone.
+        if self.wish.keep_old || !self.job.entry.made {
+            return Ok(());
+        }
+        // It stays then.
+        if self.state()?.aliases.values().any(|of| *of == old.name) {
+            return Ok(());
+        }
+        let sameness = if new.fed_by.is_some() {
+            Sameness::Newest
+        } else {
+            Sameness::Rows
+        };
+        self.compare(old, new, sameness).await
+    }
+
+    /// Makes sure that searches of the new collection find what they should, by a sample.
+    async fn sample(&self, old: &Collection, new: &Collection) -> anyhow::Result<()> {
+        let state = self.state()?;
+        let found = recall::sample(&state, old, new).await?;
+        say(found)?;
+        let least = self.wish.recall;
+        if found.is_at_least(least) {
+            return Ok(());
+        }
+        Err(recall::TooLow {
+            to: new.name.clone(),
+            found,
+            least,
+        }
+        .into())
     }
 
     /// Has the name stand for the new collection.
-    async fn flip(&self, new: &Collection) -> anyhow::Result<()> {
-        self.state()?;
+    async fn flip(&self, old: &Collection, new: &Collection) -> anyhow::Result<()> {
         let (control, name) = (&self.link.control, &self.job.name);
-        collections::set_alias(control, name, &new.name, Taken::Shadow)
-            .await
-            .context("the name was not set")?;
+        let flipping = async {
+            let state = self.job.fence(self.link).await?;
+            if state.collections.get(&new.name) != Some(new) {
+                bail!("`{}` was defined anew by another call meanwhile", new.name);
+            }
+            collections::set_alias(control, name, &new.name, Taken::Shadow)
+                .await
+                .context("the name was not set")
+        };
+        if self.fed.get().is_some() && !self.state()?.feeds.contains_key(&new.name) {
+            // Gone by the last write of a run that was overtaken. Without it writes would move too soon.
+            self.note_feed(old, new, Stage::Open).await?;
+        }
+        self.unbroken.whole(flipping).await?;
         say(format_args!("`{name}` stands for `{}` now", new.name))?;
         Ok(())
     }
 
     /// Has gateways write into the new topic from now on.
+    ///
+    /// Writes that depend on a point wait from the first stage to the last. In between all others have
+    /// moved, and what they had written before that is copied: the first patch in the new topic is made of
+    /// a point that has them.
     async fn end_feed(&self, old: &Collection, new: &Collection) -> anyhow::Result<()> {
-        if !self.state()?.feeds.contains_key(&new.name) {
+        if self.was_ended.get() {
             return Ok(());
         }
-        self.note_feed(old, new, true).await?;
-        self.rest(HEARD).await?;
-        self.catch_up(old, new).await?;
-        self.state()?;
-        let control = &self.link.control;
-        let offset = control.remove(&Key::Feed(new.name.clone())).await?;
-        control.wait_for(offset, READ_BACK).await?;
+        // Moved once is moved for good: the new topic has writes then that the old one has not.
+        let state = self.state()?;
+        let are_here = (state.feeds).get(&new.name).is_some_and(|feed| !feed.moved);
+        let closing = are_here.then_some(Stage::Closing);
+        for stage in closing.into_iter().chain([Stage::Moved]) {
+            self.note_feed(old, new, stage).await?;
+            self.rest(HEARD).await?;
+            self.catch_up(old, new).await?;
+        }
+        self.note_feed(old, new, Stage::Ended).await?;
         say(format_args!(
             "gateways write to `{}` now; producers that write to `{}` have to write there",
             new.topic(),
@@ -319,7 +475,11 @@ impl Steps<'_> {
         if self.wish.keep_old {
             return Ok(());
         }
-        let state = self.state()?;
+        self.unbroken.whole(self.drop_unless_used(old)).await
+    }
+
+    async fn drop_unless_used(&self, old: &Collection) -> anyhow::Result<()> {
+        let state = self.job.fence(self.link).await?;
         let others = state
             .aliases
             .iter()

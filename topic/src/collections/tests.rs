@@ -364,15 +364,30 @@ async fn writes_for_a_collection_that_is_fed_go_to_where_it_is_fed_from() {
     world.create(&docs()).await.unwrap();
     world.create(&fed).await.unwrap();
     let key = Key::Feed(fed.name.clone());
-    let feed = Entry::Feed(Feed {
-        from: docs().name,
-        closing: false,
-    });
-    let put = control.put(&key, &feed).await.unwrap();
-    let state = control.wait_for(put, super::READ_BACK).await.unwrap();
-    assert_eq!(state.resolve(&fed.name), Some(&fed));
-    assert_eq!(state.written(&fed.name), Some(&docs()));
+    // Where writes go, and whether those that depend on a point wait.
+    for (closing, moved, written, is_moving) in [
+        (false, false, docs(), false),
+        (true, false, docs(), true),
+        (true, true, fed.clone(), true),
+    ] {
+        let from = docs().name;
+        let feed = Entry::Feed(Feed {
+            from,
+            closing,
+            moved,
+        });
+        let put = control.put(&key, &feed).await.unwrap();
+        let state = control.wait_for(put, super::READ_BACK).await.unwrap();
+        assert_eq!(state.resolve(&fed.name), Some(&fed));
+        assert_eq!(state.written(&fed.name), Some(&written));
+        // The old one by its own name stays where it is, and waits too.
+        assert_eq!(state.written(&docs().name), Some(&docs()));
+        for name in [&fed.name, &docs().name] {
+            assert_eq!(state.is_moving(name), is_moving, "{name}");
+        }
+    }
     let put = control.remove(&key).await.unwrap();
     let state = control.wait_for(put, super::READ_BACK).await.unwrap();
     assert_eq!(state.written(&fed.name), Some(&fed));
+    assert!(!state.is_moving(&fed.name) && !state.is_moving(&docs().name));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_runtime::{clock::System, eventually, tasks::Tasks};
 use shoal_schemas::{
     Collection, CollectionName, Metric, Offset, Partition, Record, ReplicaSet,
-    control::{Announcement, Claim, Entry, Key},
+    control::{Announcement, Claim, Entry, Key, Reindex},
     name::CONTROL_TOPIC,
 };
 use tokio_util::sync::CancellationToken;
@@ -188,6 +188,34 @@ fn it_goes_on_after_the_broker_was_away() {
             .len(),
         1
     );
+}
+
+#[test]
+fn the_latest_run_of_a_reindexing_knows_whose_record_its_own_came_in_place_of() {
+    let followed = followed();
+    let control = &followed.control;
+    let key = Key::Reindex(docs());
+    let run = |run: &str, to: &str| Reindex {
+        run: run.into(),
+        from: docs(),
+        to: to.parse().unwrap(),
+        made: true,
+    };
+    let (one, other) = (run("a", "docs-g2"), run("b", "docs-x"));
+    let first = control
+        .put_blocking(&key, &Entry::Reindex(one.clone()))
+        .unwrap();
+    let state = control.wait_for_blocking(first, DEADLINE).unwrap();
+    assert_eq!(state.reindexed_at[&docs()], (first, None));
+    let second = control
+        .put_blocking(&key, &Entry::Reindex(other.clone()))
+        .unwrap();
+    let state = control.wait_for_blocking(second, DEADLINE).unwrap();
+    assert_eq!(state.reindexes[&docs()], other);
+    assert_eq!(state.reindexed_at[&docs()], (second, Some(one)));
+    let removed = control.remove_blocking(&key).unwrap();
+    let state = control.wait_for_blocking(removed, DEADLINE).unwrap();
+    assert!(state.reindexes.is_empty() && state.reindexed_at.is_empty());
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub struct ControlState {
     pub feeds: BTreeMap<CollectionName, Feed>,
     /// Re-indexings under way, by the name they are for.
     pub reindexes: BTreeMap<CollectionName, Reindex>,
+    /// Where the record of each re-indexing stands, which is the epoch of the run that wrote it; and the
+    /// record that it came in place of, as far as this reader has read that.
+    pub reindexed_at: BTreeMap<CollectionName, (Offset, Option<Reindex>)>,
     /// The first offset not read.
     pub next_offset: Offset,
     /// When it was last known that nothing newer exists, by the clock's monotonic time.
@@ -68,12 +71,22 @@ impl ControlState {
     }
 
     /// The collection into whose topic a write for this name goes: while what it stands for is fed,
-    /// the one it is fed from.
+    /// and writes have not moved, the one it is fed from.
     pub fn written(&self, name: &CollectionName) -> Option<&Collection> {
         let found = self.resolve(name)?;
-        let fed_from =
-            (self.feeds.get(&found.name)).and_then(|feed| self.collections.get(&feed.from));
+        let feed = self.feeds.get(&found.name).filter(|feed| !feed.moved);
+        let fed_from = feed.and_then(|feed| self.collections.get(&feed.from));
         Some(fed_from.unwrap_or(found))
+    }
+
+    /// Whether what a name stands for is fed, or another collection from it, and that is about to end:
+    /// until it has, it is not sure in which topic the newest record of a point is.
+    pub fn is_moving(&self, name: &CollectionName) -> bool {
+        let Some(found) = self.resolve(name) else {
+            return false;
+        };
+        let mut feeds = self.feeds.iter();
+        feeds.any(|(fed, feed)| feed.closing && (*fed == found.name || feed.from == found.name))
     }
 
     /// The collections that read the topic of this one's records, in the order of their definitions.
@@ -120,6 +133,7 @@ impl ControlState {
                 }
                 Key::Reindex(name) => {
                     self.reindexes.remove(&name);
+                    self.reindexed_at.remove(&name);
                 }
             }
             return;
@@ -154,7 +168,8 @@ impl ControlState {
                 self.feeds.insert(name, feed);
             }
             (Ok(Entry::Reindex(reindex)), Key::Reindex(name)) => {
-                self.reindexes.insert(name, reindex);
+                let before = self.reindexes.insert(name.clone(), reindex);
+                self.reindexed_at.insert(name, (offset, before));
             }
             (Ok(_), _) => skipped(&text, offset, &"its value is of another key"),
             (Err(error), _) => skipped(&text, offset, &shoal_runtime::chain(&error)),

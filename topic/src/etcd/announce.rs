@@ -4,15 +4,17 @@
 //! the log is never put back. The lease ends with the node: then its claims are gone from etcd, while
 //! the log keeps them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use shoal_runtime::{
     chain,
-    clock::Stopwatch,
     tasks::{Tasks, blocking},
 };
 use shoal_schemas::{
-    ClusterId,
+    ClusterId, Offset,
     control::{Alias, Entry, Key},
 };
 use tracing::{debug, info, warn};
@@ -27,14 +29,21 @@ use crate::{
 const LEASE_SECONDS: i64 = 10;
 /// How often the lease is begun anew.
 const KEEP_EVERY: Duration = Duration::from_secs(3);
+/// How often it is looked at what the control topic says, should nothing be heard of it.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How long to wait before an etcd that failed is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the end may take.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long Kafka has to have gone on saying that the control topic ends before what etcd says of it.
+const ANEW_AFTER: Duration = Duration::from_secs(10);
+
 /// What a node has to have in etcd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Mirror {
+    /// Up to where the control topic was read.
+    read_to: Offset,
     /// Its claims that are the newest of their shards.
     claims: BTreeMap<String, LeasedClaim>,
     /// The newest claims of other nodes.
@@ -75,6 +84,7 @@ impl Mirror {
             (Key::Alias(name.clone()).encode(), entry.encode())
         });
         Self {
+            read_to: state.next_offset,
             claims,
             others,
             definitions: definitions.chain(aliases).collect(),
@@ -135,6 +145,8 @@ impl Announcer {
     }
 
     /// Keeps the copy up to date under one lease, until something fails.
+    ///
+    /// The lease is kept beside that: writing many definitions and claims may take longer than it lasts.
     async fn keep(&self, open: &mut Option<Open>, is_silent: &mut bool) -> Result<(), EtcdError> {
         let mut changes = self.control.changed();
         while self.control.snapshot().caught_up_at.is_none() {
@@ -149,26 +161,74 @@ impl Announcer {
             client: client.clone(),
             lease,
         });
-        let mut kept = Stopwatch::start();
         client.put(CLUSTER_KEY, cluster.0.as_bytes()).await?;
-        let mut written = self.left_behind(&client).await?;
+        tokio::select! {
+            biased;
+            error = keep_lease(&client, lease) => Err(error),
+            copied = self.copy(&client, lease, is_silent) => copied,
+        }
+    }
+
+    /// Brings the copy up to date again and again, until something fails.
+    async fn copy(
+        &self,
+        client: &Client,
+        lease: LeaseId,
+        is_silent: &mut bool,
+    ) -> Result<(), EtcdError> {
+        let mut changes = self.control.changed();
+        let mut written = self.left_behind(client).await?;
+        let mut behind = None;
         loop {
             changes.mark_unchanged();
-            let wanted = Mirror::of(&self.node, &self.control.snapshot());
-            let is_whole = bring(&client, lease, &mut written, &wanted).await?;
+            let state = self.control.snapshot();
+            let wanted = Mirror::of(&self.node, &state);
+            let brought = bring(client, lease, &mut written, &wanted).await?;
+            let is_whole = brought == Brought::Whole;
             if is_whole && std::mem::replace(is_silent, false) {
                 info!("claims are in etcd again");
             }
-            if kept.elapsed() >= KEEP_EVERY {
-                client.keep_alive(lease).await?;
-                kept = Stopwatch::start();
-            }
-            let pause = if is_whole { KEEP_EVERY } else { RETRY };
+            behind = match brought {
+                Brought::Behind => self.look_behind(client, behind).await?,
+                _ => None,
+            };
+            let pause = if is_whole { LOOK_EVERY } else { RETRY };
             let changed = tokio::time::timeout(pause, changes.changed()).await;
             if matches!(changed, Ok(Err(_))) {
                 return Ok(());
             }
         }
+    }
+
+    /// Somebody has read the control topic further than this node. It catches up, unless the topic was made
+    /// anew: then Kafka goes on saying that it ends before that. A node that is cut off from Kafka hears no
+    /// such thing.
+    async fn look_behind(
+        &self,
+        client: &Client,
+        before: Option<Behind>,
+    ) -> Result<Option<Behind>, EtcdError> {
+        let Some(there) = client.read_to().await? else {
+            return Ok(None);
+        };
+        let state = self.control.snapshot();
+        let (Some(heard_at), true) = (state.caught_up_at, state.next_offset < there) else {
+            return Ok(None);
+        };
+        let since = match before {
+            Some(before) if before.there == there => before.since,
+            _ => heard_at,
+        };
+        if heard_at.saturating_sub(since) < ANEW_AFTER {
+            return Ok(Some(Behind { there, since }));
+        }
+        warn!(
+            there = there.0,
+            here = state.next_offset.0,
+            "control topic was made anew, definitions of before are replaced in etcd"
+        );
+        client.set_back(there, state.next_offset).await?;
+        Ok(None)
     }
 
     /// The cluster's id, waited for.
@@ -208,25 +268,84 @@ impl Announcer {
     }
 }
 
-/// Writes and removes what differs; false if somebody wrote at the same time.
+/// Begins the lease's time anew until that fails, and says why it does.
+async fn keep_lease(client: &Client, lease: LeaseId) -> EtcdError {
+    loop {
+        tokio::time::sleep(KEEP_EVERY).await;
+        if let Err(error) = client.keep_alive(lease).await {
+            return error;
+        }
+    }
+}
+
+/// Since when Kafka has said that the control topic ends before where it was read to, by the clock's
+/// monotonic time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Behind {
+    there: Offset,
+    since: Duration,
+}
+
+/// How far the copy came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Brought {
+    Whole,
+    /// Somebody wrote at the same time.
+    Raced,
+    /// Whoever wrote the definitions had read further than this node.
+    Behind,
+}
+
+/// Writes and removes what differs.
 async fn bring(
+    client: &Client,
+    lease: LeaseId,
+    written: &mut Mirror,
+    wanted: &Mirror,
+) -> Result<Brought, EtcdError> {
+    let mut brought = bring_definitions(client, written, wanted).await?;
+    if !bring_claims(client, lease, written, wanted).await? && brought == Brought::Whole {
+        brought = Brought::Raced;
+    }
+    Ok(brought)
+}
+
+async fn bring_definitions(
+    client: &Client,
+    written: &mut Mirror,
+    wanted: &Mirror,
+) -> Result<Brought, EtcdError> {
+    let mut brought = Brought::Whole;
+    let all = written.definitions.keys().chain(wanted.definitions.keys());
+    let all: BTreeSet<String> = all.cloned().collect();
+    for key in all {
+        let value = wanted.definitions.get(&key);
+        if written.definitions.get(&key) == value {
+            continue;
+        }
+        let defined = client.define(&key, value.map(Vec::as_slice), wanted.read_to);
+        match (defined.await?, value) {
+            (Fenced::Overtaken, _) => return Ok(Brought::Behind),
+            (Fenced::Raced, _) => brought = Brought::Raced,
+            (Fenced::Done, Some(value)) => {
+                written.definitions.insert(key, value.clone());
+            }
+            (Fenced::Done, None) => {
+                written.definitions.remove(&key);
+            }
+        }
+    }
+    Ok(brought)
+}
+
+/// The same for claims; false if somebody wrote at the same time.
+async fn bring_claims(
     client: &Client,
     lease: LeaseId,
     written: &mut Mirror,
     wanted: &Mirror,
 ) -> Result<bool, EtcdError> {
     let mut is_whole = true;
-    for (key, value) in &wanted.definitions {
-        if written.definitions.get(key) == Some(value) {
-            continue;
-        }
-        match client.put(key, value).await? {
-            Fenced::Raced => is_whole = false,
-            Fenced::Done | Fenced::Overtaken => {
-                written.definitions.insert(key.clone(), value.clone());
-            }
-        }
-    }
     for (key, claim) in &wanted.claims {
         if written.claims.get(key) == Some(claim) {
             continue;
@@ -239,18 +358,6 @@ async fn bring(
                 }
                 written.claims.insert(key.clone(), claim.clone());
             }
-        }
-    }
-    let gone = written.definitions.keys();
-    let gone: Vec<String> = gone
-        .filter(|key| !wanted.definitions.contains_key(*key))
-        .cloned()
-        .collect();
-    for key in gone {
-        if client.remove(&key, None).await? == Fenced::Raced {
-            is_whole = false;
-        } else {
-            written.definitions.remove(&key);
         }
     }
     let gone = written.claims.iter();
@@ -272,3 +379,7 @@ async fn bring(
     }
     Ok(is_whole)
 }
+
+#[cfg(test)]
+#[path = "announce_tests.rs"]
+mod tests;

@@ -6,12 +6,13 @@ use shoal_runtime::ErrorKind;
 use shoal_schemas::Offset;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Status, Streaming,
+    Request as Call, Status, Streaming,
+    metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
 
 use super::{
-    CALL, Config, LeasedClaim,
+    CALL, Config, LeasedClaim, READ_TO_KEY,
     api::{
         Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
         LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
@@ -172,7 +173,7 @@ impl Client {
         let _sent = asks.try_send(request);
         let mut client =
             WatchClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let answers = within(client.watch(ReceiverStream::new(asked))).await?;
+        let answers = within(client.watch(with_leader(ReceiverStream::new(asked)))).await?;
         Ok(Watch {
             client: self.clone(),
             answers: answers.into_inner(),
@@ -226,6 +227,60 @@ impl Client {
             return Ok(Fenced::Done);
         }
         self.write(key, found, Some((value.to_owned(), None))).await
+    }
+
+    /// Writes a definition or takes it away, unless somebody has been at the definitions who had read the
+    /// control topic further than `read_to`: what stands there is newer then.
+    ///
+    /// # Errors
+    /// [`EtcdError::Call`].
+    pub async fn define(
+        &self,
+        key: &str,
+        value: Option<&[u8]>,
+        read_to: Offset,
+    ) -> Result<Fenced, EtcdError> {
+        let fence = self.find(READ_TO_KEY).await?;
+        let there = offset_of(fence.as_ref());
+        if there.is_some_and(|there| there > read_to) {
+            return Ok(Fenced::Overtaken);
+        }
+        let found = self.find(key).await?;
+        if found.as_ref().map(|found| found.value.as_slice()) == value {
+            return Ok(Fenced::Done);
+        }
+        let compare = vec![
+            self.as_found(key, found.as_ref()),
+            self.as_found(READ_TO_KEY, fence.as_ref()),
+        ];
+        let mut success = vec![self.op(key, value.map(<[u8]>::to_vec), None)];
+        if there != Some(read_to) {
+            let read_to = read_to.to_string().into_bytes();
+            success.push(self.op(READ_TO_KEY, Some(read_to), None));
+        }
+        self.transact(compare, success).await
+    }
+
+    /// How far whoever wrote the definitions had read the control topic.
+    ///
+    /// # Errors
+    /// [`EtcdError::Call`].
+    pub async fn read_to(&self) -> Result<Option<Offset>, EtcdError> {
+        let found = self.find(READ_TO_KEY).await?;
+        Ok(offset_of(found.as_ref()))
+    }
+
+    /// Sets that back from `there`: the control topic was made anew.
+    ///
+    /// # Errors
+    /// [`EtcdError::Call`].
+    pub async fn set_back(&self, there: Offset, read_to: Offset) -> Result<Fenced, EtcdError> {
+        let fence = self.find(READ_TO_KEY).await?;
+        if offset_of(fence.as_ref()) != Some(there) {
+            return Ok(Fenced::Raced);
+        }
+        let value = read_to.to_string().into_bytes();
+        self.write(READ_TO_KEY, fence, Some((value, None))).await
     }
 
     /// Writes a claim under a lease, unless a newer one stands there.
@@ -305,30 +360,47 @@ impl Client {
         found: Option<KeyValue>,
         value: Option<(Vec<u8>, Option<i64>)>,
     ) -> Result<Fenced, EtcdError> {
-        let key = self.whole(key);
-        let as_found = Compare {
+        let compare = vec![self.as_found(key, found.as_ref())];
+        let (value, lease) = value.map_or((None, None), |(value, lease)| (Some(value), lease));
+        self.transact(compare, vec![self.op(key, value, lease)])
+            .await
+    }
+
+    /// That a key is as it was found.
+    fn as_found(&self, key: &str, found: Option<&KeyValue>) -> Compare {
+        Compare {
             result: CompareResult::Equal.into(),
             target: CompareTarget::Mod.into(),
-            key: key.clone(),
+            key: self.whole(key),
             target_union: Some(TargetUnion::ModRevision(
                 found.map_or(0, |found| found.mod_revision),
             )),
-        };
+        }
+    }
+
+    /// Writing a key, or removing it.
+    fn op(&self, key: &str, value: Option<Vec<u8>>, lease: Option<i64>) -> RequestOp {
+        let key = self.whole(key);
         let request = match value {
-            Some((value, lease)) => Request::RequestPut(PutRequest {
+            Some(value) => Request::RequestPut(PutRequest {
                 key,
                 value,
                 lease: lease.unwrap_or(0),
             }),
             None => Request::RequestDeleteRange(DeleteRangeRequest { key }),
         };
-        let asked = TxnRequest {
-            compare: vec![as_found],
-            success: vec![RequestOp {
-                request: Some(request),
-            }],
-        };
+        RequestOp {
+            request: Some(request),
+        }
+    }
+
+    async fn transact(
+        &self,
+        compare: Vec<Compare>,
+        success: Vec<RequestOp>,
+    ) -> Result<Fenced, EtcdError> {
         let mut kv = self.kv();
+        let asked = TxnRequest { compare, success };
         let answer = within(kv.txn(asked)).await?.into_inner();
         Ok(if answer.succeeded {
             Fenced::Done
@@ -403,6 +475,20 @@ impl Watch {
             }
         }
     }
+}
+
+/// A call that a member answers only while it knows a leader. One that is cut off from the others would
+/// hold a watch open and never say anything.
+fn with_leader<T>(message: T) -> Call<T> {
+    let mut call = Call::new(message);
+    let yes = MetadataValue::from_static("true");
+    call.metadata_mut().insert("hasleader", yes);
+    call
+}
+
+fn offset_of(found: Option<&KeyValue>) -> Option<Offset> {
+    let text = str::from_utf8(&found?.value).ok()?;
+    Some(Offset(text.parse().ok()?))
 }
 
 fn epoch_of(found: Option<&KeyValue>) -> Option<Offset> {

@@ -2,7 +2,9 @@
 //!
 //! The control topic stays the truth; what stands in etcd is a copy that indexers keep. The keys are
 //! those of the control topic behind a prefix. A claim stands under its indexer's lease and carries its
-//! epoch: one that is older than what is there is not written, so a stale owner takes nothing back.
+//! epoch: one that is older than what is there is not written, so a stale owner takes nothing back. With
+//! the definitions stands how far their writer had read the control topic, which fences them in the same
+//! way.
 
 mod announce;
 mod api;
@@ -18,6 +20,9 @@ pub use client::{Change, Client, EtcdError, Fenced, LeaseId, Pair, Watch};
 
 /// The key of the Kafka cluster's id.
 pub const CLUSTER_KEY: &str = "cluster";
+
+/// The key of how far whoever wrote the definitions had read the control topic.
+pub const READ_TO_KEY: &str = "read-to";
 
 /// Where an etcd is, and where in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +93,9 @@ impl LeasedClaim {
         serde_json::from_slice(value)
     }
 }
+
+#[cfg(test)]
+mod fake;
 
 #[cfg(test)]
 mod tests {
