@@ -12,6 +12,7 @@ mod behind;
 mod copies;
 mod resolve;
 mod rides;
+mod together;
 mod world;
 
 use std::{

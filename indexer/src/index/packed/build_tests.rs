@@ -129,6 +129,37 @@ fn it_finds_what_a_scan_finds_in_every_metric_and_quantization() {
 }
 
 #[test]
+fn a_row_in_few_lists_is_found_by_a_search_for_it() {
+    let rows = vectors(dim(24), 3000);
+    let space = space_of(dim(24), Metric::Cosine, Quantization::I8, &rows);
+    let sparse = Options {
+        parameters: IndexParameters {
+            m: 3,
+            ef_construction: 12,
+            ..IndexParameters::default()
+        },
+        ..options(&space)
+    };
+    let mut builder = Builder::new(sparse);
+    insert(&mut builder, &rows);
+    let mut as_is = Vec::new();
+    builder.write_as_is(&mut as_is).unwrap();
+    let hidden = |graph: &Graph<Vec<u8>>| {
+        let is_hidden = |row: &u32| {
+            let query = graph.space().query_of_code(graph.code(*row).unwrap());
+            let own = graph.distance_to(&query, *row).unwrap();
+            let near = graph.search(&query, 64, 1, None).near;
+            near.first().is_none_or(|near| near.distance > own)
+        };
+        (0..graph.rows()).filter(is_hidden).count()
+    };
+    let before = hidden(&Graph::open(as_is).unwrap());
+    let after = hidden(&packed(&mut builder));
+    assert!(before > 0, "there is nothing to mend");
+    assert_eq!(after, 0, "of {before}");
+}
+
+#[test]
 fn going_on_from_a_graph_makes_the_same_edges_as_one_go() {
     let rows = vectors(dim(16), 900);
     let space = Space::new(dim(16), Metric::Cosine, Quantization::I8).unwrap();

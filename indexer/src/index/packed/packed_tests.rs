@@ -6,7 +6,7 @@ use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
 use super::{Accept, Aligned, Graph, OpenError, WriteError, write};
 use crate::index::{
-    VectorIndex,
+    Near, VectorIndex,
     adjacency::Adjacency,
     distance::Query,
     hnsw::{Hnsw, Options},
@@ -326,5 +326,34 @@ proptest! {
                 prop_assert!(graph.neighbours(row, level).iter().all(|to| *to < graph.rows()));
             }
         }
+    }
+}
+
+#[test]
+fn a_walk_in_stages_ends_where_one_in_one_go_does() {
+    let rows = vectors(dim(24), 1500);
+    let space = space_of(dim(24), Metric::Cosine, Quantization::I8, &rows);
+    let edges = adjacency(dim(24), Metric::Cosine, Quantization::I8, &rows);
+    let graph = open(packed(&space, &edges, &rows));
+    for row in rows.iter().step_by(50) {
+        let query = space.encode_query(row);
+        let whole = graph.search(&query, 48, 48, None);
+        let mut stage = graph.set_out(query.clone(), 48);
+        let mut places = 5;
+        while !graph.go_on(&mut stage, places, f32::INFINITY) {
+            places += 5;
+        }
+        assert!(stage.is_exhausted());
+        assert_eq!(stage.near().collect::<Vec<_>>(), whole.near);
+        assert_eq!(stage.distances(), whole.distances);
+        stage.end();
+
+        let reach = whole.near[20].distance;
+        let mut short = graph.set_out(query, 48);
+        assert!(graph.go_on(&mut short, usize::MAX, reach));
+        assert!(short.distances() < whole.distances);
+        let nearer = |near: &Near| near.distance < reach;
+        let found = short.near().take_while(nearer).count();
+        assert!(found >= 15, "{found} of 20 that are nearer");
     }
 }

@@ -1,0 +1,172 @@
+//! Searches of several sealed segments: their graphs are walked as if they were one.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use shoal_indexer::shard::search::Ask;
+use shoal_runtime::eventually;
+use shoal_schemas::{
+    Metric, Payload, Point, Record, Vector,
+    avro::{self, Framing},
+    v1,
+};
+
+use crate::world::{DEADLINE, Live, World, vector};
+
+/// Rows of a sealed segment: enough for a walk to be cheaper than a scan.
+const ROWS: u64 = 4096;
+const SEGMENTS: u64 = 3;
+const K: usize = 10;
+const BEAM: usize = 32;
+
+/// Points of three segments. Where they are in regions, each segment has one to itself.
+fn filled(in_regions: bool) -> (World, Live, BTreeMap<String, Vec<f32>>) {
+    let mut world = World::new();
+    world.engine.memtable_rows = 1024;
+    world.engine.seal_rows = u32::try_from(ROWS).unwrap();
+    let live = world.open();
+    let mut points = BTreeMap::new();
+    for number in 0..ROWS * SEGMENTS {
+        let vector = placed(number, in_regions);
+        let id = format!("p{number}");
+        world.send(&record(&world, &id, &vector));
+        points.insert(id, vector);
+    }
+    // One row more, that the last segment is full.
+    world.upsert("last", 1);
+    points.insert("last".into(), vector(1));
+    world.caught_up(&live);
+    eventually(DEADLINE, "the full segments are sealed", || {
+        let (view, _) = live.shared.moment();
+        let (_, others) = view.segments.split_last().unwrap();
+        let sealed = others.iter().filter(|one| one.as_sealed().is_some());
+        (sealed.count() as u64 == SEGMENTS).then_some(())
+    });
+    (world, live, points)
+}
+
+fn placed(number: u64, in_regions: bool) -> Vec<f32> {
+    let own = vector(number + 7);
+    if !in_regions {
+        return own;
+    }
+    let region = vector(100_000 + number / ROWS);
+    let both = region.iter().zip(&own);
+    both.map(|(region, own)| region + 0.3 * own).collect()
+}
+
+fn record(world: &World, id: &str, vector: &[f32]) -> Record {
+    let point = Point {
+        vector: Vector::new(vector, world.collection.dim, Metric::Cosine).unwrap(),
+        payload: Payload::default(),
+        model: None,
+        event_time_ms: None,
+        expires_at_ms: None,
+    };
+    let mut value = Vec::new();
+    avro::encode(&point, Framing::SingleObject, &mut value);
+    Record {
+        key: Some(Bytes::copy_from_slice(id.as_bytes())),
+        value: Some(value.into()),
+        timestamp_ms: 1_700_000_000_000,
+        ..Record::default()
+    }
+}
+
+/// The share of the true nearest that searches find, and how many distances one takes.
+fn look(live: &Live, queries: impl Iterator<Item = Vec<f32>>) -> (f64, u64) {
+    let (mut found, mut wanted, mut distances, mut searches) = (0, 0, 0, 0);
+    for query in queries {
+        let ask = Ask {
+            beam: Some(BEAM),
+            explain: true,
+            ..Ask::nearest(query.clone(), K)
+        };
+        let answer = live.shared.answer(&ask, &|| false).unwrap();
+        let explain = answer.explain.first().unwrap();
+        assert_eq!(explain.plan(), v1::SearchPlan::Graph);
+        let truth = live.shared.search(&Ask {
+            exact: true,
+            ..Ask::nearest(query, K)
+        });
+        let truth: Vec<v1::Hit> = truth.unwrap();
+        let is_true = |hit: &&v1::Hit| truth.iter().any(|one| one.id == hit.id);
+        found += answer.hits.iter().filter(is_true).count();
+        wanted += K;
+        distances += explain.rows_scanned;
+        searches += 1;
+    }
+    (found as f64 / wanted as f64, distances / searches)
+}
+
+#[test]
+fn segments_with_a_share_of_the_nearest_each_are_walked_with_narrower_beams() {
+    let (_world, live, _) = filled(false);
+    let (recall, distances) = look(&live, (0..100).map(|seed| vector(900_000 + seed)));
+    assert!(recall > 0.98, "{recall}");
+    // A beam of that width in each takes about as many again.
+    let apart = distances_apart(&live);
+    assert!(distances * 4 < apart * 3, "{distances} beside {apart}");
+    live.close();
+}
+
+#[test]
+fn the_segment_that_holds_all_of_the_nearest_is_walked_with_the_whole_beam() {
+    let (_world, live, _) = filled(true);
+    for segment in 0..SEGMENTS {
+        let queries = (0..40).map(|seed| placed_query(segment, seed));
+        let (recall, _) = look(&live, queries);
+        assert!(recall > 0.98, "segment {segment}: {recall}");
+    }
+    live.close();
+}
+
+#[test]
+fn live_points_amid_deleted_ones_are_found() {
+    let (world, live, points) = filled(true);
+    let query = placed_query(0, 3);
+    // A quarter of the segment, the nearest, but for every fortieth.
+    let mut order: Vec<(f32, &String)> = points
+        .iter()
+        .filter(|(id, _)| id[1..].parse::<u64>().is_ok_and(|number| number < ROWS))
+        .map(|(id, vector)| (cosine(&query, vector), id))
+        .collect();
+    order.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (place, (_, id)) in order.iter().enumerate().take(order.len() / 4) {
+        if !place.is_multiple_of(40) {
+            world.delete(id);
+        }
+    }
+    world.caught_up(&live);
+    let (recall, _) = look(&live, std::iter::once(query));
+    assert!(recall > 0.95, "{recall}");
+    live.close();
+}
+
+fn placed_query(segment: u64, seed: u64) -> Vec<f32> {
+    let region = vector(100_000 + segment);
+    let own = vector(700_000 + seed);
+    let both = region.iter().zip(&own);
+    both.map(|(region, own)| region + 0.3 * own).collect()
+}
+
+/// How many distances walks of each graph by itself take.
+fn distances_apart(live: &Live) -> u64 {
+    let (view, _) = live.shared.moment();
+    let (_, sealed) = view.segments.split_last().unwrap();
+    let mut sum = 0;
+    for seed in 0..100 {
+        let components = vector(900_000 + seed);
+        let query = shoal_indexer::index::distance::Query::new(Metric::Cosine, &components);
+        for segment in sealed {
+            let walk = segment.walk(&query, BEAM, BEAM, None).unwrap();
+            sum += walk.distances as u64;
+        }
+    }
+    sum / 100
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
