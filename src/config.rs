@@ -142,6 +142,16 @@ impl Validate for Settings {
                  {limit:?}, or another node takes a shard over before this one has let go"
             ));
         }
+        if let Some(region) = &self.gateway.residency.region
+            && self.indexer.region != *region
+            && self.indexer.region != shoal_indexer::Config::default().region
+        {
+            faults.push(format!(
+                "gateway.residency.region is `{region}`, indexer.region is `{}`; they have to be the \
+                 same, or the indexer refuses what the gateway tags",
+                self.indexer.region
+            ));
+        }
         self.listeners(faults);
     }
 }

@@ -3,7 +3,7 @@
 //! A line is a point as `shoal publish` reads it. The body is read as it comes and written in
 //! parts, so neither side holds it whole; when the log is slow, it is read no further. It stops at
 //! the first line that is refused: those before it are written. The answer is one object at the
-//! end, with the last token of each partition, which stand for all before them.
+//! end, with the last token of each partition (of each region), which stand for all before them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,12 +20,16 @@ use axum::{
 use futures::{Stream, StreamExt as _};
 use serde_json::{json, value::RawValue};
 use shoal_runtime::tasks::blocking;
-use shoal_schemas::{Condition, Partition, Token, json::split_condition, patch::PatchError};
+use shoal_schemas::{
+    ClusterId, Condition, Partition, Token, json::split_condition, patch::PatchError, v1,
+};
 
 use super::{
     CallError,
-    calls::{MAX_POINTS, prepare},
+    calls::{MAX_POINTS, To, prepare},
     http::{Served, measured, refusal_of, traceparent},
+    residency::{Rule, Sorted, Write, parts},
+    resolve::Deadline,
     sending::Sent,
 };
 use crate::{Publisher, publisher::Prepared, trace};
@@ -39,14 +43,16 @@ const LINGER: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct Progress {
     points: u64,
-    last: BTreeMap<Partition, Token>,
+    /// Of each region's cluster its own.
+    last: BTreeMap<(ClusterId, Partition), Token>,
 }
 
 impl Progress {
     fn note(&mut self, tokens: Vec<Token>) {
         for token in tokens {
             self.points += 1;
-            self.last.insert(token.partition, token);
+            let of = (token.cluster.clone(), token.partition);
+            self.last.insert(of, token);
         }
     }
 
@@ -65,7 +71,10 @@ pub(super) async fn post_lines(
     let body = body
         .into_data_stream()
         .map(|piece| piece.map_err(|error| error.to_string()));
-    let write = write(&served, &collection, body, &mut progress);
+    let write = async {
+        let to = served.to(&collection, &headers)?;
+        write(&served, &to, body, &mut progress).await
+    };
     let written = measured("lines", trace::scope(traceparent(&headers), write)).await;
     let (points, tokens) = (progress.points, progress.tokens());
     match written {
@@ -76,24 +85,19 @@ pub(super) async fn post_lines(
 
 async fn write(
     served: &Served,
-    collection: &str,
+    to: &To<'_>,
     body: impl Stream<Item = Result<Bytes, String>> + Unpin,
     progress: &mut Progress,
 ) -> Result<(), CallError> {
-    let publisher = served.calls.publisher(collection).await?;
+    let publisher = served.calls.publisher(to.collection).await?;
+    let rule = served.calls.rule(to, &publisher)?;
     let mut lines = Lines::new(body, served.limit_bytes);
     let mut waiting: VecDeque<Sent> = VecDeque::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
-        let part = lines.part(&publisher).await;
-        outcome = match send(served, &publisher, &part).await {
-            Ok(sent) => {
-                waiting.extend(sent);
-                part.ended
-            }
-            // What is told is the earlier fault.
-            Err(error) => Err(error),
-        };
+        let part = lines.part(&publisher, &rule).await;
+        // What is told is the earlier fault.
+        outcome = send(served, to, &publisher, part, &mut waiting, progress).await;
         let room = if outcome.is_ok() {
             served.max_waiting
         } else {
@@ -115,31 +119,51 @@ async fn write(
     outcome
 }
 
+/// Sends the lines that are written here, and has other regions write theirs before any later line is read:
+/// nothing else keeps their order.
 async fn send(
     served: &Served,
+    to: &To<'_>,
     publisher: &Publisher,
-    part: &Part,
-) -> Result<Option<Sent>, CallError> {
-    if part.prepared.is_empty() {
-        return Ok(None);
-    }
+    part: Part,
+    waiting: &mut VecDeque<Sent>,
+    progress: &mut Progress,
+) -> Result<(), CallError> {
     let calls = &served.calls;
-    let taken = calls.take(publisher, &part.prepared);
-    taken.map_err(|source| at_line(part.first, source))?;
-    calls
-        .send_waiting(publisher, &part.prepared)
-        .await
-        .map(Some)
+    let Sorted { here, there } = part.lines;
+    if !here.is_empty() {
+        let taken = calls.take(publisher, &here);
+        taken.map_err(|source| at_line(part.first, source))?;
+        waiting.push_back(calls.send_waiting(publisher, &here).await?);
+    }
+    if !there.is_empty() {
+        let there = parts(there, |points| {
+            Write::Upsert(v1::UpsertRequest {
+                collection: to.collection.to_owned(),
+                points,
+                conditions: Vec::new(),
+            })
+        });
+        // A body has no deadline, each part of it has.
+        let deadline = Deadline::within(calls.deadline);
+        let mut tokens = calls.elsewhere(there, deadline).await?;
+        tokens.sort_unstable_by_key(|(at, _)| *at);
+        progress.note(tokens.into_iter().map(|(_, token)| token).collect());
+    }
+    part.ended
 }
 
 /// Some lines of a body, checked.
 struct Part {
     /// The number of its first line.
     first: u64,
-    prepared: Vec<Prepared>,
+    /// Each with its place in the part.
+    lines: Checked,
     /// Why nothing comes behind it, where that is a fault.
     ended: Result<(), CallError>,
 }
+
+type Checked = Sorted<Prepared, v1::Point>;
 
 fn at_line(line: u64, source: CallError) -> CallError {
     CallError::Line {
@@ -152,18 +176,19 @@ fn at_line(line: u64, source: CallError) -> CallError {
 fn read_all(
     lines: Vec<(u64, Vec<u8>)>,
     publisher: &Publisher,
-) -> (Vec<Prepared>, Result<(), CallError>) {
-    let mut prepared = Vec::with_capacity(lines.len());
-    for (number, line) in lines {
-        match read(&line, publisher) {
-            Ok(record) => prepared.push(record),
-            Err(source) => return (prepared, Err(at_line(number, source))),
+    rule: &Rule,
+) -> (Checked, Result<(), CallError>) {
+    let mut checked = Checked::default();
+    for (at, (number, line)) in lines.into_iter().enumerate() {
+        match read(&line, publisher, rule) {
+            Ok(one) => checked.append(at, one),
+            Err(source) => return (checked, Err(at_line(number, source))),
         }
     }
-    (prepared, Ok(()))
+    (checked, Ok(()))
 }
 
-fn read(line: &[u8], publisher: &Publisher) -> Result<Prepared, CallError> {
+fn read(line: &[u8], publisher: &Publisher, rule: &Rule) -> Result<Checked, CallError> {
     let unread = |detail: String| CallError::Body {
         wanted: r#"{"id": "...", "vector": [...]}"#,
         detail,
@@ -176,8 +201,7 @@ fn read(line: &[u8], publisher: &Publisher) -> Result<Prepared, CallError> {
         let detail = "a line takes no condition; send the point with PUT".to_owned();
         return Err(unread(detail));
     }
-    let mut prepared = prepare(publisher, vec![text])?;
-    prepared.pop().ok_or(CallError::Empty { what: "points" })
+    prepare(publisher, rule, vec![text])
 }
 
 /// A body's lines, blank ones left out.
@@ -206,7 +230,7 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
     }
 
     /// The next lines: as many as a part holds, or those that have come when no more do.
-    async fn part(&mut self, publisher: &Publisher) -> Part {
+    async fn part(&mut self, publisher: &Publisher, rule: &Rule) -> Part {
         let mut lines = Vec::new();
         let mut held_bytes = 0;
         let ended = loop {
@@ -231,11 +255,11 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Lines<S> {
             }
         };
         let first = lines.first().map_or(self.number, |(number, _)| *number);
-        let publisher = publisher.clone();
-        let (prepared, read) = blocking(move || read_all(lines, &publisher)).await;
+        let (publisher, rule) = (publisher.clone(), rule.clone());
+        let (lines, read) = blocking(move || read_all(lines, &publisher, &rule)).await;
         Part {
             first,
-            prepared,
+            lines,
             // A line that is refused stands before whatever ended the part.
             ended: read.and(ended),
         }
