@@ -220,9 +220,12 @@ impl Settings {
             *key = "***".into();
         }
         if let Some(address) = all.pointer_mut("/query/cache/redis")
-            && let Some((_, host)) = address.as_str().and_then(|text| text.rsplit_once('@'))
+            && let Some((before, host)) = address.as_str().and_then(|text| text.rsplit_once('@'))
         {
-            *address = format!("redis://***@{host}").into();
+            let scheme = before
+                .split_once("://")
+                .map_or("redis", |(scheme, _)| scheme);
+            *address = format!("{scheme}://***@{host}").into();
         }
         without_nulls(&mut all);
         toml::to_string_pretty(&all).unwrap_or_default()

@@ -54,7 +54,10 @@ impl Cache {
         if !config.keeps() {
             return Ok(None);
         }
-        let redis = config.redis.as_deref().map(Redis::new).transpose()?;
+        let certificates = config.redis_ca.as_deref();
+        let redis = config.redis.as_deref();
+        let redis = redis.map(|address| Redis::new(address, certificates));
+        let redis = redis.transpose()?;
         let store = redis.map(|redis| -> Arc<dyn Store> {
             Arc::new(Guard::new(redis, config.redis_timeout, clock.clone()))
         });
