@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use shoal_runtime::{clock::Clock, tasks::blocking};
 use shoal_schemas::{
-    Collection, CollectionName, Point, PointId, RegionName, Rejection, Token, avro::Framing, json,
+    Collection, CollectionName, Point, PointId, Rejection, Token, avro::Framing, json,
     name::NameError, patch::PatchError, point::IdError, v1,
 };
 use shoal_topic::{

@@ -97,7 +97,7 @@ impl Calls {
                 let region = self.residency.own().cloned();
                 tokens.push((at, Token { region, ..token }));
             }
-            Ok(())
+            Ok::<_, CallError>(())
         };
         match tokio::time::timeout(self.deadline, all).await {
             Ok(outcome) => outcome?,

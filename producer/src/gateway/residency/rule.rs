@@ -45,7 +45,7 @@ pub enum ResidencyError {
     },
     /// The configuration says otherwise.
     #[error(
-        "residency `{tag}` (region `{region}`) is not allowed: {whose} is kept in `{kept}` (region `{kept_in}`) by gateway.residency; leave the tag out, or say that one"
+        "residency `{tag}` (region `{region}`) is not allowed: {whose} is kept in region `{kept_in}` by gateway.residency; leave the tag out, or say one of that region"
     )]
     NotAllowed {
         /// What the call says.
@@ -54,9 +54,7 @@ pub enum ResidencyError {
         region: RegionName,
         /// The tenant or the collection.
         whose: String,
-        /// Its tag.
-        kept: String,
-        /// The region of that.
+        /// The region of its tag.
         kept_in: RegionName,
     },
     /// Several names of one collection are kept in several regions.
@@ -280,7 +278,6 @@ impl Rule {
                     tag: said.tag.clone(),
                     region: said.region.clone(),
                     whose,
-                    kept: kept.tag.clone(),
                     kept_in: kept.region.clone(),
                 });
             }
