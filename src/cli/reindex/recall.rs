@@ -212,7 +212,7 @@ async fn search(
             collection: of.name.to_string(),
             shards: vec![ask(shard)],
             queries: queries.collect(),
-            known: Vec::new(),
+            ..v1::SearchShardsRequest::default()
         };
         let mut client = client(state, of, shard).await?;
         let answer = client.search_shards(request(asked, ANSWER)).await;
