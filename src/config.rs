@@ -142,6 +142,16 @@ impl Validate for Settings {
                  {limit:?}, or another node takes a shard over before this one has let go"
             ));
         }
+        if let Some(region) = &self.gateway.residency.region
+            && self.indexer.region != *region
+            && self.indexer.region != shoal_indexer::Config::default().region
+        {
+            faults.push(format!(
+                "gateway.residency.region is `{region}`, indexer.region is `{}`; they have to be the \
+                 same, or the indexer refuses what the gateway tags",
+                self.indexer.region
+            ));
+        }
         self.listeners(faults);
     }
 }
@@ -210,9 +220,12 @@ impl Settings {
             *key = "***".into();
         }
         if let Some(address) = all.pointer_mut("/query/cache/redis")
-            && let Some((_, host)) = address.as_str().and_then(|text| text.rsplit_once('@'))
+            && let Some((before, host)) = address.as_str().and_then(|text| text.rsplit_once('@'))
         {
-            *address = format!("redis://***@{host}").into();
+            let scheme = before
+                .split_once("://")
+                .map_or("redis", |(scheme, _)| scheme);
+            *address = format!("{scheme}://***@{host}").into();
         }
         without_nulls(&mut all);
         toml::to_string_pretty(&all).unwrap_or_default()

@@ -174,12 +174,39 @@ fn what_is_printed_reads_back_and_hides_secrets() {
     settings.query.default_deadline = Duration::from_millis(1234);
     let mut secretive = settings.clone();
     secretive.query.embedding.api_key = Some("hunter2".into());
-    secretive.query.cache.redis = Some("redis://me:hunter2@127.0.0.1:6379".into());
-    for settings in [&settings, &secretive] {
-        let text = settings.to_toml();
-        assert!(!text.contains("hunter2"), "{text}");
+    for scheme in ["redis", "rediss"] {
+        let address = format!("{scheme}://me:hunter2@127.0.0.1:6379");
+        secretive.query.cache.redis = Some(address);
+        for settings in [&settings, &secretive] {
+            let text = settings.to_toml();
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let shown = format!("{scheme}://***@127.0.0.1:6379");
+        assert!(secretive.to_toml().contains(&shown), "{shown}");
     }
     let back = read(&settings.to_toml()).unwrap();
     assert_eq!(back.query, settings.query);
     assert_eq!(back.gateway, settings.gateway);
+}
+
+#[test]
+fn a_gateway_and_an_indexer_that_are_told_of_different_regions_are_a_fault() {
+    let text = "
+        [gateway.residency]
+        region = 'eu'
+        regions = { us = { gateways = ['us.example:7710'] } }
+        tenants = { acme = 'us' }
+        [indexer]
+        region = 'REGION'
+    ";
+    assert!(read(&text.replace("REGION", "eu")).is_ok());
+    let faults = read(&text.replace("REGION", "us")).unwrap_err();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].starts_with("gateway.residency.region is `eu`"));
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "[gateway.residency]\nregion = 'eu'\n").unwrap();
+    let loaded = load(Some(file.path())).unwrap();
+    let settings = crate::up::settings(&loaded, &crate::up::Broker::Own);
+    assert_eq!(settings.indexer.region.as_str(), "eu");
 }

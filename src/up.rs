@@ -98,6 +98,12 @@ pub fn settings(loaded: &Loaded, broker: &Broker) -> Settings {
     if *broker == Broker::Own && !loaded.sets("indexer.ownership") {
         settings.indexer.ownership = Ownership::Static { shards: Vec::new() };
     }
+    // One process is in one region.
+    if let Some(region) = &settings.gateway.residency.region
+        && !loaded.sets("indexer.region")
+    {
+        settings.indexer.region = region.clone();
+    }
     settings
 }
 

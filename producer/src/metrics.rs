@@ -23,6 +23,10 @@ pub const GATEWAY_OPEN_CALLS: &str = "producer_gateway_open_calls";
 pub const GATEWAY_FORWARDED_TOTAL: &str = "producer_gateway_forwarded_total";
 /// Calls that a tenant's quota did not take.
 pub const GATEWAY_QUOTA_REFUSALS_TOTAL: &str = "producer_gateway_quota_refusals_total";
+/// Points sent on to another region's gateway. Labels: `region` (as configured), `code`.
+pub const GATEWAY_REGION_POINTS_TOTAL: &str = "producer_gateway_region_points_total";
+/// Calls that were refused for their residency. Labels: `reason`.
+pub const GATEWAY_RESIDENCY_REFUSALS_TOTAL: &str = "producer_gateway_residency_refusals_total";
 
 /// Gives every metric its text.
 pub fn describe() {
@@ -46,6 +50,14 @@ pub fn describe() {
     describe_counter!(
         GATEWAY_QUOTA_REFUSALS_TOTAL,
         "Calls that a tenant's quota did not take"
+    );
+    describe_counter!(
+        GATEWAY_REGION_POINTS_TOTAL,
+        "Points sent on to another region's gateway"
+    );
+    describe_counter!(
+        GATEWAY_RESIDENCY_REFUSALS_TOTAL,
+        "Calls that were refused for their residency"
     );
     describe_gauge!(GATEWAY_OPEN_CALLS, "Gateway calls under way");
 }

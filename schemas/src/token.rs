@@ -11,6 +11,7 @@ use prost::Message as _;
 
 use crate::{
     log::{ClusterId, Offset, Partition},
+    name::{NameError, RegionName},
     point::{IdError, PointId},
     v1,
     version::Version,
@@ -31,6 +32,8 @@ pub struct Token {
     pub key: PointId,
     /// The write's version.
     pub version: Version,
+    /// The region whose gateway wrote it, if that is known. Decides nothing.
+    pub region: Option<RegionName>,
 }
 
 /// Why a token does not read.
@@ -48,6 +51,9 @@ pub enum TokenError {
     /// The key is no id.
     #[error("token's key is refused")]
     Key(#[from] IdError),
+    /// The region is no name.
+    #[error("token's region is refused")]
+    Region(#[from] NameError),
 }
 
 impl Token {
@@ -60,13 +66,14 @@ impl Token {
             offset: self.offset.0,
             key: self.key.as_str().to_owned(),
             version: self.version.raw(),
+            region: self.region.clone().map_or(String::new(), String::from),
         }
     }
 
     /// Checks a message.
     ///
     /// # Errors
-    /// [`TokenError::Missing`] and [`TokenError::Key`].
+    /// [`TokenError::Missing`], [`TokenError::Key`] and [`TokenError::Region`].
     pub fn from_proto(token: v1::Token) -> Result<Self, TokenError> {
         if token.cluster_id.is_empty() {
             return Err(TokenError::Missing("cluster id"));
@@ -81,6 +88,10 @@ impl Token {
             offset: Offset(token.offset),
             key: PointId::new(&token.key)?,
             version: Version::from_raw(token.version),
+            region: match token.region.as_str() {
+                "" => None,
+                region => Some(region.parse()?),
+            },
         })
     }
 }
@@ -117,6 +128,7 @@ mod tests {
             offset: Offset(place.1),
             key: PointId::new(key).unwrap(),
             version: Version::from_raw(version),
+            region: None,
         }
     }
 
@@ -150,6 +162,12 @@ mod tests {
             Token::from_proto(proto.clone()),
             Err(TokenError::Key(_))
         ));
+        proto.key.push('k');
+        proto.region.push_str("Europe");
+        assert!(matches!(
+            Token::from_proto(proto.clone()),
+            Err(TokenError::Region(_))
+        ));
         proto.topic.clear();
         let refused = Token::from_proto(proto).unwrap_err();
         assert_eq!(refused.to_string(), "token says no topic");
@@ -157,8 +175,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_token_reads_back(topic in "[a-z.]{1,20}", place: (u32, u64), key in "\\PC{1,80}", version: u64) {
-            let given = token(&topic, place, &key, version);
+        fn every_token_reads_back(
+            topic in "[a-z.]{1,20}",
+            place: (u32, u64),
+            key in "\\PC{1,80}",
+            version: u64,
+            region in proptest::option::of("[a-z]{1,6}-[0-9]"),
+        ) {
+            let given = Token {
+                region: region.map(|name| name.parse().unwrap()),
+                ..token(&topic, place, &key, version)
+            };
             prop_assert_eq!(given.to_string().parse::<Token>().unwrap(), given);
         }
 

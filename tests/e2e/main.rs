@@ -34,6 +34,7 @@ mod rebalance;
 mod refused_calls;
 mod reindex;
 mod replicas;
+mod residency;
 mod restored;
 mod ring;
 mod snapshots;

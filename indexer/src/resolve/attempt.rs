@@ -323,7 +323,7 @@ impl Attempt<'_> {
         let meta = Meta {
             version,
             origin: self.job.style.origin.clone(),
-            residency: None,
+            residency: self.job.style.residency.as_ref().map(ToString::to_string),
             trace: self.job.style.trace,
         };
         let mut headers = Vec::with_capacity(3);
@@ -362,6 +362,7 @@ impl Attempt<'_> {
                 offset: place.offset,
                 key: self.job.change.id.clone(),
                 version,
+                region: None,
             }),
             Err(error @ (WriteError::TooLarge { .. } | WriteError::Missing { .. })) => {
                 Err(ResolveError::Write(error))

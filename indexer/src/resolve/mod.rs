@@ -57,6 +57,8 @@ pub struct Style {
     pub framing: Framing,
     /// Region named as the record's origin.
     pub origin: Option<RegionName>,
+    /// Region that the record must not leave: the one this node stands in.
+    pub residency: Option<RegionName>,
     /// The trace the change belongs to.
     pub trace: Option<TraceParent>,
 }

@@ -47,13 +47,29 @@ impl Service {
                 });
             }
         };
+        let residency = named("residency", &request.residency)?;
+        if let Some(tag) = residency
+            .as_ref()
+            .filter(|tag| **tag != target.shared.spec.region)
+        {
+            // Sooner than admission, which would refuse the record once it is in the log.
+            let why = format!(
+                "records are to stay in `{tag}`, indexer stands in `{}`; nothing was written: gateway.residency.region and indexer.region have to be the same",
+                target.shared.spec.region
+            );
+            return Ok(v1::ResolveResponse {
+                results: vec![misplaced(&why); request.changes.len()],
+                ..v1::ResolveResponse::default()
+            });
+        }
         let style = Style {
             framing: request
                 .schema_id
                 .map_or(Framing::SingleObject, |schema_id| Framing::Confluent {
                     schema_id,
                 }),
-            origin: origin(&request.origin)?,
+            origin: named("origin", &request.origin)?,
+            residency,
             trace,
         };
         let changes = request.changes.into_iter();
@@ -99,14 +115,26 @@ impl Service {
     }
 }
 
-fn origin(text: &str) -> Result<Option<RegionName>, Status> {
+/// The region that a field of the request names, if it does.
+fn named(field: &str, text: &str) -> Result<Option<RegionName>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    let origin = text.parse();
-    origin
+    let region = text.parse();
+    region
         .map(Some)
-        .map_err(|_| malformed("its origin is no region"))
+        .map_err(|_| malformed(&format!("its {field} is no region")))
+}
+
+fn misplaced(why: &str) -> v1::WriteResult {
+    let failure = v1::WriteFailure {
+        code: Code::FailedPrecondition.into(),
+        message: why.to_owned(),
+        current_version: None,
+    };
+    v1::WriteResult {
+        outcome: Some(v1::write_result::Outcome::Failure(failure)),
+    }
 }
 
 fn change(change: v1::PointChange, target: &Target) -> Result<Change, Status> {

@@ -452,6 +452,7 @@ fn a_token_is_waited_for_and_one_from_elsewhere_waits_for_its_key() {
         offset,
         key: PointId::new("a").unwrap(),
         version,
+        region: None,
     };
     let offset = world.upsert("a", 1);
     let written = Version::from_timestamp(1_700_000_000_000);

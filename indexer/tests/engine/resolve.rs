@@ -136,6 +136,7 @@ impl Asks {
         let style = Style {
             framing: Framing::SingleObject,
             origin: Some("eu".parse().unwrap()),
+            residency: Some(self.target.shared.spec.region.clone()),
             trace: None,
         };
         let deadline = Deadline::within(time);
@@ -322,6 +323,8 @@ fn what_was_acknowledged_before_is_seen_and_headers_are_a_producer_s() {
     let meta = Meta::decode(&record).unwrap();
     assert_eq!(meta.version, token.version);
     assert_eq!(meta.origin.unwrap().to_string(), "eu");
+    let region = owner.live.shared.spec.region.as_str();
+    assert_eq!(meta.residency.as_deref(), Some(region));
 
     let refused = |change| match owner.ask(change) {
         Err(ResolveError::Refused(refusal)) => refusal,

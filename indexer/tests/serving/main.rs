@@ -479,6 +479,44 @@ async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_to_stay_in_another_region_is_not_made() {
+    let world = World::start(1).await;
+    let mut shard = world.shard();
+    let patch = v1::PointPatch {
+        id: "id-0".into(),
+        unset: vec!["x".into()],
+        ..v1::PointPatch::default()
+    };
+    let change = v1::PointChange {
+        kind: Some(v1::point_change::Kind::Patch(patch)),
+    };
+    for (region, ends) in [("eu", 1), ("local", 2)] {
+        let asked = v1::ResolveRequest {
+            collection: "docs".into(),
+            changes: vec![change.clone()],
+            residency: region.into(),
+            ..v1::ResolveRequest::default()
+        };
+        let mut answer = shard.resolve(asked).await.unwrap().into_inner();
+        match answer.results.pop().unwrap().outcome.unwrap() {
+            v1::write_result::Outcome::Failure(failure) => {
+                assert_eq!(failure.code, i32::from(Code::FailedPrecondition));
+                assert!(failure.message.contains("`eu`"), "{failure:?}");
+                assert_eq!(region, "eu");
+            }
+            v1::write_result::Outcome::Token(_) => assert_eq!(region, "local"),
+        }
+        let home = TopicPartition {
+            topic: world.name.topic().into(),
+            partition: Partition(0),
+        };
+        let admin = world.log.cluster().admin;
+        let end = admin.watermarks(&home, DEADLINE).unwrap().high;
+        assert_eq!(end, Offset(ends), "{region}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_is_let_go_and_taken_again_at_once_is_not_in_its_own_way() {
     let world = World::start(3).await;
     let state = world.control.snapshot();

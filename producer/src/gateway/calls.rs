@@ -24,6 +24,11 @@ use super::{
     Config,
     owners::Owners,
     quota::{QuotaError, Quotas},
+    residency::{
+        Part, Place, RegionError, Regions, Residency, ResidencyError, Rule, Said, Sorted, Write,
+        parts, placed,
+    },
+    resolve::Deadline,
 };
 use crate::{PublishConfig, PublishError, Publisher, publisher::Prepared};
 
@@ -148,6 +153,21 @@ pub enum CallError {
     /// The schema registry gives no id to write with; nothing was published.
     #[error("nothing was published, the schema's id is not known")]
     Schema(#[from] RegistryError),
+    /// What the call says of where its records have to stay; nothing was published.
+    #[error("call is refused, nothing was published")]
+    Said(#[source] Box<ResidencyError>),
+    /// A record that may be written nowhere from here; nothing was published.
+    #[error("point {index} is refused, nothing was published")]
+    Residency {
+        /// Its place in the call, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: Box<ResidencyError>,
+    },
+    /// The part of a call that belongs to another region; the other parts may be written.
+    #[error(transparent)]
+    Region(#[from] RegionError),
     /// Kafka does not answer.
     #[error(
         "Kafka does not answer; records of this call may still be written once it does: repeat the call, the same point twice is the same point"
@@ -196,6 +216,12 @@ pub enum CallError {
     Refused(#[source] PublishError),
 }
 
+impl From<ResidencyError> for CallError {
+    fn from(error: ResidencyError) -> Self {
+        Self::Said(Box::new(error))
+    }
+}
+
 fn quoted(id: Option<&str>) -> String {
     id.map_or(String::new(), |id| {
         format!(" (id `{}`)", id.chars().take(80).collect::<String>())
@@ -238,6 +264,37 @@ impl Candidate for Box<RawValue> {
     }
 }
 
+/// What a call is to, what it says of its records, and when it has to be answered.
+#[derive(Clone)]
+pub(super) struct To<'a> {
+    pub(super) collection: &'a str,
+    pub(super) said: Said,
+    pub(super) deadline: Deadline,
+}
+
+impl<'a> To<'a> {
+    /// If what the call says reads.
+    pub(super) fn new(
+        collection: &'a str,
+        said: Result<Said, ResidencyError>,
+        deadline: Deadline,
+    ) -> Result<Self, CallError> {
+        Ok(Self {
+            collection,
+            said: said?,
+            deadline,
+        })
+    }
+}
+
+/// A call's records, checked and not sent.
+pub(super) struct Batch {
+    pub(super) publisher: Publisher,
+    /// Written here, each with its place in the call.
+    pub(super) here: Vec<(usize, Prepared)>,
+    pub(super) there: Vec<Part>,
+}
+
 pub(super) struct Calls {
     pub(super) cluster: Cluster,
     pub(super) control: ControlHandle,
@@ -248,6 +305,8 @@ pub(super) struct Calls {
     pub(super) deadline: Duration,
     pub(super) owners: Owners,
     pub(super) quotas: Quotas,
+    pub(super) residency: Residency,
+    pub(super) regions: Regions,
     publishers: Mutex<BTreeMap<CollectionName, Publisher>>,
 }
 
@@ -268,6 +327,8 @@ impl Calls {
             deadline: config.deadline,
             owners: Owners::new(),
             quotas: Quotas::new(config.quota.clone(), Arc::clone(&deps.clock)),
+            residency: Residency::new(config.residency.clone()),
+            regions: Regions::new(&config.residency),
             publishers: Mutex::default(),
         }
     }
@@ -275,71 +336,99 @@ impl Calls {
     /// Publishes complete points; answers one token a point, in order.
     pub(super) async fn upsert<C: Candidate>(
         &self,
-        collection: &str,
+        to: &To<'_>,
         points: Vec<C>,
     ) -> Result<Vec<Token>, CallError> {
-        let (publisher, prepared) = self.prepared_upsert(collection, points).await?;
-        let sent = self.send_now(&publisher, &prepared)?;
+        let batch = self.prepared_upsert(to, points).await?;
+        let mut sent = self.send_now(&batch.publisher, &batch.here)?;
+        sent.add(self.elsewhere(batch.there, to.deadline).await?);
         self.settle(sent).await
     }
 
     /// Publishes deletes; answers one token an id, in order.
     pub(super) async fn delete(
         &self,
-        collection: &str,
+        to: &To<'_>,
         ids: &[String],
     ) -> Result<Vec<Token>, CallError> {
-        let (publisher, prepared) = self.prepared_delete(collection, ids).await?;
-        let sent = self.send_now(&publisher, &prepared)?;
+        let batch = self.prepared_delete(to, ids).await?;
+        let mut sent = self.send_now(&batch.publisher, &batch.here)?;
+        sent.add(self.elsewhere(batch.there, to.deadline).await?);
         self.settle(sent).await
     }
 
-    /// Checks points and has their tenants' quotas take them.
+    /// Checks points, sorts them by region, and has their tenants' quotas take those that are written here.
     pub(super) async fn prepared_upsert<C: Candidate>(
         &self,
-        collection: &str,
+        to: &To<'_>,
         points: Vec<C>,
-    ) -> Result<(Publisher, Vec<Prepared>), CallError> {
+    ) -> Result<Batch, CallError> {
         check_count("points", points.len())?;
-        let publisher = self.publisher(collection).await?;
-        let prepared = if points.len() <= CHECKED_INLINE {
-            prepare(&publisher, points)?
+        let publisher = self.publisher(to.collection).await?;
+        let rule = self.rule(to, &publisher)?;
+        let sorted = if points.len() <= CHECKED_INLINE {
+            prepare(&publisher, &rule, points)?
         } else {
             let publisher = publisher.clone();
-            blocking(move || prepare(&publisher, points)).await?
+            blocking(move || prepare(&publisher, &rule, points)).await?
         };
-        self.take(&publisher, &prepared)?;
-        Ok((publisher, prepared))
+        self.take(&publisher, &sorted.here)?;
+        let there = parts(sorted.there, |points| {
+            Write::Upsert(v1::UpsertRequest {
+                collection: to.collection.to_owned(),
+                points,
+                conditions: Vec::new(),
+            })
+        });
+        Ok(Batch {
+            publisher,
+            here: sorted.here,
+            there,
+        })
     }
 
-    /// Checks ids and has their tenants' quotas take their deletes.
+    /// Checks ids, sorts them by region, and has their tenants' quotas take the deletes that are written here.
     pub(super) async fn prepared_delete(
         &self,
-        collection: &str,
+        to: &To<'_>,
         ids: &[String],
-    ) -> Result<(Publisher, Vec<Prepared>), CallError> {
+    ) -> Result<Batch, CallError> {
         check_count("ids", ids.len())?;
-        let publisher = self.publisher(collection).await?;
-        let prepared: Result<Vec<Prepared>, CallError> = ids
-            .iter()
-            .enumerate()
-            .map(|(index, id)| {
-                let id = PointId::new(id).map_err(|source| CallError::Id { index, source })?;
-                Ok(publisher.prepare_delete(&id))
+        let publisher = self.publisher(to.collection).await?;
+        let rule = self.rule(to, &publisher)?;
+        let mut sorted = Sorted::default();
+        for (index, id) in ids.iter().enumerate() {
+            let id = PointId::new(id).map_err(|source| CallError::Id { index, source })?;
+            match placed(&rule, index, &id)? {
+                Place::Here(region) => {
+                    let delete = publisher.prepare_delete(&id).resident(region);
+                    sorted.here.push((index, delete));
+                }
+                Place::There(region) => sorted.add_there(region, index, id.as_str().to_owned()),
+            }
+        }
+        self.take(&publisher, &sorted.here)?;
+        let there = parts(sorted.there, |ids| {
+            Write::Delete(v1::DeleteRequest {
+                collection: to.collection.to_owned(),
+                ids,
+                conditions: Vec::new(),
             })
-            .collect();
-        let prepared = prepared?;
-        self.take(&publisher, &prepared)?;
-        Ok((publisher, prepared))
+        });
+        Ok(Batch {
+            publisher,
+            here: sorted.here,
+            there,
+        })
     }
 
     /// Has the tenants' quotas take records, all of them or none.
     pub(super) fn take(
         &self,
         publisher: &Publisher,
-        records: &[Prepared],
+        records: &[(usize, Prepared)],
     ) -> Result<(), CallError> {
-        let sizes = records.iter().map(|record| {
+        let sizes = records.iter().map(|(_, record)| {
             let value_bytes = record.value().map_or(0, Bytes::len);
             (record.id().as_str(), value_bytes)
         });
@@ -402,27 +491,32 @@ impl Calls {
     }
 }
 
+/// Checks points, and encodes them for where each is written.
 pub(super) fn prepare<C: Candidate>(
     publisher: &Publisher,
+    rule: &Rule,
     points: Vec<C>,
-) -> Result<Vec<Prepared>, CallError> {
-    let points = points.into_iter().enumerate();
-    points
-        .map(|(index, candidate)| {
-            let named = candidate.id();
-            let (id, point) =
-                candidate
-                    .decode(publisher.collection())
-                    .map_err(|source| CallError::Point {
-                        index,
-                        id: named,
-                        source,
-                    })?;
-            publisher
-                .prepare(&id, &point)
-                .map_err(|source| CallError::Unpublishable { index, source })
-        })
-        .collect()
+) -> Result<Sorted<Prepared, v1::Point>, CallError> {
+    let mut sorted = Sorted::default();
+    for (index, candidate) in points.into_iter().enumerate() {
+        let named = candidate.id();
+        let (id, point) =
+            candidate
+                .decode(publisher.collection())
+                .map_err(|source| CallError::Point {
+                    index,
+                    id: named,
+                    source,
+                })?;
+        let prepared = publisher
+            .prepare(&id, &point)
+            .map_err(|source| CallError::Unpublishable { index, source })?;
+        match placed(rule, index, &id)? {
+            Place::Here(region) => sorted.here.push((index, prepared.resident(region))),
+            Place::There(region) => sorted.add_there(region, index, point.to_proto(&id)),
+        }
+    }
+    Ok(sorted)
 }
 
 pub(super) fn check_count(what: &'static str, found: usize) -> Result<(), CallError> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 use shoal_schemas::RegionName;
 
-use super::QuotaConfig;
+use super::{QuotaConfig, ResidencyConfig};
 
 /// How the gateway listens and answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,8 @@ pub struct Config {
     pub max_stream_calls: u32,
     /// What each tenant may write. Default no limit.
     pub quota: QuotaConfig,
+    /// Where records may live. Default: anywhere.
+    pub residency: ResidencyConfig,
 }
 
 impl Default for Config {
@@ -59,6 +61,7 @@ impl Default for Config {
             schema_id: None,
             max_stream_calls: 16,
             quota: QuotaConfig::default(),
+            residency: ResidencyConfig::default(),
         }
     }
 }
@@ -98,6 +101,7 @@ impl Validate for Config {
             ));
         }
         self.quota.validate(faults);
+        self.residency.validate(faults);
         if self.grpc_listen == self.http_listen && self.grpc_listen.port() != 0 {
             faults.push(format!(
                 "gateway.grpc_listen and gateway.http_listen are both {}, they need a port each",

@@ -14,8 +14,10 @@ use shoal_schemas::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    calls::Calls,
+    CallError, ResidencyError,
+    calls::{Calls, To},
     http::measured,
+    residency::Said,
     resolve::Deadline,
     status::status,
     stream::{Answers, Streams},
@@ -64,7 +66,7 @@ impl Publish for Service {
         request: Request<UpsertRequest>,
     ) -> Result<Response<UpsertResponse>, Status> {
         let parent = traceparent(&request);
-        let deadline = self.deadline(&request);
+        let (said, deadline) = (said(&request), self.deadline(&request));
         let UpsertRequest {
             collection,
             points,
@@ -72,14 +74,20 @@ impl Publish for Service {
         } = request.into_inner();
         if !wanted.is_empty() {
             let wanted = conditions(&wanted);
-            let call = self.calls.upsert_if(&collection, points, &wanted, deadline);
+            let call = async {
+                let to = To::new(&collection, said, deadline)?;
+                self.calls.upsert_if(&to, points, &wanted).await
+            };
             let results = measured("upsert", trace::scope(parent, call)).await;
             let results = results.map_err(|error| status(&error))?;
             let tokens = written(&results);
             return Ok(Response::new(UpsertResponse { tokens, results }));
         }
-        let call = trace::scope(parent, self.calls.upsert(&collection, points));
-        let tokens = measured("upsert", call)
+        let call = async {
+            let to = To::new(&collection, said, deadline)?;
+            self.calls.upsert(&to, points).await
+        };
+        let tokens = measured("upsert", trace::scope(parent, call))
             .await
             .map_err(|error| status(&error))?;
         let tokens = tokens.iter().map(Token::to_proto).collect();
@@ -94,8 +102,13 @@ impl Publish for Service {
         request: Request<Streaming<WriteStreamRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let parent = traceparent(&request);
+        // Of all its requests: they have no headers of their own.
+        let said = said(&request).map_err(CallError::from);
+        let said = said.map_err(|error| status(&error))?;
         let calls = Arc::clone(&self.calls);
-        let answers = self.streams.answers(calls, request.into_inner(), parent);
+        let answers = self
+            .streams
+            .answers(calls, request.into_inner(), said, parent);
         Ok(Response::new(answers))
     }
 
@@ -104,7 +117,7 @@ impl Publish for Service {
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
         let parent = traceparent(&request);
-        let deadline = self.deadline(&request);
+        let (said, deadline) = (said(&request), self.deadline(&request));
         let DeleteRequest {
             collection,
             ids,
@@ -112,14 +125,20 @@ impl Publish for Service {
         } = request.into_inner();
         if !wanted.is_empty() {
             let wanted = conditions(&wanted);
-            let call = self.calls.delete_if(&collection, &ids, &wanted, deadline);
+            let call = async {
+                let to = To::new(&collection, said, deadline)?;
+                self.calls.delete_if(&to, &ids, &wanted).await
+            };
             let results = measured("delete", trace::scope(parent, call)).await;
             let results = results.map_err(|error| status(&error))?;
             let tokens = written(&results);
             return Ok(Response::new(DeleteResponse { tokens, results }));
         }
-        let call = trace::scope(parent, self.calls.delete(&collection, &ids));
-        let tokens = measured("delete", call)
+        let call = async {
+            let to = To::new(&collection, said, deadline)?;
+            self.calls.delete(&to, &ids).await
+        };
+        let tokens = measured("delete", trace::scope(parent, call))
             .await
             .map_err(|error| status(&error))?;
         let tokens = tokens.iter().map(Token::to_proto).collect();
@@ -132,13 +151,21 @@ impl Publish for Service {
         request: Request<PatchRequest>,
     ) -> Result<Response<PatchResponse>, Status> {
         let parent = traceparent(&request);
-        let deadline = self.deadline(&request);
+        let (said, deadline) = (said(&request), self.deadline(&request));
         let PatchRequest { collection, points } = request.into_inner();
-        let call = self.calls.patch(&collection, points, deadline);
+        let call = async {
+            let to = To::new(&collection, said, deadline)?;
+            self.calls.patch(&to, points).await
+        };
         let results = measured("patch", trace::scope(parent, call)).await;
         let results = results.map_err(|error| status(&error))?;
         Ok(Response::new(PatchResponse { results }))
     }
+}
+
+/// What a call says of where its records have to stay.
+fn said<T>(request: &Request<T>) -> Result<Said, ResidencyError> {
+    Said::of(request.metadata().as_ref())
 }
 
 /// The caller's trace; one that does not read is no reason to refuse a write.

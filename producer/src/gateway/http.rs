@@ -7,7 +7,8 @@
 //! POST   /v1/collections/docs/points/delete  {"ids": ["a", "b"]}
 //! ```
 //! All answer `{"tokens": ["..."]}`, or `{"error": {"code": "NOT_FOUND", "message": "..."}}`.
-//! Writes with conditions are told in `http_if.rs`.
+//! Writes with conditions are told in `http_if.rs`. Where its records have to stay, a call says in the header
+//! `shoal-residency`.
 
 use std::{future::Future, sync::Arc};
 
@@ -35,9 +36,19 @@ use shoal_schemas::{
 };
 use tonic::Code;
 
-use super::{CallError, Config, calls::Calls, http_if, lines, resolve::Deadline, status};
+use super::{
+    CallError, Config,
+    calls::{Calls, To},
+    http_if, lines,
+    residency::Said,
+    resolve::Deadline,
+    status,
+};
 use crate::{
-    metrics::{GATEWAY_CALL_SECONDS, GATEWAY_CALLS_TOTAL, GATEWAY_OPEN_CALLS},
+    metrics::{
+        GATEWAY_CALL_SECONDS, GATEWAY_CALLS_TOTAL, GATEWAY_OPEN_CALLS,
+        GATEWAY_RESIDENCY_REFUSALS_TOTAL,
+    },
     trace,
 };
 
@@ -50,6 +61,18 @@ pub(super) struct Served {
     pub(super) limit_bytes: usize,
     /// Parts of an NDJSON body that wait for the log at once.
     pub(super) max_waiting: usize,
+}
+
+impl Served {
+    /// A call that begins now.
+    pub(super) fn to<'a>(
+        &self,
+        collection: &'a str,
+        headers: &HeaderMap,
+    ) -> Result<To<'a>, CallError> {
+        let deadline = Deadline::within(self.calls.deadline);
+        To::new(collection, Said::of(headers), deadline)
+    }
 }
 
 /// The routes of the gateway.
@@ -121,14 +144,16 @@ async fn put_points(
         other => {
             let call = async {
                 let (points, _) = other?;
-                served.calls.upsert(&collection, points).await
+                let to = served.to(&collection, &headers)?;
+                served.calls.upsert(&to, points).await
             };
             return answer(measured("upsert", trace::scope(parent, call)).await);
         }
     };
-    let deadline = Deadline::within(served.calls.deadline);
-    let calls = &served.calls;
-    let call = calls.upsert_if(&collection, points, &conditions, deadline);
+    let call = async {
+        let to = served.to(&collection, &headers)?;
+        served.calls.upsert_if(&to, points, &conditions).await
+    };
     http_if::results(measured("upsert", trace::scope(parent, call)).await)
 }
 
@@ -151,14 +176,16 @@ async fn delete_points(
         other => {
             let call = async {
                 let (ids, _) = other?;
-                served.calls.delete(&collection, &ids).await
+                let to = served.to(&collection, &headers)?;
+                served.calls.delete(&to, &ids).await
             };
             return answer(measured("delete", trace::scope(parent, call)).await);
         }
     };
-    let deadline = Deadline::within(served.calls.deadline);
-    let calls = &served.calls;
-    let call = calls.delete_if(&collection, &ids, &conditions, deadline);
+    let call = async {
+        let to = served.to(&collection, &headers)?;
+        served.calls.delete_if(&to, &ids, &conditions).await
+    };
     http_if::results(measured("delete", trace::scope(parent, call)).await)
 }
 
@@ -240,6 +267,9 @@ pub(super) async fn measured<T>(
     drop(open);
     let code = status::outcome(&result);
     metrics::counter!(GATEWAY_CALLS_TOTAL, "method" => method, "code" => code).increment(1);
+    if let Some(reason) = status::residency(&result) {
+        metrics::counter!(GATEWAY_RESIDENCY_REFUSALS_TOTAL, "reason" => reason).increment(1);
+    }
     metrics::histogram!(GATEWAY_CALL_SECONDS, "method" => method).record(watch.seconds());
     result
 }

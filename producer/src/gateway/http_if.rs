@@ -33,7 +33,7 @@ use tonic::Code;
 use super::{
     CallError,
     http::{Served, answer, measured, read, refused, traceparent},
-    resolve::{Deadline, JsonPatch},
+    resolve::JsonPatch,
     status,
 };
 use crate::trace;
@@ -141,8 +141,8 @@ pub(super) async fn patch_points(
     struct Body {
         points: Vec<Box<RawValue>>,
     }
-    let deadline = Deadline::within(served.calls.deadline);
     let call = async {
+        let to = served.to(&collection, &headers)?;
         let wanted = r#"{"points": [{"id": "...", "set": {...}, "unset": [...]}, ...]}"#;
         let Body { points } = read(&served, body, wanted)?;
         let patches = points.into_iter().map(|raw| JsonPatch {
@@ -151,7 +151,7 @@ pub(super) async fn patch_points(
             condition: Condition::Always,
         });
         let patches: Vec<JsonPatch> = patches.collect();
-        served.calls.patch(&collection, patches, deadline).await
+        served.calls.patch(&to, patches).await
     };
     results(measured("patch", trace::scope(traceparent(&headers), call)).await)
 }
@@ -163,8 +163,8 @@ pub(super) async fn patch_point(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let deadline = Deadline::within(served.calls.deadline);
     let call = async {
+        let to = served.to(&collection, &headers)?;
         let condition = asked(query)?;
         let wanted = r#"{"set": {...}, "unset": [...], "expires_at": ..., "vector": [...]}"#;
         let text: Box<RawValue> = read(&served, body, wanted)?;
@@ -173,7 +173,7 @@ pub(super) async fn patch_point(
             text: text.get().as_bytes().into(),
             condition,
         };
-        served.calls.patch(&collection, vec![patch], deadline).await
+        served.calls.patch(&to, vec![patch]).await
     };
     one(measured("patch", trace::scope(traceparent(&headers), call)).await)
 }
@@ -199,18 +199,18 @@ pub(super) async fn delete_point(
     let ids = [id];
     let condition = match asked(query) {
         Ok(Condition::Always) => {
-            let call = served.calls.delete(&collection, &ids);
+            let call = async {
+                let to = served.to(&collection, &headers)?;
+                served.calls.delete(&to, &ids).await
+            };
             return answer(measured("delete", trace::scope(parent, call)).await);
         }
         asked => asked,
     };
-    let deadline = Deadline::within(served.calls.deadline);
     let call = async {
         let conditions = [condition?];
-        let calls = &served.calls;
-        calls
-            .delete_if(&collection, &ids, &conditions, deadline)
-            .await
+        let to = served.to(&collection, &headers)?;
+        served.calls.delete_if(&to, &ids, &conditions).await
     };
     one(measured("delete", trace::scope(parent, call)).await)
 }

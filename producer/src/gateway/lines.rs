@@ -3,8 +3,8 @@
 //! A line is a point as `shoal publish` reads it. The body is read as it comes and written in
 //! parts, so neither side holds it whole; when the log is slow, it is read no further. It stops at
 //! the first line that is refused: those before it are written. The answer is one object at the
-//! end, with the last token of each partition, which stand for all before them. What the name stands
-//! for is looked up for each part, so that a long body follows a re-indexing.
+//! end, with the last token of each partition (of each region), which stand for all before them. What
+//! the name stands for is looked up for each part, so that a long body follows a re-indexing.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,12 +22,16 @@ use axum::{
 use futures::{Stream, StreamExt as _};
 use serde_json::{json, value::RawValue};
 use shoal_runtime::tasks::blocking;
-use shoal_schemas::{Condition, Partition, Token, json::split_condition, patch::PatchError};
+use shoal_schemas::{
+    ClusterId, Condition, Partition, Token, json::split_condition, patch::PatchError, v1,
+};
 
 use super::{
     CallError,
-    calls::{MAX_POINTS, prepare},
+    calls::{MAX_POINTS, To, prepare},
     http::{Served, measured, refusal_of, traceparent},
+    residency::{Rule, Sorted, Write, parts},
+    resolve::Deadline,
     sending::Sent,
 };
 use crate::{Publisher, publisher::Prepared, trace};
@@ -41,15 +45,15 @@ const LINGER: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct Progress {
     points: u64,
-    /// By topic too: what a name stands for may move meanwhile.
-    last: BTreeMap<(Arc<str>, Partition), Token>,
+    /// Of each region's cluster its own, and by topic too: what a name stands for may move meanwhile.
+    last: BTreeMap<(ClusterId, Arc<str>, Partition), Token>,
 }
 
 impl Progress {
     fn note(&mut self, tokens: Vec<Token>) {
         for token in tokens {
             self.points += 1;
-            let place = (token.topic.clone(), token.partition);
+            let place = (token.cluster.clone(), token.topic.clone(), token.partition);
             self.last.insert(place, token);
         }
     }
@@ -69,7 +73,10 @@ pub(super) async fn post_lines(
     let body = body
         .into_data_stream()
         .map(|piece| piece.map_err(|error| error.to_string()));
-    let write = write(&served, &collection, body, &mut progress);
+    let write = async {
+        let to = served.to(&collection, &headers)?;
+        write(&served, &to, body, &mut progress).await
+    };
     let written = measured("lines", trace::scope(traceparent(&headers), write)).await;
     let (points, tokens) = (progress.points, progress.tokens());
     match written {
@@ -80,18 +87,19 @@ pub(super) async fn post_lines(
 
 async fn write(
     served: &Served,
-    collection: &str,
+    to: &To<'_>,
     body: impl Stream<Item = Result<Bytes, String>> + Unpin,
     progress: &mut Progress,
 ) -> Result<(), CallError> {
-    // A name that is none is told before anything is read.
-    served.calls.publisher(collection).await?;
+    // A name that is none, and a residency that cannot be kept, are told before anything is read.
+    let publisher = served.calls.publisher(to.collection).await?;
+    served.calls.rule(to, &publisher)?;
     let mut lines = Lines::new(body, served.limit_bytes);
     let mut waiting: VecDeque<Sent> = VecDeque::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
         let part = lines.part().await;
-        outcome = send(served, collection, part, &mut waiting).await;
+        outcome = send(served, to, part, &mut waiting, progress).await;
         let room = if outcome.is_ok() {
             served.max_waiting
         } else {
@@ -113,32 +121,51 @@ async fn write(
     outcome
 }
 
-/// Checks the lines of a part and sends them into the topic that writes for the name go to by now: a
-/// body may last longer than that is one and the same.
+/// Checks the lines of a part by what the name stands for by now: a body may last longer than that is one
+/// and the same. Sends those that are written here into its topic, and has other regions write theirs
+/// before any later line is read: nothing else keeps their order.
 ///
 /// What is told is the earliest fault.
 async fn send(
     served: &Served,
-    collection: &str,
+    to: &To<'_>,
     Part {
         first,
         lines,
         ended,
     }: Part,
     waiting: &mut VecDeque<Sent>,
+    progress: &mut Progress,
 ) -> Result<(), CallError> {
     if lines.is_empty() {
         return ended;
     }
     let calls = &served.calls;
-    let publisher = calls.publisher(collection).await;
+    let publisher = calls.publisher(to.collection).await;
     let publisher = publisher.map_err(|source| at_line(first, source))?;
+    let rule = calls.rule(to, &publisher);
+    let rule = rule.map_err(|source| at_line(first, source))?;
     let checking = publisher.clone();
-    let (prepared, read) = blocking(move || read_all(lines, &checking)).await;
-    if !prepared.is_empty() {
-        let taken = calls.take(&publisher, &prepared);
+    let (sorted, read) = blocking(move || read_all(lines, &checking, &rule)).await;
+    let Sorted { here, there } = sorted;
+    if !here.is_empty() {
+        let taken = calls.take(&publisher, &here);
         taken.map_err(|source| at_line(first, source))?;
-        waiting.push_back(calls.send_waiting(&publisher, &prepared).await?);
+        waiting.push_back(calls.send_waiting(&publisher, &here).await?);
+    }
+    if !there.is_empty() {
+        let there = parts(there, |points| {
+            Write::Upsert(v1::UpsertRequest {
+                collection: to.collection.to_owned(),
+                points,
+                conditions: Vec::new(),
+            })
+        });
+        // A body has no deadline, each part of it has.
+        let deadline = Deadline::within(calls.deadline);
+        let mut tokens = calls.elsewhere(there, deadline).await?;
+        tokens.sort_unstable_by_key(|(at, _)| *at);
+        progress.note(tokens.into_iter().map(|(_, token)| token).collect());
     }
     // A line that is refused stands before whatever ended the part.
     read.and(ended)
@@ -154,6 +181,9 @@ struct Part {
     ended: Result<(), CallError>,
 }
 
+/// Lines by where they are written, each with its place in the part.
+type Checked = Sorted<Prepared, v1::Point>;
+
 fn at_line(line: u64, source: CallError) -> CallError {
     CallError::Line {
         line,
@@ -165,18 +195,19 @@ fn at_line(line: u64, source: CallError) -> CallError {
 fn read_all(
     lines: Vec<(u64, Vec<u8>)>,
     publisher: &Publisher,
-) -> (Vec<Prepared>, Result<(), CallError>) {
-    let mut prepared = Vec::with_capacity(lines.len());
-    for (number, line) in lines {
-        match read(&line, publisher) {
-            Ok(record) => prepared.push(record),
-            Err(source) => return (prepared, Err(at_line(number, source))),
+    rule: &Rule,
+) -> (Checked, Result<(), CallError>) {
+    let mut checked = Checked::default();
+    for (at, (number, line)) in lines.into_iter().enumerate() {
+        match read(&line, publisher, rule) {
+            Ok(one) => checked.append(at, one),
+            Err(source) => return (checked, Err(at_line(number, source))),
         }
     }
-    (prepared, Ok(()))
+    (checked, Ok(()))
 }
 
-fn read(line: &[u8], publisher: &Publisher) -> Result<Prepared, CallError> {
+fn read(line: &[u8], publisher: &Publisher, rule: &Rule) -> Result<Checked, CallError> {
     let unread = |detail: String| CallError::Body {
         wanted: r#"{"id": "...", "vector": [...]}"#,
         detail,
@@ -189,8 +220,7 @@ fn read(line: &[u8], publisher: &Publisher) -> Result<Prepared, CallError> {
         let detail = "a line takes no condition; send the point with PUT".to_owned();
         return Err(unread(detail));
     }
-    let mut prepared = prepare(publisher, vec![text])?;
-    prepared.pop().ok_or(CallError::Empty { what: "points" })
+    prepare(publisher, rule, vec![text])
 }
 
 /// A body's lines, blank ones left out.

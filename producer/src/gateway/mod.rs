@@ -4,6 +4,9 @@
 //! acknowledged all of them, one token a record. The gateway keeps nothing: a call that failed
 //! half-way is repeated as it is, since writing a point twice is writing it once.
 //!
+//! Each record is written in the region where it may live (`residency/`): by this gateway, or by one of
+//! that region, to which it is forwarded.
+//!
 //! Conditional and partial writes depend on the point as it is: they are forwarded to the owner of
 //! its shard (`resolve.rs`), which answers for each point. The gateway
 //! searches nothing, and makes no collections: `Collections` is a service of the query node alone,
@@ -17,6 +20,7 @@ mod http_if;
 mod lines;
 mod owners;
 mod quota;
+mod residency;
 mod resolve;
 mod sending;
 mod status;
@@ -40,6 +44,7 @@ use tracing::info;
 pub use calls::CallError;
 pub use config::Config;
 pub use quota::{QuotaConfig, QuotaError, Rate};
+pub use residency::{RegionConfig, RegionError, ResidencyConfig, ResidencyError};
 
 /// Silence of the control topic after which the gateway is not ready.
 const SILENCE: Duration = Duration::from_secs(15);

@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use prost::Message as _;
-use shoal_runtime::clock::Stopwatch;
+use shoal_runtime::{chain, clock::Stopwatch};
 use shoal_schemas::{
-    Collection, CollectionName, Condition, Offset, Partition, Patch, PointId,
+    Collection, CollectionName, Condition, Offset, Partition, Patch, PointId, RegionName,
     avro::Framing,
     json,
     patch::PatchError,
@@ -25,8 +25,9 @@ use tonic::Code;
 
 use super::{
     CallError,
-    calls::{Calls, Candidate, check_count, prepare},
+    calls::{Calls, Candidate, To, check_count, prepare},
     owners::AskError,
+    residency::{Part, Place, RegionError, Sorted, Write, parts, placed},
     status,
 };
 use crate::{Publisher, metrics::GATEWAY_FORWARDED_TOTAL};
@@ -87,111 +88,148 @@ impl Deadline {
         }
     }
 
-    fn left(&self) -> Duration {
+    /// What is left of it.
+    pub(super) fn left(&self) -> Duration {
         self.time.saturating_sub(self.since.elapsed())
     }
 }
 
-/// One change, and the shard it belongs to.
-type Routed = (Partition, v1::PointChange);
+/// One change, the shard it belongs to, and the region that its record must not leave.
+struct Routed {
+    shard: Partition,
+    residency: Option<RegionName>,
+    change: v1::PointChange,
+}
 
 impl Calls {
     /// Changes parts of points.
     pub(super) async fn patch<C: PatchCandidate>(
         &self,
-        collection: &str,
+        to: &To<'_>,
         patches: Vec<C>,
-        deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("points", patches.len())?;
-        let publisher = self.settled_publisher(collection, deadline).await?;
+        let publisher = self.settled_publisher(to).await?;
         let defined = publisher.collection();
-        let checked: Result<Vec<Routed>, CallError> = patches
-            .into_iter()
-            .enumerate()
-            .map(|(index, patch)| {
-                let decoded = patch.decode(defined);
-                let (id, patch, condition) =
-                    decoded.map_err(|source| CallError::Patch { index, source })?;
-                let change = Kind::Patch(patch.to_proto(&id, condition));
-                Ok(routed(defined, &id, change))
+        let rule = self.rule(to, &publisher)?;
+        let mut sorted = Sorted::default();
+        for (index, patch) in patches.into_iter().enumerate() {
+            let decoded = patch.decode(defined);
+            let (id, patch, condition) =
+                decoded.map_err(|source| CallError::Patch { index, source })?;
+            let patch = patch.to_proto(&id, condition);
+            match placed(&rule, index, &id)? {
+                Place::Here(region) => {
+                    let change = routed(defined, &id, Kind::Patch(patch), region);
+                    sorted.here.push((index, change));
+                }
+                Place::There(region) => sorted.add_there(region, index, patch),
+            }
+        }
+        let there = parts(sorted.there, |points| {
+            Write::Patch(v1::PatchRequest {
+                collection: to.collection.to_owned(),
+                points,
             })
-            .collect();
-        let changes = checked?;
-        let sizes = changes.iter().map(|(_, change)| size_of(change));
-        self.quotas.take(defined, sizes)?;
-        self.forward(&publisher, changes, deadline).await
+        });
+        self.forward(&publisher, sorted.here, there, to.deadline)
+            .await
     }
 
     /// Publishes complete points, some of them only where their conditions hold.
     pub(super) async fn upsert_if<C: Candidate>(
         &self,
-        collection: &str,
+        to: &To<'_>,
         points: Vec<C>,
         conditions: &[Condition],
-        deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("points", points.len())?;
         check_conditions(points.len(), conditions.len())?;
-        let publisher = self.settled_publisher(collection, deadline).await?;
+        let publisher = self.settled_publisher(to).await?;
         let defined = publisher.collection();
-        let prepared = prepare(&publisher, points)?;
-        self.take(&publisher, &prepared)?;
-        let changes = prepared
-            .into_iter()
-            .zip(conditions)
-            .map(|(record, condition)| {
-                let write = v1::PointWrite {
-                    id: record.id().as_str().to_owned(),
-                    value: record.value().cloned(),
-                    if_version: condition.to_wire(),
-                };
-                routed(defined, record.id(), Kind::Write(write))
+        let rule = self.rule(to, &publisher)?;
+        let sorted = prepare(&publisher, &rule, points)?;
+        let wanted = |at: usize| conditions.get(at).and_then(|wanted| wanted.to_wire());
+        let mut here = Vec::with_capacity(sorted.here.len());
+        for (index, record) in sorted.here {
+            let write = v1::PointWrite {
+                id: record.id().as_str().to_owned(),
+                value: record.value().cloned(),
+                if_version: wanted(index),
+            };
+            let region = match placed(&rule, index, record.id())? {
+                Place::Here(region) => region,
+                Place::There(_) => None,
+            };
+            let change = routed(defined, record.id(), Kind::Write(write), region);
+            here.push((index, change));
+        }
+        let there = sorted.there.into_iter().map(|(region, points)| {
+            let (at, points): (Vec<usize>, _) = points.into_iter().unzip();
+            let conditions = at.iter().map(|at| v1::Condition {
+                if_version: wanted(*at),
             });
-        self.forward(&publisher, changes.collect(), deadline).await
+            let upsert = v1::UpsertRequest {
+                collection: to.collection.to_owned(),
+                points,
+                conditions: conditions.collect(),
+            };
+            let write = Write::Upsert(upsert);
+            Part { region, at, write }
+        });
+        self.forward(&publisher, here, there.collect(), to.deadline)
+            .await
     }
 
     /// Publishes deletes, some of them only where their conditions hold.
     pub(super) async fn delete_if(
         &self,
-        collection: &str,
+        to: &To<'_>,
         ids: &[String],
         conditions: &[Condition],
-        deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
         check_count("ids", ids.len())?;
         check_conditions(ids.len(), conditions.len())?;
-        let publisher = self.settled_publisher(collection, deadline).await?;
+        let publisher = self.settled_publisher(to).await?;
         let defined = publisher.collection();
-        let changes: Result<Vec<Routed>, CallError> = ids
-            .iter()
-            .zip(conditions)
-            .enumerate()
-            .map(|(index, (id, condition))| {
-                let id = PointId::new(id).map_err(|source| CallError::Id { index, source })?;
-                let write = v1::PointWrite {
-                    id: id.as_str().to_owned(),
-                    value: None,
-                    if_version: condition.to_wire(),
-                };
-                Ok(routed(defined, &id, Kind::Write(write)))
+        let rule = self.rule(to, &publisher)?;
+        let mut sorted = Sorted::default();
+        for (index, (id, condition)) in ids.iter().zip(conditions).enumerate() {
+            let id = PointId::new(id).map_err(|source| CallError::Id { index, source })?;
+            let if_version = condition.to_wire();
+            match placed(&rule, index, &id)? {
+                Place::Here(region) => {
+                    let write = v1::PointWrite {
+                        id: id.as_str().to_owned(),
+                        value: None,
+                        if_version,
+                    };
+                    let change = routed(defined, &id, Kind::Write(write), region);
+                    sorted.here.push((index, change));
+                }
+                Place::There(region) => {
+                    let doomed = (id.as_str().to_owned(), v1::Condition { if_version });
+                    sorted.add_there(region, index, doomed);
+                }
+            }
+        }
+        let there = parts(sorted.there, |doomed| {
+            let (ids, conditions) = doomed.into_iter().unzip();
+            Write::Delete(v1::DeleteRequest {
+                collection: to.collection.to_owned(),
+                ids,
+                conditions,
             })
-            .collect();
-        let changes = changes?;
-        let sizes = changes.iter().map(|(_, change)| size_of(change));
-        self.quotas.take(defined, sizes)?;
-        self.forward(&publisher, changes, deadline).await
+        });
+        self.forward(&publisher, sorted.here, there, to.deadline)
+            .await
     }
 
     /// The publisher of what a name stands for, once it is sure in which topic the newest record of its
     /// points is: the end of a re-indexing's feed is waited for, also under other names of the old
     /// collection.
-    async fn settled_publisher(
-        &self,
-        name: &str,
-        deadline: Deadline,
-    ) -> Result<Publisher, CallError> {
-        let name: CollectionName = name.parse()?;
+    async fn settled_publisher(&self, to: &To<'_>) -> Result<Publisher, CallError> {
+        let name: CollectionName = to.collection.parse()?;
         let mut changes = self.control.changed();
         loop {
             changes.mark_unchanged();
@@ -199,49 +237,92 @@ impl Calls {
             if !state.is_moving(&name) {
                 return self.publisher_in(&state, name).await;
             }
-            let changed = tokio::time::timeout(deadline.left(), changes.changed()).await;
+            let changed = tokio::time::timeout(to.deadline.left(), changes.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
                 return Err(CallError::Moving { name });
             }
         }
     }
 
-    /// Forwards changes to the owners of their shards; answers one result a change, in order.
+    /// Forwards changes to the owners of their shards and to the regions they belong to; answers one result a
+    /// change, in order.
     async fn forward(
         &self,
         publisher: &Publisher,
-        changes: Vec<Routed>,
+        here: Vec<(usize, Routed)>,
+        there: Vec<Part>,
         deadline: Deadline,
     ) -> Result<Vec<v1::WriteResult>, CallError> {
-        let mut by_shard: BTreeMap<Partition, (Vec<usize>, Vec<v1::PointChange>)> = BTreeMap::new();
-        for (index, (shard, change)) in changes.into_iter().enumerate() {
-            let (places, changes) = by_shard.entry(shard).or_default();
-            places.push(index);
-            changes.push(change);
-        }
-        let asked = by_shard
-            .into_iter()
-            .map(async |(shard, (places, changes))| {
-                let results = self.ask_owner(publisher, shard, changes, deadline).await;
-                places.into_iter().zip(results)
-            });
-        let mut results: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let sizes = here.iter().map(|(_, routed)| size_of(&routed.change));
+        self.quotas.take(publisher.collection(), sizes)?;
+        let is_whole = here.is_empty() && there.len() == 1;
+        let (here, there) = join(
+            self.to_owners(publisher, here, deadline),
+            self.to_regions(there, is_whole, deadline),
+        )
+        .await;
+        let mut results = here;
+        results.extend(there?);
         results.sort_by_key(|(place, _)| *place);
-        let results: Vec<v1::WriteResult> = results.into_iter().map(|(_, result)| result).collect();
-        for result in &results {
-            let code = match &result.outcome {
-                Some(Outcome::Failure(failure)) => Code::from(failure.code),
-                _ => Code::Ok,
-            };
-            metrics::counter!(GATEWAY_FORWARDED_TOTAL, "code" => status::name(code)).increment(1);
+        Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+
+    async fn to_owners(
+        &self,
+        publisher: &Publisher,
+        changes: Vec<(usize, Routed)>,
+        deadline: Deadline,
+    ) -> Vec<(usize, v1::WriteResult)> {
+        let mut asks: BTreeMap<_, (Vec<usize>, Vec<v1::PointChange>)> = BTreeMap::new();
+        for (index, routed) in changes {
+            let ask = (routed.shard, routed.residency);
+            let (places, changes) = asks.entry(ask).or_default();
+            places.push(index);
+            changes.push(routed.change);
         }
-        Ok(results)
+        let asked = asks.into_iter().map(async |(ask, (places, changes))| {
+            let results = self.ask_owner(publisher, ask, changes, deadline).await;
+            places.into_iter().zip(results)
+        });
+        let results: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        for (_, result) in &results {
+            let code = status::name(status::of_result(result));
+            metrics::counter!(GATEWAY_FORWARDED_TOTAL, "code" => code).increment(1);
+        }
+        results
+    }
+
+    /// Has other regions make their parts; a region that refuses the whole of a call fails it as a whole.
+    async fn to_regions(
+        &self,
+        parts: Vec<Part>,
+        is_whole: bool,
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, v1::WriteResult)>, CallError> {
+        let asked = parts.into_iter().map(async |part| {
+            let Part { region, at, write } = part;
+            let results = match self.regions.write(&region, write, deadline).await {
+                Ok(written) => written.results,
+                Err(error @ RegionError::Refused { .. }) if is_whole => return Err(error),
+                Err(error @ RegionError::Lost { .. }) => {
+                    let why = format!(
+                        "it is unknown whether the point was changed: {}; read it there, and repeat the change with if_version",
+                        chain(&error)
+                    );
+                    all_failed(at.len(), Code::Unknown, &why)
+                }
+                Err(error) => all_failed(at.len(), error.code(), &chain(&error).to_string()),
+            };
+            Ok(at.into_iter().zip(results).collect::<Vec<_>>())
+        });
+        let results: Result<Vec<_>, RegionError> = join_all(asked).await.into_iter().collect();
+        Ok(results?.into_iter().flatten().collect())
     }
 
     async fn ask_owner(
         &self,
         publisher: &Publisher,
-        shard: Partition,
+        (shard, residency): (Partition, Option<RegionName>),
         changes: Vec<v1::PointChange>,
         deadline: Deadline,
     ) -> Vec<v1::WriteResult> {
@@ -260,6 +341,7 @@ impl Calls {
                 Framing::SingleObject => None,
                 Framing::Confluent { schema_id } => Some(schema_id),
             },
+            residency: residency.map_or(String::new(), String::from),
         };
         let mut why = "nobody serves it".to_owned();
         let mut asked = None;
@@ -270,7 +352,8 @@ impl Calls {
             };
             let left = deadline.left();
             match self.owners.resolve(&address, request.clone(), left).await {
-                Ok(response) if response.code == 0 && response.results.len() == count => {
+                Ok(mut response) if response.code == 0 && response.results.len() == count => {
+                    self.in_own_region(&mut response.results);
                     return response.results;
                 }
                 Ok(response) if response.code == 0 => {
@@ -296,6 +379,18 @@ impl Calls {
             collection.name
         );
         all_failed(count, Code::Unavailable, &why)
+    }
+
+    /// Has tokens say where they are from.
+    fn in_own_region(&self, results: &mut [v1::WriteResult]) {
+        let Some(own) = self.residency.own() else {
+            return;
+        };
+        for result in results {
+            if let Some(Outcome::Token(token)) = &mut result.outcome {
+                token.region = own.to_string();
+            }
+        }
     }
 
     /// Where the shard's owner listens, and its claim's epoch; waits for a claim that is ready and
@@ -346,9 +441,17 @@ fn size_of(change: &v1::PointChange) -> (&str, usize) {
     }
 }
 
-fn routed(collection: &Collection, id: &PointId, kind: Kind) -> Routed {
-    let change = v1::PointChange { kind: Some(kind) };
-    (route::partition_of(collection, id), change)
+fn routed(
+    collection: &Collection,
+    id: &PointId,
+    kind: Kind,
+    residency: Option<&RegionName>,
+) -> Routed {
+    Routed {
+        shard: route::partition_of(collection, id),
+        residency: residency.cloned(),
+        change: v1::PointChange { kind: Some(kind) },
+    }
 }
 
 fn check_conditions(points: usize, conditions: usize) -> Result<(), CallError> {

@@ -56,6 +56,13 @@ impl Owner {
         self.asked.lock().unwrap().len()
     }
 
+    /// The ids of all changes that it was to write with this residency.
+    pub(super) fn changes_to_stay_in(&self, region: &str) -> Vec<String> {
+        let asked = self.asked.lock().unwrap();
+        let asked = asked.iter().filter(|one| one.residency == region);
+        asked.flat_map(|one| one.changes.iter().map(key)).collect()
+    }
+
     pub(super) fn start(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = incoming.local_addr().unwrap();

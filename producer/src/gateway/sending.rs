@@ -15,7 +15,17 @@ const PROBE: Duration = Duration::from_secs(2);
 /// Records of one call that are on their way to the log.
 pub(super) struct Sent {
     publisher: Publisher,
-    deliveries: Vec<Delivery>,
+    /// Each with its place in the call.
+    deliveries: Vec<(usize, Delivery)>,
+    /// Those of other regions, which are there already.
+    elsewhere: Vec<(usize, Token)>,
+}
+
+impl Sent {
+    /// Adds what other regions wrote of the same call.
+    pub(super) fn add(&mut self, elsewhere: Vec<(usize, Token)>) {
+        self.elsewhere.extend(elsewhere);
+    }
 }
 
 impl Calls {
@@ -23,13 +33,13 @@ impl Calls {
     pub(super) fn send_now(
         &self,
         publisher: &Publisher,
-        prepared: &[Prepared],
+        prepared: &[(usize, Prepared)],
     ) -> Result<Sent, CallError> {
         let of = prepared.len();
         let mut deliveries = Vec::with_capacity(of);
-        for record in prepared {
+        for (at, record) in prepared {
             match publisher.try_send(record) {
-                Ok(delivery) => deliveries.push(delivery),
+                Ok(delivery) => deliveries.push((*at, delivery)),
                 Err(full) if full.is_queue_full() => {
                     return Err(CallError::QueueFull {
                         sent: deliveries.len(),
@@ -42,6 +52,7 @@ impl Calls {
         Ok(Sent {
             publisher: publisher.clone(),
             deliveries,
+            elsewhere: Vec::new(),
         })
     }
 
@@ -49,13 +60,13 @@ impl Calls {
     pub(super) async fn send_waiting(
         &self,
         publisher: &Publisher,
-        prepared: &[Prepared],
+        prepared: &[(usize, Prepared)],
     ) -> Result<Sent, CallError> {
         let of = prepared.len();
         let mut deliveries = Vec::with_capacity(of);
-        for record in prepared {
+        for (at, record) in prepared {
             match tokio::time::timeout(self.deadline, publisher.send(record)).await {
-                Ok(Ok(delivery)) => deliveries.push(delivery),
+                Ok(Ok(delivery)) => deliveries.push((*at, delivery)),
                 Ok(Err(error)) => return Err(failed(error)),
                 Err(_elapsed) => {
                     return Err(CallError::QueueFull {
@@ -68,6 +79,7 @@ impl Calls {
         Ok(Sent {
             publisher: publisher.clone(),
             deliveries,
+            elsewhere: Vec::new(),
         })
     }
 
@@ -76,19 +88,28 @@ impl Calls {
         let Sent {
             publisher,
             deliveries,
+            elsewhere: mut tokens,
         } = sent;
-        let of = deliveries.len();
-        let mut tokens = Vec::with_capacity(of);
+        let (of, elsewhere) = (deliveries.len(), tokens.len());
         let all = async {
-            for delivery in deliveries {
-                tokens.push(delivery.await.map_err(failed)?);
+            for (at, delivery) in deliveries {
+                let token = delivery.await.map_err(failed)?;
+                let region = self.residency.own().cloned();
+                tokens.push((at, Token { region, ..token }));
             }
-            Ok(())
+            Ok::<_, CallError>(())
         };
         match tokio::time::timeout(self.deadline, all).await {
-            Ok(outcome) => outcome.map(|()| tokens),
-            Err(_elapsed) => Err(self.late(&publisher, tokens.len(), of).await),
+            Ok(outcome) => outcome?,
+            Err(_elapsed) => {
+                let acknowledged = tokens.len() - elsewhere;
+                return Err(self.late(&publisher, acknowledged, of).await);
+            }
         }
+        if elsewhere > 0 {
+            tokens.sort_unstable_by_key(|(at, _)| *at);
+        }
+        Ok(tokens.into_iter().map(|(_, token)| token).collect())
     }
 
     /// Tells a broker that is away from one that is slow.

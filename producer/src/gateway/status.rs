@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use shoal_runtime::{ErrorKind, chain};
+use shoal_schemas::v1::{WriteResult, write_result::Outcome};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::CallError;
+use super::{CallError, ResidencyError};
 
 /// When a full queue to Kafka may have room: it takes records again as soon as some are
 /// acknowledged, and loses them all after the deadline where Kafka is away.
@@ -27,6 +28,9 @@ pub(super) fn code(error: &CallError) -> Code {
         | CallError::Body { .. }
         | CallError::BodyTooLarge { .. }
         | CallError::BrokeOff { .. } => Code::InvalidArgument,
+        CallError::Said(error) if **error == ResidencyError::Malformed => Code::InvalidArgument,
+        CallError::Said(_) | CallError::Residency { .. } => Code::FailedPrecondition,
+        CallError::Region(error) => error.code(),
         CallError::Line { source, .. } => code(source),
         CallError::UnknownCollection { .. } => Code::NotFound,
         CallError::NotCaughtUp | CallError::Moving { .. } | CallError::Away { .. } => {
@@ -65,6 +69,7 @@ pub(super) fn retry_after(error: &CallError) -> Option<Duration> {
     match error {
         CallError::Quota(error) => Some(error.retry_after),
         CallError::QueueFull { .. } => Some(QUEUE_PATIENCE),
+        CallError::Region(error) => error.retry_after(),
         CallError::Line { source, .. } => retry_after(source),
         _ => None,
     }
@@ -108,6 +113,26 @@ pub(super) fn name(code: Code) -> &'static str {
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::Unimplemented => "UNIMPLEMENTED",
         _ => "INTERNAL",
+    }
+}
+
+/// What came of one point.
+pub(super) fn of_result(result: &WriteResult) -> Code {
+    match &result.outcome {
+        Some(Outcome::Failure(failure)) => Code::from(failure.code),
+        _ => Code::Ok,
+    }
+}
+
+/// Why a call's residency is refused, if that is why.
+pub(super) fn residency<T>(result: &Result<T, CallError>) -> Option<&'static str> {
+    let mut error = result.as_ref().err()?;
+    while let CallError::Line { source, .. } = error {
+        error = source;
+    }
+    match error {
+        CallError::Said(source) | CallError::Residency { source, .. } => Some(source.reason()),
+        _ => None,
     }
 }
 

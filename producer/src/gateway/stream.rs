@@ -1,7 +1,8 @@
 //! Writes over one stream: sent in the order of the requests, answered in it, so many at once.
 //!
 //! A request is begun when the one before it is with the log's client, so no write overtakes an
-//! earlier one of the same id; what is waited for side by side is only the log's acknowledgement.
+//! earlier one of the same id; what is waited for side by side is only the log's acknowledgement. What
+//! another region writes is written when the next request is begun.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -17,9 +18,10 @@ use tonic::Status;
 
 use super::{
     CallError,
-    calls::Calls,
+    calls::{Calls, To},
     grpc::{conditions, written},
     http::measured,
+    residency::Said,
     resolve::Deadline,
     sending::Sent,
     status,
@@ -50,16 +52,18 @@ impl Streams {
         &self,
         calls: Arc<Calls>,
         requests: impl Stream<Item = Result<v1::WriteStreamRequest, Status>> + Send + 'static,
+        said: Said,
         parent: Option<TraceParent>,
     ) -> Answers {
         let requests = requests.take_until(self.cancel.clone().cancelled_owned());
         let ends = Arc::clone(&calls);
         let begun = requests.then(move |request| {
-            let calls = Arc::clone(&calls);
+            let (calls, said) = (Arc::clone(&calls), said.clone());
             async move {
                 let request = request?;
                 let id = request.request_id;
-                Ok((id, trace::scope(parent, calls.begin(request)).await))
+                let begun = trace::scope(parent, calls.begin(request, said));
+                Ok((id, begun.await))
             }
         });
         let answers = begun.map(move |begun: Result<(u64, _), Status>| {
@@ -82,15 +86,17 @@ impl Streams {
 }
 
 impl Calls {
-    async fn begin(&self, request: v1::WriteStreamRequest) -> Result<Begun, CallError> {
-        let (publisher, prepared) = match request.call {
+    async fn begin(&self, request: v1::WriteStreamRequest, said: Said) -> Result<Begun, CallError> {
+        let deadline = Deadline::within(self.deadline);
+        let to = |collection| To::new(collection, Ok(said), deadline);
+        let batch = match request.call {
             Some(Wanted::Upsert(wanted)) if wanted.conditions.is_empty() => {
-                self.prepared_upsert(&wanted.collection, wanted.points)
-                    .await?
+                let to = to(&wanted.collection)?;
+                self.prepared_upsert(&to, wanted.points).await?
             }
             Some(Wanted::Delete(wanted)) if wanted.conditions.is_empty() => {
-                self.prepared_delete(&wanted.collection, &wanted.ids)
-                    .await?
+                let to = to(&wanted.collection)?;
+                self.prepared_delete(&to, &wanted.ids).await?
             }
             Some(Wanted::Upsert(wanted)) => {
                 let v1::UpsertRequest {
@@ -98,10 +104,8 @@ impl Calls {
                     points,
                     conditions: wanted,
                 } = wanted;
-                let deadline = Deadline::within(self.deadline);
-                let wanted = conditions(&wanted);
-                let results = self.upsert_if(&collection, points, &wanted, deadline);
-                return results.await.map(done);
+                let (to, wanted) = (to(&collection)?, conditions(&wanted));
+                return self.upsert_if(&to, points, &wanted).await.map(done);
             }
             Some(Wanted::Delete(wanted)) => {
                 let v1::DeleteRequest {
@@ -109,14 +113,15 @@ impl Calls {
                     ids,
                     conditions: wanted,
                 } = wanted;
-                let deadline = Deadline::within(self.deadline);
-                let wanted = conditions(&wanted);
-                let results = self.delete_if(&collection, &ids, &wanted, deadline);
-                return results.await.map(done);
+                let (to, wanted) = (to(&collection)?, conditions(&wanted));
+                return self.delete_if(&to, &ids, &wanted).await.map(done);
             }
             None => return Err(CallError::Empty { what: "points" }),
         };
-        Ok(Begun::Sent(self.send_waiting(&publisher, &prepared).await?))
+        let mut sent = self.send_waiting(&batch.publisher, &batch.here).await?;
+        // Done before the next request is begun: nothing else keeps their order on the way there.
+        sent.add(self.elsewhere(batch.there, deadline).await?);
+        Ok(Begun::Sent(sent))
     }
 
     async fn end(&self, begun: Result<Begun, CallError>) -> Result<v1::Written, CallError> {

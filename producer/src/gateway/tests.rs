@@ -43,8 +43,17 @@ impl World {
         Self::start_with(config, None).await
     }
 
-    pub(super) async fn start_with(mut config: Config, registry: Option<Arc<Registry>>) -> Self {
-        let log = MemoryLog::new("memory", System::shared());
+    pub(super) async fn start_with(config: Config, registry: Option<Arc<Registry>>) -> Self {
+        Self::start_on("memory", config, registry).await
+    }
+
+    /// On a cluster of this name.
+    pub(super) async fn start_at(cluster: &str, config: Config) -> Self {
+        Self::start_on(cluster, config, None).await
+    }
+
+    async fn start_on(cluster: &str, mut config: Config, registry: Option<Arc<Registry>>) -> Self {
+        let log = MemoryLog::new(cluster, System::shared());
         ControlLog::ensure(&log.cluster(), None).unwrap();
         let tasks = Tasks::new(CancellationToken::new());
         let clock = System::shared();
@@ -84,6 +93,11 @@ impl World {
         collections::create(&self.log.cluster(), &self.control, shop)
             .await
             .unwrap();
+    }
+
+    /// Where its gRPC is.
+    pub(super) fn grpc_address(&self) -> String {
+        self.at.grpc.to_string()
     }
 
     pub(super) fn stop(&self) {

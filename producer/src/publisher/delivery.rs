@@ -54,6 +54,7 @@ impl Future for Delivery {
                     offset: place.offset,
                     key: self.id.clone(),
                     version: self.version,
+                    region: None,
                 })
             }
             Err(source) => {

@@ -17,8 +17,9 @@ use bytes::Bytes;
 use metrics::Counter;
 use shoal_runtime::{ErrorKind, clock::Clock, tasks::blocking};
 use shoal_schemas::{
-    ClusterId, Collection, Metric, Partition, Point, PointId, Record, Version, avro, dlq,
-    headers::{ORIGIN, TRACEPARENT, TraceParent, VERSION},
+    ClusterId, Collection, Metric, Partition, Point, PointId, Record, RegionName, Version, avro,
+    dlq,
+    headers::{ORIGIN, RESIDENCY, TRACEPARENT, TraceParent, VERSION},
     route,
     vector::VectorError,
     version,
@@ -102,6 +103,7 @@ impl PublishError {
 pub struct Prepared {
     id: PointId,
     value: Option<Bytes>,
+    residency: Option<Bytes>,
 }
 
 impl Prepared {
@@ -113,6 +115,13 @@ impl Prepared {
     /// The encoded point; `None` is a delete.
     pub fn value(&self) -> Option<&Bytes> {
         self.value.as_ref()
+    }
+
+    /// The same, tagged with the region that it must not leave, if there is one.
+    #[must_use]
+    pub fn resident(mut self, region: Option<&RegionName>) -> Self {
+        self.residency = region.map(|region| Bytes::copy_from_slice(region.as_str().as_bytes()));
+        self
     }
 }
 
@@ -278,6 +287,7 @@ impl Publisher {
         Ok(Prepared {
             id: id.clone(),
             value: Some(value.into()),
+            residency: None,
         })
     }
 
@@ -286,6 +296,7 @@ impl Publisher {
         Prepared {
             id: id.clone(),
             value: None,
+            residency: None,
         }
     }
 
@@ -314,12 +325,14 @@ impl Publisher {
             Some(_) => &self.shared.upserts,
             None => &self.shared.deletes,
         };
+        let residency = prepared.residency.clone();
+        let residency = residency.map(|region| (RESIDENCY.to_owned(), region));
         let mut lane = self.lane();
         self.queue(
             &mut lane,
             &prepared.id,
             prepared.value.clone(),
-            &[],
+            residency.as_slice(),
             counter,
         )
     }

@@ -1,12 +1,12 @@
 //! Settings of kept answers, section `[query.cache]`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use shoal_runtime::config::Validate;
 
-use super::remote::check_address;
+use super::remote::{check_address, is_over_tls};
 
 /// Settings of kept answers, section `[query.cache]`. By default nothing is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,12 +16,16 @@ pub struct Config {
     ///
     /// The ones not asked for longest make room. Too little and they are gone before they are asked for again.
     pub memory: ByteSize,
-    /// A Redis for kept answers, `redis://host:port/number`, shared by whatever nodes name it.
-    /// Default none.
+    /// A Redis for kept answers, `redis://host:port/number`, or `rediss://` over TLS, shared by whatever
+    /// nodes name it. Default none.
     ///
+    /// Where it wants a password, `user:password@` or `:password@` stands before the host, `%`-encoded.
     /// Is it away or slow, answers come from the shards. It holds what points hold: keep it where
     /// they may be.
     pub redis: Option<String>,
+    /// A file in PEM with the certificates that a Redis over TLS is trusted by. Default none: those of
+    /// the system.
+    pub redis_ca: Option<PathBuf>,
     /// Longest time for Redis to answer. Default 20 ms, 1 ms to 1 s.
     ///
     /// A search waits so long for a Redis that hangs, but no longer than a tenth of the time it has
@@ -53,6 +57,7 @@ impl Default for Config {
         Self {
             memory: ByteSize(0),
             redis: None,
+            redis_ca: None,
             redis_timeout: Duration::from_millis(20),
             ttl: Duration::ZERO,
             keep: Duration::from_secs(3600),
@@ -105,6 +110,13 @@ impl Validate for Config {
         {
             faults.push(format!("query.cache.redis: {fault}"));
         }
+        if self.redis_ca.is_some() && !self.redis.as_deref().is_some_and(is_over_tls) {
+            faults.push(
+                "query.cache.redis_ca is set, but query.cache.redis is no rediss:// address: nothing \
+                 is over TLS"
+                    .to_owned(),
+            );
+        }
         if !self.ttl.is_zero() && !self.keeps() {
             faults.push(
                 "query.cache.ttl is set, but neither query.cache.memory nor query.cache.redis is: \
@@ -135,7 +147,8 @@ mod tests {
         assert_eq!(faults(&Config::default()), Vec::<String>::new());
         let config = Config {
             memory: ByteSize::gib(65),
-            redis: Some("rediss://safe.example".into()),
+            redis: Some("http://redis.example".into()),
+            redis_ca: Some("ca.pem".into()),
             redis_timeout: Duration::from_secs(2),
             ttl: Duration::from_secs(90_000),
             keep: Duration::ZERO,
@@ -143,7 +156,15 @@ mod tests {
             share: false,
         };
         let found = faults(&config);
-        let keys = ["redis_timeout", "ttl", "keep", "memory", "largest", "redis"];
+        let keys = [
+            "redis_timeout",
+            "ttl",
+            "keep",
+            "memory",
+            "largest",
+            "redis:",
+            "redis_ca",
+        ];
         assert_eq!(found.len(), keys.len(), "{found:?}");
         for key in keys {
             let named = format!("query.cache.{key}");
@@ -157,5 +178,11 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(faults(&nowhere).len(), 1);
+        let safe = Config {
+            redis: Some("rediss://me:secret@safe.example/1".into()),
+            redis_ca: Some("ca.pem".into()),
+            ..Config::default()
+        };
+        assert_eq!(faults(&safe), Vec::<String>::new());
     }
 }

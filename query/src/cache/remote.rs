@@ -5,6 +5,8 @@
 //! when its time is over, or earlier where Redis itself makes room (`maxmemory-policy`).
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
-    RedisError, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo as _, RedisError, TlsCertificates, aio::MultiplexedConnection,
 };
 use shoal_runtime::clock::Stopwatch;
 use tokio::sync::Mutex;
@@ -25,12 +27,16 @@ use super::{Key, Store, StoreError};
 
 /// What every name in Redis begins with.
 const PREFIX: &str = "shoal:answer:";
+/// How a certificate begins.
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Why an address is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Another protocol, or none.
-    #[error("address is `{address}`, wanted is redis://host:port or redis://host:port/number")]
+    #[error(
+        "address is `{address}`, wanted is redis://host:port or redis://host:port/number, or rediss:// over TLS"
+    )]
     Scheme {
         /// As given, without a password.
         address: String,
@@ -41,6 +47,14 @@ pub enum AddressError {
         /// What it says.
         detail: String,
     },
+    /// The certificates it is to be trusted by.
+    #[error("certificates in `{}` do not read: {detail}", .path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
 }
 
 /// Checks an address without going there.
@@ -48,21 +62,51 @@ pub enum AddressError {
 /// # Errors
 /// [`AddressError`].
 pub(super) fn check_address(address: &str) -> Result<(), AddressError> {
-    open(address).map(drop)
+    read(address).map(drop)
 }
 
-fn open(address: &str) -> Result<Client, AddressError> {
-    if !address.starts_with("redis://") {
+/// Whether the way there is over TLS.
+pub(super) fn is_over_tls(address: &str) -> bool {
+    address.starts_with("rediss://")
+}
+
+fn read(address: &str) -> Result<ConnectionInfo, AddressError> {
+    if !address.starts_with("redis://") && !is_over_tls(address) {
         let behind_password = address.rsplit_once('@').map_or(address, |(_, host)| host);
         return Err(AddressError::Scheme {
             address: behind_password.to_owned(),
         });
     }
-    let malformed = |error: RedisError| AddressError::Malformed {
+    address.into_connection_info().map_err(malformed)
+}
+
+fn malformed(error: RedisError) -> AddressError {
+    AddressError::Malformed {
         detail: error.to_string(),
+    }
+}
+
+/// A client that trusts the certificates in a file, or those of the system.
+fn open(address: &str, certificates: Option<&Path>) -> Result<Client, AddressError> {
+    let info = read(address)?;
+    let Some(path) = certificates else {
+        return Client::open(info).map_err(malformed);
     };
-    let read = address.into_connection_info().map_err(malformed)?;
-    Client::open(read).map_err(malformed)
+    let failed = |detail: String| AddressError::Certificates {
+        path: path.to_owned(),
+        detail,
+    };
+    let pem = fs::read(path).map_err(|error| failed(error.to_string()))?;
+    // The client takes a file without any, and then trusts nobody.
+    let has_one = pem.windows(BEGIN.len()).any(|window| window == BEGIN);
+    if !has_one {
+        return Err(failed("there is none in PEM".to_owned()));
+    }
+    let trusted = TlsCertificates {
+        client_tls: None,
+        root_cert: Some(pem),
+    };
+    Client::build_with_tls(info, trusted).map_err(|error| failed(error.to_string()))
 }
 
 /// A Redis.
@@ -99,13 +143,18 @@ impl Drop for UnderWay {
 }
 
 impl Redis {
-    /// The one at an address, whose answers may take so long; nothing is connected yet.
+    /// The one at an address, over TLS with the certificates it is to be trusted by, whose answers may take
+    /// so long; nothing is connected yet.
     ///
     /// # Errors
     /// [`AddressError`].
-    pub(crate) fn new(address: &str, patience: Duration) -> Result<Self, AddressError> {
+    pub(crate) fn new(
+        address: &str,
+        certificates: Option<&Path>,
+        patience: Duration,
+    ) -> Result<Self, AddressError> {
         Ok(Self {
-            client: open(address)?,
+            client: open(address, certificates)?,
             patience,
             connection: Mutex::default(),
         })

@@ -58,8 +58,9 @@ impl Cache {
         if !config.keeps() {
             return Ok(None);
         }
+        let (certificates, patience) = (config.redis_ca.as_deref(), config.redis_timeout);
         let redis = config.redis.as_deref();
-        let redis = redis.map(|address| Redis::new(address, config.redis_timeout));
+        let redis = redis.map(|address| Redis::new(address, certificates, patience));
         let redis = redis.transpose()?;
         let store = redis.map(|redis| -> Arc<dyn Store> {
             Arc::new(Guard::new(redis, config.redis_timeout, clock.clone()))

@@ -196,6 +196,7 @@ async fn a_token_is_not_passed_over_while_the_cluster_is_unknown() {
         offset,
         key: id,
         version: Version::default(),
+        region: None,
     };
     let tokens = [token];
     let hasty = Call::within(Duration::from_millis(20));

@@ -308,6 +308,7 @@ pub fn fill(indexers: &[Indexer], collection: &Collection, points: u16) -> Vec<T
             offset,
             key: id,
             version: Version::default(),
+            region: None,
         }
     };
     (0..points).map(token).collect()

@@ -55,7 +55,7 @@ impl Operation {
             };
             if text("in") == "path" {
                 path = path.replace(&format!("{{{name}}}"), &example);
-            } else {
+            } else if text("in") == "query" {
                 let parted = if query.is_empty() { "" } else { "&" };
                 query.push_str(&format!("{parted}{name}={example}"));
             }

@@ -39,7 +39,7 @@ pub const TRACEPARENT: &str = "traceparent";
 const FIRST_OF_TEXT: u8 = b' ';
 
 /// Longest residency tag, in bytes.
-const MAX_RESIDENCY_BYTES: usize = 128;
+pub const MAX_RESIDENCY_BYTES: usize = 128;
 
 /// What the headers of a record say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,17 +6,19 @@
 //! - *replaced*: another indexer takes the shards over by its static list, without any replica, and the old one is ended;
 //! - *restarted*: an owner is ended in good order and started again, beside a replica;
 //! - *killed*: the replica is killed (SIGKILL) and started again;
-//! - *joined*: one more indexer joins the group, which gives it shards of the others, without any replica.
+//! - *joined*: one more indexer joins the group, which gives it shards of the others, without any replica;
+//! - *flipped*: searches go by a name, which is set to another collection that holds the same, and back, ten times.
 //!
-//! New indexers have empty disks, so they read everything from Kafka first. The reference is the time in which nothing
+//! An answer has failed, too, if another collection gave it than one that the name has stood for, if it has fewer hits than
+//! there are, or a hit that is no point. New indexers have empty disks, so they read everything from Kafka first. The reference is the time in which nothing
 //! changes. Everything shares the machine.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use shoal_runtime::{clock::Stopwatch, tasks::blocking};
-use shoal_schemas::{Collection, v1};
+use shoal_schemas::{Collection, CollectionName, v1};
 use tokio::{
     task::{JoinSet, block_in_place},
     time::interval,
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     arguments::Arguments,
     client::{Node, Replicas},
-    embeddings::{Embeddings, collection},
+    embeddings::{Embeddings, K, collection},
     figures::{Latencies, Repeats, millis, round, say},
     place::Place,
     role::Role,
@@ -38,7 +40,17 @@ const PARTITIONS: u32 = 4;
 const WARM_UP: Duration = Duration::from_secs(2);
 /// How long is searched on when a change is over.
 const AFTER: Duration = Duration::from_secs(2);
-const CHANGES: [&str; 5] = ["none", "replaced", "restarted", "killed", "joined"];
+/// How often the name is set to the other collection or back; even, so that it ends where it began.
+const FLIPS: usize = 10;
+const BETWEEN_FLIPS: Duration = Duration::from_millis(500);
+const CHANGES: [&str; 6] = [
+    "none",
+    "replaced",
+    "restarted",
+    "killed",
+    "joined",
+    "flipped",
+];
 const GROUP: (&str, &str) = ("SHOAL_INDEXER__OWNERSHIP__KIND", "group");
 
 /// What one kind of change came to, over all repeats.
@@ -71,8 +83,18 @@ impl Part {
 #[derive(Default)]
 struct Found {
     latencies: Latencies,
+    /// Answers by the collection that gave them.
+    by: BTreeMap<String, u64>,
     /// When each that failed was due.
     failed: Vec<Duration>,
+}
+
+/// What is searched.
+#[derive(Clone)]
+struct Asked {
+    name: CollectionName,
+    /// What the name may stand for.
+    stands_for: Vec<CollectionName>,
 }
 
 struct Bench<'a> {
@@ -115,7 +137,9 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         owner = bench.replaced(repeat, owner).await?;
     }
     owner = bench.beside_a_replica(repeats, owner).await?;
-    bench.joined(repeats, owner).await?;
+    let group = bench.joined(repeats, owner).await?;
+    bench.flipped(repeats).await?;
+    drop(group);
 
     let [none, changes @ ..] = &bench.parts;
     say(format!(
@@ -235,7 +259,7 @@ impl Bench<'_> {
     }
 
     /// Indexers join a group one after the other.
-    async fn joined(&mut self, repeats: usize, owner: Role) -> anyhow::Result<()> {
+    async fn joined(&mut self, repeats: usize, owner: Role) -> anyhow::Result<Vec<Role>> {
         let mut group = vec![self.start(&[GROUP])?];
         self.is_served(&group.iter().collect::<Vec<_>>(), true)
             .await?;
@@ -252,6 +276,49 @@ impl Bench<'_> {
             let took = watch.elapsed();
             let found = searches.end().await?;
             self.note(4, repeat, found, took)?;
+        }
+        Ok(group)
+    }
+
+    /// A name is set to another collection of the same records, and back, by whoever serves now.
+    async fn flipped(&mut self, repeats: usize) -> anyhow::Result<()> {
+        let own = self.collection.name.clone();
+        let other = Collection {
+            name: "changes-other".parse()?,
+            reads: Some(own.clone()),
+            ..self.collection.clone()
+        };
+        self.place.create(&other).await?;
+        let mut owners = Replicas::connect(self.query.grpc, &other).await?;
+        owners.wait_for_all().await?;
+        let asked = Asked {
+            name: "changing".parse()?,
+            stands_for: vec![own.clone(), other.name.clone()],
+        };
+        self.place.set_alias(&asked.name, &own).await?;
+        let mut node = Node::by_name(self.query.grpc, &asked.name).await?;
+        let vector = self.embeddings.queries.first();
+        let vector = vector.context("there are queries")?;
+        node.wait(&mut self.query, vector).await?;
+        for repeat in 0..repeats {
+            self.begin_with(asked.clone()).end_after(WARM_UP).await?;
+            let searches = self.begin_with(asked.clone());
+            let watch = Stopwatch::start();
+            let mut ticks = interval(BETWEEN_FLIPS);
+            for to in [&other.name, &own].into_iter().cycle().take(FLIPS) {
+                ticks.tick().await;
+                self.place.set_alias(&asked.name, to).await?;
+            }
+            let took = watch.elapsed();
+            let found = searches.end().await?;
+            say(format!("repeat {repeat}: answers by {:?}", found.by))?;
+            let answered = |name: &CollectionName| found.by.contains_key(name.as_str());
+            ensure!(
+                asked.stands_for.iter().all(answered),
+                "the name has not stood for both: {:?}",
+                found.by
+            );
+            self.note(5, repeat, found, took)?;
         }
         Ok(())
     }
@@ -284,11 +351,17 @@ impl Bench<'_> {
 
     /// Searches that go on until they are ended.
     fn begin(&self) -> Searches {
+        let name = self.collection.name.clone();
+        let stands_for = vec![name.clone()];
+        self.begin_with(Asked { name, stands_for })
+    }
+
+    fn begin_with(&self, asked: Asked) -> Searches {
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(search(
             self.query.grpc,
-            self.collection.clone(),
+            asked,
             self.embeddings.clone(),
             stop.clone(),
         ));
@@ -327,15 +400,16 @@ impl Searches {
 /// Asks at fixed times whatever comes back; a latency begins when its search is due.
 async fn search(
     query: std::net::SocketAddr,
-    collection: Collection,
+    asked: Asked,
     embeddings: Arc<Embeddings>,
     stop: CancellationToken,
 ) -> anyhow::Result<Found> {
-    let node = Node::connect(query, &collection).await?;
+    let node = Node::by_name(query, &asked.name).await?;
     let watch = Stopwatch::start();
     let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
     let mut ticks = interval(period);
-    let mut asked: JoinSet<(Duration, anyhow::Result<Duration>)> = JoinSet::new();
+    let mut calls: JoinSet<(Duration, anyhow::Result<(Duration, v1::SearchResponse)>)> =
+        JoinSet::new();
     for (number, vector) in (0u32..).zip(embeddings.queries.iter().cycle()) {
         if stop.is_cancelled() {
             break;
@@ -343,16 +417,23 @@ async fn search(
         ticks.tick().await;
         let due = period * number;
         let (mut node, vector) = (node.clone(), vector.clone());
-        asked.spawn(async move {
-            let told = node.search(&vector, None).await;
-            (due, told.map(|_| watch.elapsed().saturating_sub(due)))
+        calls.spawn(async move {
+            let told = node.answer(&vector).await;
+            let took = watch.elapsed().saturating_sub(due);
+            (due, told.map(|answer| (took, answer)))
         });
     }
     let mut found = Found::default();
-    while let Some(done) = asked.join_next().await {
-        match done? {
-            (_, Ok(latency)) => found.latencies.push(latency),
-            (due, Err(why)) => {
+    while let Some(done) = calls.join_next().await {
+        let (due, told) = done?;
+        let checked =
+            told.and_then(|(took, answer)| Ok((took, checked(&asked, &embeddings, answer)?)));
+        match checked {
+            Ok((latency, by)) => {
+                found.latencies.push(latency);
+                *found.by.entry(by).or_default() += 1;
+            }
+            Err(why) => {
                 if found.failed.is_empty() {
                     say(format!("  a search failed: {why:#}"))?;
                 }
@@ -361,4 +442,31 @@ async fn search(
         }
     }
     Ok(found)
+}
+
+/// Which collection gave an answer, if it is one that can be: from one that was asked, with as many points as
+/// there are to find.
+fn checked(
+    asked: &Asked,
+    embeddings: &Embeddings,
+    answer: v1::SearchResponse,
+) -> anyhow::Result<String> {
+    let coverage = answer.coverage.context("it says not who answered")?;
+    let by = coverage.collection;
+    ensure!(
+        asked.stands_for.iter().any(|name| name.as_str() == by),
+        "`{by}` answered for `{}`",
+        asked.name
+    );
+    let wanted = K.min(embeddings.points.len());
+    let found = answer.hits.len();
+    ensure!(found == wanted, "`{by}` found {found} of {wanted} points");
+    for hit in &answer.hits {
+        ensure!(
+            embeddings.row(&hit.id).is_some(),
+            "`{by}` found `{}`, which is no point",
+            hit.id
+        );
+    }
+    Ok(by)
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use shoal_schemas::{Collection, v1};
+use shoal_schemas::{Collection, CollectionName, v1};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{embeddings::K, role::Role};
@@ -118,9 +118,14 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn connect(grpc: SocketAddr, collection: &Collection) -> anyhow::Result<Self> {
+        Self::by_name(grpc, &collection.name).await
+    }
+
+    /// Whatever a name stands for.
+    pub(crate) async fn by_name(grpc: SocketAddr, name: &CollectionName) -> anyhow::Result<Self> {
         Ok(Self {
             stub: v1::search_client::SearchClient::new(channel(grpc).await?),
-            collection: collection.name.to_string(),
+            collection: name.to_string(),
         })
     }
 
@@ -130,7 +135,12 @@ impl Node {
         vector: &[f32],
         at_least: Option<v1::Token>,
     ) -> anyhow::Result<Vec<v1::Hit>> {
-        self.ask(vector, 0, at_least).await
+        Ok(self.ask(vector, 0, at_least).await?.hits)
+    }
+
+    /// The same with who answered.
+    pub(crate) async fn answer(&mut self, vector: &[f32]) -> anyhow::Result<v1::SearchResponse> {
+        self.ask(vector, 0, None).await
     }
 
     /// The same with a beam width; 0 leaves it to Shoal.
@@ -139,7 +149,7 @@ impl Node {
         vector: &[f32],
         ef: usize,
     ) -> anyhow::Result<Vec<v1::Hit>> {
-        self.ask(vector, u32::try_from(ef)?, None).await
+        Ok(self.ask(vector, u32::try_from(ef)?, None).await?.hits)
     }
 
     async fn ask(
@@ -147,7 +157,7 @@ impl Node {
         vector: &[f32],
         ef: u32,
         at_least: Option<v1::Token>,
-    ) -> anyhow::Result<Vec<v1::Hit>> {
+    ) -> anyhow::Result<v1::SearchResponse> {
         let request = v1::SearchRequest {
             ef,
             collection: self.collection.clone(),
@@ -160,7 +170,7 @@ impl Node {
             }),
             ..v1::SearchRequest::default()
         };
-        Ok(self.stub.search(request).await?.into_inner().hits)
+        Ok(self.stub.search(request).await?.into_inner())
     }
 
     /// Waits until the node knows the shard's owner and gets answers from it.

@@ -7,11 +7,11 @@ use shoal_runtime::{
     clock::{Stopwatch, System},
     tasks::{Tasks, blocking},
 };
-use shoal_schemas::{Collection, Offset, Point, PointId};
+use shoal_schemas::{Collection, CollectionName, Offset, Point, PointId};
 use shoal_topic::{
     Cluster,
     broker::{BrokerOptions, LocalBroker},
-    collections,
+    collections::{self, Taken},
     control::{ControlHandle, ControlLog},
     kafka,
 };
@@ -56,6 +56,16 @@ impl Place {
 
     pub(crate) async fn create(&self, collection: &Collection) -> anyhow::Result<()> {
         collections::create(&self.cluster, &self.control, collection.clone()).await?;
+        Ok(())
+    }
+
+    /// Has a name stand for a collection.
+    pub(crate) async fn set_alias(
+        &self,
+        name: &CollectionName,
+        to: &CollectionName,
+    ) -> anyhow::Result<()> {
+        collections::set_alias(&self.control, name, to, Taken::Refuse).await?;
         Ok(())
     }
 

@@ -377,6 +377,7 @@ impl Client {
             offset: place.offset,
             key: key.unwrap().0.clone(),
             version: 0,
+            region: String::new(),
         }
     }
 }
