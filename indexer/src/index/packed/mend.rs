@@ -74,7 +74,7 @@ impl Builder {
                     continue;
                 }
                 mended += 1;
-                given.extend(self.give_place(row, &near, &lists));
+                given.extend(self.give_place(row, &near, &mut lists));
                 // Looked at again: what has its place now may have lost its own.
                 doubtful.push(row);
             }
@@ -88,7 +88,7 @@ impl Builder {
 
     /// Puts a row into the list of the nearest one that has room, else in place of the neighbour that
     /// is in most lists; gives that one.
-    fn give_place(&mut self, row: u32, near: &[Far], lists: &[u16]) -> Option<u32> {
+    fn give_place(&mut self, row: u32, near: &[Far], lists: &mut [u16]) -> Option<u32> {
         let has_room = |near: &&Far| build::list(self, 0, near.1).len() < self.edges.degree;
         let (_, from) = *near.iter().take(self.m).find(has_room).or(near.first())?;
         let in_lists = |to: &u32| lists.get(index(*to)).copied().unwrap_or_default();
@@ -100,7 +100,12 @@ impl Builder {
         let free = places.iter().position(|place| *place == NONE);
         let place = places.get_mut(free.unwrap_or(most))?;
         let before = std::mem::replace(place, row);
-        (before != NONE).then_some(before)
+        if let Some(count) = lists.get_mut(index(row)) {
+            *count = count.saturating_add(1);
+        }
+        let count = lists.get_mut(index(before))?;
+        *count = count.saturating_sub(1);
+        Some(before)
     }
 
     fn lead_to(&mut self, row: u32) {

@@ -350,6 +350,7 @@ fn a_walk_in_stages_ends_where_one_in_one_go_does() {
 
         let reach = whole.near[20].distance;
         let mut short = graph.set_out(query, 48);
+        assert!(!graph.go_on(&mut short, 8, f32::INFINITY));
         assert!(graph.go_on(&mut short, usize::MAX, reach));
         assert!(short.distances() < whole.distances);
         let nearer = |near: &Near| near.distance < reach;
