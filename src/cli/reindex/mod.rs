@@ -406,7 +406,8 @@ impl Reindex {
         let mut new = old.clone();
         let partitions = self.partitions.unwrap_or(old.partitions);
         if partitions == old.partitions {
-            new.reads = Some(old.home().clone());
+            // The one whose topic it is reads it without a word.
+            new.reads = (*old.home() != name).then(|| old.home().clone());
             new.fed_by = None;
         } else {
             new.reads = None;
