@@ -19,7 +19,7 @@ use crate::{
     segment::{Segment, sealed::Sealed},
 };
 
-/// Rows that are looked from in a turn. As many are in each graph, however far from the query they
+/// Rows that are looked from in a turn, at least. As many are in each graph, however far from the query they
 /// are: a walk that has looked from fewer may not have come near it yet.
 const TURN: usize = 16;
 
@@ -77,7 +77,7 @@ impl<'a> Search<'a, '_> {
         let all = live.chain([self.view.memtable_rows()]).map(u64::from).sum();
         let going = parts.into_iter().map(|part| part.set_out(self, all));
         let mut going: Vec<_> = going.collect();
-        self.take_turns(&mut going);
+        self.take_turns(&mut going)?;
         for one in going {
             self.arrive(one)?;
         }
@@ -86,7 +86,9 @@ impl<'a> Search<'a, '_> {
     }
 
     /// Takes all walks as far as each comes to rows that are near enough.
-    fn take_turns(&self, going: &mut [Going<'_>]) {
+    ///
+    /// A turn is a quarter of the way so far, so that what is done between turns stays a part of it.
+    fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
         let found = self.coarse.iter().chain(&self.exact);
         let mut others: Vec<f32> = found.map(|one| one.distance).collect();
         let most = going.iter().map(|one| one.among).max().unwrap_or_default();
@@ -98,6 +100,9 @@ impl<'a> Search<'a, '_> {
         let mut places = TURN;
         while going.iter().any(|one| !one.is_over) {
             if places > TURN {
+                if (self.wanted.stop)() {
+                    return Err(SearchError::Stopped);
+                }
                 near.clone_from(&others);
                 for one in &*going {
                     self.meet(one, &mut near);
@@ -108,8 +113,9 @@ impl<'a> Search<'a, '_> {
                 let graph = one.part.sealed.graph();
                 one.is_over = graph.go_on(&mut one.stage, places, reach);
             }
-            places += TURN;
+            places += TURN.max(places / 4);
         }
+        Ok(())
     }
 
     /// Adds the distances of the rows that a walk has met.
@@ -140,7 +146,10 @@ impl<'a> Search<'a, '_> {
         // A search that was held up can meet rows from after its moment.
         let is_crowded = match segment.is_all_alive() {
             true => found.iter().take(self.want).any(Option::is_none),
-            false => stage.is_exhausted() && seen < walk.beam - walk.beam / 4,
+            false => {
+                let enough = self.want.max(walk.beam - walk.beam / 4);
+                stage.is_exhausted() && seen < enough
+            }
         };
         stage.end();
         if is_crowded {

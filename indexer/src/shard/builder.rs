@@ -55,9 +55,6 @@ pub enum BuildError {
     /// A segment cannot be made.
     #[error("cannot make a segment")]
     Seal(#[from] SealError),
-    /// A thread of lower priority.
-    #[error("no thread for what gives way")]
-    Thread(#[source] std::io::Error),
 }
 
 /// Runs until cancelled.
@@ -89,7 +86,14 @@ pub fn run(
         }
         let name = behind::thread_name(&shared.spec.label());
         let far = || rounds.run(&next_segment, true);
-        if giving_way(&name, behind::STEPS - STEPS, far).map_err(BuildError::Thread)?? {
+        let ended = match giving_way(&name, behind::STEPS - STEPS, far) {
+            Ok(ended) => ended?,
+            Err(error) => {
+                warn!(%error, name, "no thread for what gives way, it is built as ever");
+                rounds.run(&next_segment, true)?
+            }
+        };
+        if ended {
             return Ok(());
         }
     }
@@ -380,8 +384,11 @@ fn meanwhile<'a>(
     shared: &'a Shared,
     cancel: &'a CancellationToken,
 ) -> impl FnMut() -> Result<bool, SealError> + 'a {
+    // What was begun at low priority is begun anew once the shard is searched and has to be fresh.
+    let far_behind = shared.is_far_behind.load(Ordering::Acquire);
     move || {
-        if cancel.is_cancelled() {
+        let has_caught_up = far_behind && !shared.is_far_behind.load(Ordering::Acquire);
+        if cancel.is_cancelled() || has_caught_up {
             return Ok(false);
         }
         fold(shared, FOLD_ROWS_COMPACTING)?;

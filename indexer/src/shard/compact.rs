@@ -28,6 +28,8 @@ use crate::{
 const SLICE_ROWS: u32 = 512;
 /// Rows read or written in the time that one takes to be folded.
 const READ_ROWS: u32 = 32;
+/// Rows looked for, when edges are mended, in that time.
+const MEND_ROWS: u32 = 4;
 /// Rows whose edges are taken over in that time.
 const ADOPT_ROWS: u32 = 16;
 
@@ -344,7 +346,8 @@ impl Merge<'_> {
             }
         }
         let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
-        Ok(Some(builder.finish().spread(&keys, rows)))
+        let edges = builder.finish(&mut paced(MEND_ROWS, &mut meanwhile))?;
+        Ok(edges.map(|edges| edges.spread(&keys, rows)))
     }
 
     /// What the new segment holds for an input's row.

@@ -94,10 +94,16 @@ impl Builder {
         &self.edges
     }
 
-    /// Its edges, after making some to rows that no walk comes to.
-    pub fn finish(mut self) -> Adjacency {
-        self.mend();
-        self.edges
+    /// Its edges, after making some to rows that no walk comes to; `None` if `meanwhile`, which is
+    /// called once a row that is looked at, said no.
+    ///
+    /// # Errors
+    /// Those of `meanwhile`.
+    pub fn finish<E>(
+        mut self,
+        meanwhile: &mut impl FnMut() -> Result<bool, E>,
+    ) -> Result<Option<Adjacency>, E> {
+        Ok(self.mend(meanwhile)?.then_some(self.edges))
     }
 
     /// Writes what [`Graph::open`](super::Graph::open) opens; gives its length in bytes.
@@ -107,7 +113,7 @@ impl Builder {
     /// # Errors
     /// [`WriteError`].
     pub fn write(&mut self, out: &mut impl Write) -> Result<usize, WriteError> {
-        self.mend();
+        self.mend(&mut || Ok::<_, WriteError>(true))?;
         self.write_as_is(out)
     }
 

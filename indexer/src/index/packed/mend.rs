@@ -22,14 +22,16 @@ use crate::index::{
 const ROUNDS: usize = 8;
 /// In so many lists a row is found, as far as was measured: of 58,329 rows of 384 components, taken
 /// over from worn segments, one was not found with a beam of 64.
-const ENOUGH_LISTS: u16 = 8;
+const ENOUGH_LISTS: usize = 8;
 /// The beam a row has to be found with, less than what searches have as a rule.
 const BEAM: usize = 32;
 
 impl Builder {
-    /// Makes edges to rows that no walk comes to; gives how many there were.
-    pub(super) fn mend(&mut self) -> usize {
-        let mut mended = 0;
+    /// Makes edges to rows that no walk comes to; false if `meanwhile` said no.
+    pub(super) fn mend<E>(
+        &mut self,
+        meanwhile: &mut impl FnMut() -> Result<bool, E>,
+    ) -> Result<bool, E> {
         for _ in 0..ROUNDS {
             let mut reached = Reached::new(self.edges.rows);
             reached.spread(self, self.edges.entry);
@@ -39,41 +41,46 @@ impl Builder {
                     lost += 1;
                     self.lead_to(row);
                     reached.spread(self, row);
+                    if !meanwhile()? {
+                        return Ok(false);
+                    }
                 }
             }
             if lost == 0 {
                 break;
             }
-            mended += lost;
         }
-        mended + self.mend_hidden()
+        self.mend_hidden(meanwhile)
     }
 
-    /// Makes edges to rows that searches for themselves do not find; gives how many there were.
-    fn mend_hidden(&mut self) -> usize {
-        let mut lists = vec![0u16; index(self.edges.rows)];
+    /// Makes edges to rows that searches for themselves do not find.
+    fn mend_hidden<E>(
+        &mut self,
+        meanwhile: &mut impl FnMut() -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let mut lists = vec![0usize; index(self.edges.rows)];
         for row in 0..self.edges.rows {
             for to in build::list(self, 0, row) {
                 if let Some(count) = lists.get_mut(index(*to)) {
-                    *count = count.saturating_add(1);
+                    *count += 1;
                 }
             }
         }
-        let few = (0u32..)
-            .zip(&lists)
-            .filter(|(_, count)| **count < ENOUGH_LISTS);
+        let enough = ENOUGH_LISTS.min(self.edges.degree / 4);
+        let few = (0u32..).zip(&lists).filter(|(_, count)| **count < enough);
         let mut doubtful: Vec<u32> = few.map(|(row, _)| row).collect();
-        let mut mended = 0;
         for _ in 0..ROUNDS {
             let mut given = Vec::new();
             for row in std::mem::take(&mut doubtful) {
+                if !meanwhile()? {
+                    return Ok(false);
+                }
                 let query = self.space.query_of_code(self.codes.of(row));
                 let own = query.distance(self.code(row), self.bias(row));
                 let near = query.visit(AsSearched(self));
                 if near.first().is_some_and(|(nearest, _)| *nearest <= own) {
                     continue;
                 }
-                mended += 1;
                 given.extend(self.give_place(row, &near, &mut lists));
                 // Looked at again: what has its place now may have lost its own.
                 doubtful.push(row);
@@ -83,12 +90,12 @@ impl Builder {
             }
             doubtful.append(&mut given);
         }
-        mended
+        Ok(true)
     }
 
     /// Puts a row into the list of the nearest one that has room, else in place of the neighbour that
     /// is in most lists; gives that one.
-    fn give_place(&mut self, row: u32, near: &[Far], lists: &mut [u16]) -> Option<u32> {
+    fn give_place(&mut self, row: u32, near: &[Far], lists: &mut [usize]) -> Option<u32> {
         let has_room = |near: &&Far| build::list(self, 0, near.1).len() < self.edges.degree;
         let (_, from) = *near.iter().take(self.m).find(has_room).or(near.first())?;
         let in_lists = |to: &u32| lists.get(index(*to)).copied().unwrap_or_default();
@@ -101,7 +108,7 @@ impl Builder {
         let place = places.get_mut(free.unwrap_or(most))?;
         let before = std::mem::replace(place, row);
         if let Some(count) = lists.get_mut(index(row)) {
-            *count = count.saturating_add(1);
+            *count += 1;
         }
         let count = lists.get_mut(index(before))?;
         *count = count.saturating_sub(1);

@@ -149,9 +149,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// One that no walk uses.
+    /// One that no walk uses, without what the last one found.
     pub(super) fn taken() -> Box<Self> {
-        SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default()
+        let kept = SCRATCH.with_borrow_mut(Vec::pop);
+        let mut scratch = kept.unwrap_or_default();
+        scratch.beam.clear();
+        scratch
     }
 
     /// Keeps it for another walk of this thread.
