@@ -8,14 +8,14 @@ use std::{collections::BTreeSet, time::Duration};
 use reqwest::Method;
 use serde_json::{Value as Json, json};
 use shoal_runtime::openapi::{Document, Operation, expected_fields};
-use shoal_schemas::{FieldKind, Payload, Point, PointId, Value, Vector};
+use shoal_schemas::{Collection, FieldKind, Payload, Point, PointId, Value, Vector};
 use tonic::Code;
 
 use crate::{
     console::EmbeddingEndpoint,
     edge::{Edge, keeping},
     indexer::{Behaviour, Indexer},
-    world::{PATIENCE, World, collection},
+    world::{PATIENCE, World, collection, point},
 };
 
 /// A field and a parameter that nobody has.
@@ -25,11 +25,16 @@ const METHODS: [&str; 5] = ["get", "put", "post", "patch", "delete"];
 /// Those of every role; they answer whatever the query string says.
 const OPS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
+fn shop() -> Collection {
+    let mut shop = collection("shop", 2);
+    shop.route_by_key_prefix = true;
+    shop
+}
+
 /// The collection of the document's examples, with points that have everything a point can have.
 async fn opened(endpoint: &EmbeddingEndpoint) -> (World, Vec<Indexer>) {
     let world = endpoint.world(None).await;
-    let mut shop = collection("shop", 2);
-    shop.route_by_key_prefix = true;
+    let mut shop = shop();
     // Never both in life; here it shows all that an answer can have.
     shop.reads = Some("older".parse().unwrap());
     shop.fed_by = Some("oldest".parse().unwrap());
@@ -120,6 +125,7 @@ async fn every_example_is_answered_as_the_document_says() {
     let endpoint = EmbeddingEndpoint::start().await;
     let (world, indexers) = opened(&endpoint).await;
     let mut document = document(&world).await;
+    let shop = shop();
     let mut answers = BTreeSet::new();
     for operation in document.operations() {
         let (path, query) = operation.target(&document);
@@ -146,11 +152,27 @@ async fn every_example_is_answered_as_the_document_says() {
             }
         }
     }
+    // What only a search for very many groups answers.
+    for n in 0..700u16 {
+        let mut alone = point(&shop, f32::from(n));
+        let year = Value::Integer(3000 + i64::from(n));
+        alone.payload.0.insert("year".to_owned(), year);
+        let id = PointId::new(&format!("tenant-{n}/alone")).unwrap();
+        let mut put = (indexers.iter()).map(|one| one.node.upsert(&shop, &id, &alone));
+        assert!(put.any(|put| put.is_some()));
+    }
+    let group_by = json!({"field": "year", "group_size": 2});
+    let many = json!({"vector": [0, 0, 0], "k": 300, "group_by": group_by});
+    let path = "/v1/collections/shop/search";
+    let (status, told) = send(&world, "post", path, "", Some(&many)).await;
+    assert_eq!(status, 200);
+    document
+        .check("/components/schemas/SearchResponse", &told)
+        .unwrap();
     // What only an edge node answers, the second time from what it keeps.
     let region = ("near", world.addresses.grpc);
     let edge = Edge::start(&[region], keeping(PATIENCE), Duration::ZERO).await;
     let search = json!({"vector": [0, 0, 0], "k": 1});
-    let path = "/v1/collections/shop/search";
     for _ in 0..2 {
         let told = edge.told("post", path, Some(&search)).await;
         let checked = document.check("/components/schemas/SearchResponse", &told);
