@@ -12,7 +12,7 @@ use crate::index::{
 /// A walk under way.
 pub struct Stage {
     code: QueryCode,
-    scratch: Box<Scratch>,
+    scratch: Scratch,
     /// Where the nearest row that was not looked from stands.
     at: usize,
     /// How many rows it keeps.

@@ -99,7 +99,7 @@ const SCRATCHES: usize = 8;
 
 thread_local! {
     /// A thread's scratches, each taken for the time of a walk.
-    static SCRATCH: RefCell<Vec<Box<Scratch>>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Nearest<'a, L> {
@@ -150,15 +150,15 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// One that no walk uses, without what the last one found.
-    pub(super) fn taken() -> Box<Self> {
+    pub(super) fn taken() -> Self {
         let kept = SCRATCH.with_borrow_mut(Vec::pop);
-        let mut scratch = kept.unwrap_or_default();
+        let mut scratch: Self = kept.unwrap_or_default();
         scratch.beam.clear();
         scratch
     }
 
     /// Keeps it for another walk of this thread.
-    pub(super) fn give_back(self: Box<Self>) {
+    pub(super) fn give_back(self) {
         SCRATCH.with_borrow_mut(|kept| {
             if kept.len() < SCRATCHES {
                 kept.push(self);
