@@ -2,11 +2,11 @@
 //!
 //! Each segment is planned by itself ([`plan`]): its graph is walked, its matching rows are
 //! scanned, or it is passed over. Graphs of which any live row will do are walked beside each other
-//! (`together`), for the nearest of all rows lie in few of them. Walks and scans of codes give candidates whose distances are
-//! near the exact ones; the best of all segments are then re-scored from the exact vectors, so
-//! that a distance does not depend on where a point happens to lie. The memtable is always scanned,
-//! exactly. A row that rides is found where its carrier's node is met ([`View::shown`]), and nowhere
-//! else.
+//! (`together`), for the nearest of all rows lie in few of them. Walks and scans of codes give
+//! candidates whose distances are near the exact ones; the best of all segments are then re-scored
+//! from the exact vectors, so that a distance does not depend on where a point happens to lie. The
+//! memtable is always scanned, exactly. A row that rides is found where its carrier's node is met
+//! ([`View::shown`]), and nowhere else.
 
 mod together;
 
