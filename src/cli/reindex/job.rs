@@ -18,6 +18,7 @@ use shoal_topic::{
     collections::{self, Taken},
     control::ControlState,
 };
+use tracing::warn;
 
 use super::{super::kafka_link::KafkaLink, Ending, Ends, say};
 
@@ -227,7 +228,8 @@ impl Job {
         Ok(())
     }
 
-    /// Drops the new collection, also one of which only the topics were made.
+    /// Drops the new collection, also one of which only the topics were made. One of that name that has
+    /// nothing of the old one was made by somebody else.
     pub(super) async fn unmake(
         &self,
         link: &KafkaLink,
@@ -235,6 +237,12 @@ impl Job {
     ) -> anyhow::Result<()> {
         let to = &self.entry.to;
         if let Some(new) = state.collections.get(to) {
+            let from = &self.entry.from;
+            let home = state.collections.get(from).map_or(from, Collection::home);
+            if new.home() != home && new.fed_by.as_ref() != Some(home) {
+                warn!(collection = %to, "another collection has the name of what was to be made, it stays");
+                return Ok(());
+            }
             let has_own_topic = new.reads.is_none();
             collections::drop(&link.cluster, &link.control, to, has_own_topic).await?;
             return Ok(());

@@ -145,3 +145,22 @@ async fn what_was_decided_before_another_call_moved_the_name_is_not_begun() {
     assert!(control.snapshot().reindexes.is_empty());
     link.close().await;
 }
+
+#[tokio::test]
+async fn a_collection_that_somebody_else_made_under_the_name_is_not_dropped() {
+    let link = link().await;
+    let job = ours(begin(&link, "killed", "docs-g2").await);
+    let mut others = next("docs-g2");
+    others.fed_by = None;
+    let (cluster, control) = (&link.cluster, &link.control);
+    collections::create(cluster, control, others.clone())
+        .await
+        .unwrap();
+    job.take_back(&link).await.unwrap();
+    let state = link.control.snapshot();
+    assert_eq!(state.collections[&others.name], others);
+    assert!(state.reindexes.is_empty());
+    let topics = link.cluster.admin.list_topics().unwrap();
+    assert!(topics.contains(&others.topic()), "{topics:?}");
+    link.close().await;
+}

@@ -358,7 +358,8 @@ impl Reindex {
     /// Whether an earlier run was for what this one is for.
     fn wants(&self, state: &ControlState, found: &control::Reindex) -> bool {
         if let Some(to) = &self.to {
-            return *to == found.to;
+            // What that one was to make is not what was made by somebody else since.
+            return *to == found.to && !found.made;
         }
         let is_named = self.called.as_ref().is_none_or(|name| *name == found.to);
         // Killed before it was made: what it was to be like is known by nobody.
