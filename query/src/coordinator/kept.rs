@@ -187,7 +187,8 @@ fn may_take(searched: &Searched, since: Duration, bound_ms: Option<u64>) -> Take
             let holds = bound_ms.is_none_or(|bound_ms| {
                 let shards = coverage.shards.iter().filter(|shard| shard.answered);
                 let lag = shards.map(|shard| shard.lag_seconds).fold(0.0, f64::max);
-                lag + since.as_secs_f64() <= Duration::from_millis(bound_ms).as_secs_f64()
+                let age = Duration::from_millis(coverage.age_ms.unwrap_or_default());
+                lag + (age + since).as_secs_f64() <= Duration::from_millis(bound_ms).as_secs_f64()
             });
             match (holds, is_whole) {
                 (false, _) => Takes::Never,
@@ -302,12 +303,31 @@ mod tests {
     use shoal_schemas::v1;
     use tokio_util::sync::CancellationToken;
 
-    use super::{filled_in, keep};
+    use super::{filled_in, keep, may_take};
     use crate::{
         cache::{self, Cache, KeptShard, KeptShards, KeyOf},
         call::Deadline,
         coordinator::question::Nearest,
+        flight::Takes,
     };
+
+    #[test]
+    fn an_answer_that_was_kept_is_as_far_behind_as_its_age_says() {
+        let found = v1::Coverage {
+            shards: vec![v1::ShardCoverage {
+                answered: true,
+                lag_seconds: 0.25,
+                ..coverage(0)
+            }],
+            age_ms: Some(500),
+            ..v1::Coverage::default()
+        };
+        let searched = Ok((Vec::new(), found));
+        let since = Duration::from_millis(200);
+        let takes = |bound_ms| may_take(&searched, since, Some(bound_ms));
+        assert!(matches!(takes(1000), Takes::Always));
+        assert!(matches!(takes(900), Takes::Never));
+    }
 
     fn coverage(shard: u32) -> v1::ShardCoverage {
         v1::ShardCoverage {

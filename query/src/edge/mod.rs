@@ -321,12 +321,14 @@ impl Edge {
             request.clone().send(region, call)
         });
         let (place, mut answer) = told.await?;
-        let mut lag = Duration::ZERO;
+        let (mut lag, mut age) = (Duration::ZERO, Duration::ZERO);
         if let Some(coverage) = R::coverage_mut(&mut answer) {
             coverage.region.clone_from(&place.name);
             let shards = coverage.shards.iter().filter(|shard| shard.answered);
             let seconds = shards.map(|shard| shard.lag_seconds).fold(0.0, f64::max);
             lag = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+            // The region may have kept it.
+            age = Duration::from_millis(coverage.age_ms.unwrap_or_default());
         }
         if let (Some(key), Some(cache)) = (keep_under, &self.cache)
             && let Some(coverage) = R::coverage(&answer)
@@ -342,7 +344,7 @@ impl Edge {
         }
         Ok(Told {
             answer: Arc::new(answer),
-            lag,
+            lag: lag.saturating_add(age),
         })
     }
 
