@@ -19,9 +19,11 @@ use crate::{
     segment::{Segment, sealed::Sealed},
 };
 
-/// Rows that are looked from in a turn, at least. As many are in each graph, however far from the query they
-/// are: a walk that has looked from fewer may not have come near it yet.
+/// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
+/// walk that has looked from fewer may not have come near it yet.
 const TURN: usize = 16;
+/// How many times as far each further turn goes: what is done between turns stays a part of a walk.
+const FURTHER: usize = 3;
 
 /// A sealed segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
@@ -86,8 +88,6 @@ impl<'a> Search<'a, '_> {
     }
 
     /// Takes all walks as far as each comes to rows that are near enough.
-    ///
-    /// A turn is a quarter of the way so far, so that what is done between turns stays a part of it.
     fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
         let found = self.coarse.iter().chain(&self.exact);
         let mut others: Vec<f32> = found.map(|one| one.distance).collect();
@@ -113,7 +113,7 @@ impl<'a> Search<'a, '_> {
                 let graph = one.part.sealed.graph();
                 one.is_over = graph.go_on(&mut one.stage, places, reach);
             }
-            places += TURN.max(places / 4);
+            places = places.saturating_mul(FURTHER);
         }
         Ok(())
     }
@@ -138,27 +138,30 @@ impl<'a> Search<'a, '_> {
         let Part { segment, walk, .. } = part;
         let (view, moment) = (self.view, self.wanted.moment);
         self.told.distances += count(stage.distances());
-        let found = stage
-            .near()
-            .map(|near| Found::at(view, segment, near.row, near.distance, moment));
-        let found: Vec<Option<Found<'a>>> = found.collect();
-        let seen = found.iter().flatten().count();
         // A search that was held up can meet rows from after its moment.
         let is_crowded = match segment.is_all_alive() {
-            true => found.iter().take(self.want).any(Option::is_none),
+            true => {
+                let mut nearest = stage.near().take(self.want);
+                nearest.any(|near| !self.shows(segment, near.row))
+            }
             false => {
                 let enough = self.want.max(walk.beam - walk.beam / 4);
-                stage.is_exhausted() && seen < enough
+                let seen = stage.near().filter(|near| self.shows(segment, near.row));
+                stage.is_exhausted() && seen.count() < enough
             }
         };
-        stage.end();
-        if is_crowded {
-            return self.walk(segment, segment.folded(), None, walk);
+        if !is_crowded {
+            self.told.walked += 1;
+            let found = stage
+                .near()
+                .filter_map(|near| Found::at(view, segment, near.row, near.distance, moment));
+            self.coarse.extend(found.take(self.want));
         }
-        self.told.walked += 1;
-        self.coarse
-            .extend(found.into_iter().flatten().take(self.want));
-        Ok(())
+        stage.end();
+        match is_crowded {
+            true => self.walk(segment, segment.folded(), None, walk),
+            false => Ok(()),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Builder {
                 }
             }
         }
-        let enough = ENOUGH_LISTS.min(self.edges.degree / 4);
+        let enough = ENOUGH_LISTS.min(self.edges.degree / 2);
         let few = (0u32..).zip(&lists).filter(|(_, count)| **count < enough);
         let mut doubtful: Vec<u32> = few.map(|(row, _)| row).collect();
         for _ in 0..ROUNDS {
