@@ -36,6 +36,11 @@ impl Region {
         Self { world, indexers }
     }
 
+    /// How an edge node is told of it.
+    fn named<'a>(&self, name: &'a str) -> (&'a str, SocketAddr) {
+        (name, self.world.addresses.grpc)
+    }
+
     fn asked(&self) -> usize {
         self.indexers.iter().map(|one| one.seen().len()).sum()
     }
@@ -64,6 +69,11 @@ impl Drop for Edge {
 }
 
 impl Edge {
+    /// One that keeps nothing.
+    async fn over(regions: &[(&str, SocketAddr)]) -> Self {
+        Self::start(regions, cache::Config::default(), Duration::ZERO).await
+    }
+
     pub(crate) async fn start(
         regions: &[(&str, SocketAddr)],
         cache: cache::Config,
@@ -165,12 +175,7 @@ fn region_of(coverage: &Option<v1::Coverage>) -> &str {
 async fn every_call_is_forwarded_as_it_came_and_the_answer_names_the_region() {
     let docs = collection("docs", 2);
     let here = Region::start(&docs).await;
-    let edge = Edge::start(
-        &[("eu-1", here.world.addresses.grpc)],
-        cache::Config::default(),
-        Duration::ZERO,
-    )
-    .await;
+    let edge = Edge::over(&[("eu-1", here.world.addresses.grpc)]).await;
     let mut search = edge.search();
     let mut direct = here.world.search();
 
@@ -289,15 +294,7 @@ async fn every_call_is_forwarded_as_it_came_and_the_answer_names_the_region() {
 async fn what_is_wrong_with_a_call_is_told_as_the_region_tells_it_and_asked_nobody_else() {
     let docs = collection("docs", 1);
     let (one, other) = (Region::start(&docs).await, Region::start(&docs).await);
-    let edge = Edge::start(
-        &[
-            ("one", one.world.addresses.grpc),
-            ("other", other.world.addresses.grpc),
-        ],
-        cache::Config::default(),
-        Duration::ZERO,
-    )
-    .await;
+    let edge = Edge::over(&[one.named("one"), other.named("other")]).await;
     let unknown = v1::SearchRequest {
         collection: "nothing".into(),
         ..near_origin(&docs, 1)
@@ -327,15 +324,7 @@ async fn what_is_wrong_with_a_call_is_told_as_the_region_tells_it_and_asked_nobo
 async fn a_region_that_dies_or_hangs_costs_no_call() {
     let docs = collection("docs", 1);
     let (one, other) = (Region::start(&docs).await, Region::start(&docs).await);
-    let edge = Edge::start(
-        &[
-            ("one", one.world.addresses.grpc),
-            ("other", other.world.addresses.grpc),
-        ],
-        cache::Config::default(),
-        Duration::ZERO,
-    )
-    .await;
+    let edge = Edge::over(&[one.named("one"), other.named("other")]).await;
     let whole = async |edge: &Edge| {
         let request = within(Duration::from_secs(20), near_origin(&docs, 3));
         let found = edge.search().search(request).await.unwrap().into_inner();
@@ -515,12 +504,7 @@ async fn the_nearest_region_is_asked_and_its_distance_is_told() {
     let way = Duration::from_millis(100);
     let tasks = &distant.world.tasks;
     let through = far(distant.world.addresses.grpc, way, tasks).await;
-    let edge = Edge::start(
-        &[("distant", through), ("near", near.world.addresses.grpc)],
-        cache::Config::default(),
-        Duration::ZERO,
-    )
-    .await;
+    let edge = Edge::over(&[("distant", through), near.named("near")]).await;
     for _ in 0..5 {
         let found = edge.search().search(near_origin(&docs, 3)).await.unwrap();
         assert_eq!(region_of(&found.into_inner().coverage), "near");

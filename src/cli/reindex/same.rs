@@ -138,14 +138,7 @@ impl Differences {
 async fn sum(copies: &[Copy]) -> anyhow::Result<Buckets> {
     let mut sum = Buckets::default();
     for copy in copies {
-        let mut tries = 0;
-        let (buckets, _) = loop {
-            tries += 1;
-            match copy.buckets().await {
-                Err(_) if tries < TRIES => tokio::time::sleep(PAUSE).await,
-                other => break other?,
-            }
-        };
+        let (buckets, _) = patiently(|| copy.buckets()).await?;
         sum.merge(&buckets);
     }
     Ok(sum)
@@ -156,17 +149,22 @@ pub(super) async fn rows(copies: &[Copy], parts: &[Bucket]) -> anyhow::Result<Ro
     let anywhere = Vec::new();
     let mut rows = Rows::new();
     for copy in copies {
-        let mut tries = 0;
-        let found = loop {
-            tries += 1;
-            match copy.rows(parts, &anywhere).await {
-                Err(_) if tries < TRIES => tokio::time::sleep(PAUSE).await,
-                other => break other?,
-            }
-        };
-        rows.extend(found);
+        rows.extend(patiently(|| copy.rows(parts, &anywhere)).await?);
     }
     Ok(rows)
+}
+
+/// Asks again, a few times, what a shard that is on its way elsewhere does not answer.
+async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+    mut ask: impl FnMut() -> F,
+) -> Result<T, E> {
+    for _ in 1..TRIES {
+        if let Ok(told) = ask().await {
+            return Ok(told);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    ask().await
 }
 
 #[cfg(test)]

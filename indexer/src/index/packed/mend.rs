@@ -20,8 +20,8 @@ use crate::index::{
 
 /// Rounds after which it is left at that: a place taken from one row may lose another.
 const ROUNDS: usize = 8;
-/// In so many lists a row is found, as far as was measured: of 58,329 rows of 384 components, taken
-/// over from worn segments, one was not found with a beam of 64.
+/// A row in so many lists is taken for found, and so is one in half as many as a list has places: to
+/// look for every row would cost a search each. It is a limit of work, no promise.
 const ENOUGH_LISTS: usize = 8;
 /// The beam a row has to be found with, less than what searches have as a rule.
 const BEAM: usize = 32;
