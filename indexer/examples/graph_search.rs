@@ -1,5 +1,5 @@
-//! Building a packed graph and searching it: rows a second, recall, processor time a search; then
-//! walks and scans among some of the rows only, which is what `fields::plan::COSTS` is fitted to.
+//! Building a graph and searching it: rows a second, rows that do not find themselves, recall, processor
+//! time a search; then walks and scans among some of the rows only, which is what `fields::plan::COSTS` is fitted to.
 //!
 //! Takes a folder with `w_base_f16.npy`, `w_queries_f16.npy` and `w_gt.npy`, unit vectors all:
 //! `cargo run -p shoal-indexer --example graph_search tests/data/wordnet20k`.
@@ -10,7 +10,7 @@ use std::{env, error::Error, fs, path::Path, time::Duration};
 use numkong::{Dot, f16};
 use rustix::time::{ClockId, clock_gettime};
 use shoal_indexer::index::{
-    VectorIndex, hnsw,
+    live,
     packed::{self, Accept, Aligned, Builder, Graph},
     space::Space,
 };
@@ -42,10 +42,14 @@ fn main() -> Answer<()> {
     let dim = Dim::try_from(u32::try_from(DIM)?)?;
     let space = Space::new(dim, METRIC, Quantization::I8).ok_or("a step is to be fitted")?;
     for (name, bytes) in [
-        ("usearch", by_usearch(&base, &space)?),
-        ("own", own(&base, &space)?),
+        ("live", live(&base)?),
+        ("built", built(&base, &space)?),
     ] {
         let graph = Graph::open(Aligned::copy_of(&bytes))?;
+        for beam in [24, 32, 48, 64] {
+            let lost = lost(&graph, &space, &base, beam)?;
+            println!("{name}, beam {beam}: {lost} rows do not find themselves");
+        }
         for beam in [16, 24, 48, 64, 96, 128] {
             let (mut found, mut distances, before) = (0, 0, cpu_time());
             for (query, truth) in queries.iter().zip(truth.chunks(TRUE_NEIGHBOURS)) {
@@ -73,10 +77,22 @@ fn main() -> Answer<()> {
         }
     }
     among(
-        &Graph::open(Aligned::copy_of(&own(&base, &space)?))?,
+        &Graph::open(Aligned::copy_of(&built(&base, &space)?))?,
         &space,
         &queries,
     )
+}
+
+/// How many rows a search for their own vector does not find, nor one as near.
+fn lost(graph: &Graph<Aligned>, space: &Space, rows: &[Vec<f16>], beam: usize) -> Answer<usize> {
+    let mut lost = 0;
+    for (number, row) in (0u32..).zip(rows) {
+        let query = space.encode_query(&floats(row));
+        let own = graph.distance_to(&query, number).ok_or("no such row")?;
+        let walk = graph.search(&query, beam, RESCORED, None);
+        lost += usize::from(walk.near.first().is_none_or(|near| near.distance > own));
+    }
+    Ok(lost)
 }
 
 /// Accepted are rows by chance, then the rows nearest to some other row.
@@ -143,37 +159,26 @@ fn among(graph: &Graph<Aligned>, space: &Space, queries: &[Vec<f16>]) -> Answer<
     Ok(())
 }
 
-fn by_usearch(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
-    let (dim, metric, parameters) = (space.dim(), METRIC, IndexParameters::default());
-    let options = hnsw::Options {
-        dim,
-        metric,
-        parameters,
-        threads: 1,
-    };
-    let (graph, before) = (hnsw::Hnsw::new(&options)?, cpu_time());
+fn live(rows: &[Vec<f16>]) -> Answer<Vec<u8>> {
+    let graph = live::Graph::new(&live::Options {
+        dim: Dim::try_from(u32::try_from(DIM)?)?,
+        metric: METRIC,
+        parameters: IndexParameters::default(),
+    });
+    let before = cpu_time();
     for (number, row) in (0..).zip(rows) {
-        graph.add(number, &floats(row))?;
+        graph.add(number, &floats(row));
     }
     println!(
-        "usearch: {:.1?} to add a row",
+        "live: {:.1?} to add a row",
         (cpu_time() - before) / u32::try_from(rows.len())?
     );
-    let codes: Result<Vec<_>, _> = (0..u32::try_from(rows.len())?)
-        .map(|row| graph.code(row))
-        .collect();
     let mut bytes = Vec::new();
-    let codes = codes?.into_iter().map(|code| (code, 0.0));
-    packed::write(
-        &mut bytes,
-        space,
-        &graph.adjacency(u32::try_from(rows.len())?)?,
-        codes,
-    )?;
+    graph.write(&mut bytes)?;
     Ok(bytes)
 }
 
-fn own(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
+fn built(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
     let (space, parameters, count) = (
         space.clone(),
         IndexParameters::default(),
@@ -190,7 +195,7 @@ fn own(rows: &[Vec<f16>], space: &Space) -> Answer<Vec<u8>> {
         let bias = space.encode_row(&floats(row), &mut code);
         builder.insert(&code, bias);
     }
-    println!("own: {:.1?} to add a row", (cpu_time() - before) / count);
+    println!("built: {:.1?} to add a row", (cpu_time() - before) / count);
     let mut bytes = Vec::new();
     builder.write(&mut bytes)?;
     Ok(bytes)

@@ -20,7 +20,7 @@ const EMPTY_NAMES: &[&str] = &[
 /// Crates whose types stay in one place, and that place.
 const FOREIGN_CRATES: &[(&str, &str)] = &[
     ("rdkafka", "topic/src/kafka/"),
-    ("usearch", "indexer/src/index/hnsw.rs"),
+    ("usearch", "tests/bench/rig/bare_index.rs"),
     ("numkong", "indexer/src/index/kernel.rs"),
     ("sled", "indexer/src/catalog/"),
     ("schema_registry_converter", "topic/src/registry.rs"),

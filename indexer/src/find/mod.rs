@@ -21,7 +21,7 @@ use crate::{
         plan::{self, COSTS, Plan},
     },
     find::together::Part,
-    index::{IndexError, Near, distance::Query, packed::Accept},
+    index::{Near, distance::Query, packed::Accept},
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
@@ -101,9 +101,6 @@ pub struct Told {
 /// Why a search failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
-    /// The graph refused.
-    #[error("graph search failed")]
-    Index(#[from] IndexError),
     /// A row does not give its vector back.
     #[error("cannot read a candidate's vector")]
     Point(#[from] PointError),
@@ -119,7 +116,6 @@ impl SearchError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Index(error) => error.kind(),
             Self::Point(error) => error.kind(),
             Self::Fields(error) => error.kind(),
             Self::Stopped => ErrorKind::Retry,
@@ -197,7 +193,7 @@ impl<'a, 'w> Search<'a, 'w> {
             Plan::Skip => {}
             Plan::Scan => self.scan(segment, folded, set)?,
             Plan::Walk(walk) => {
-                part = Part::of(segment, set, walk);
+                part = Part::of(segment, folded, set, walk);
                 if part.is_none() {
                     self.walk(segment, folded, set, walk)?;
                 }
@@ -301,7 +297,7 @@ impl<'a, 'w> Search<'a, 'w> {
         };
         let mut near = None;
         if own.is_none() && segment.is_all_alive() {
-            let walked = segment.walk(query, walk.beam, want, None)?;
+            let walked = segment.walk(query, walk.beam, want, None);
             // A search that was held up can meet rows from after its moment, and they crowd out
             // the ones it is to see.
             let is_of_moment = walked.near.iter().all(|near| accept(near.row));
@@ -314,7 +310,7 @@ impl<'a, 'w> Search<'a, 'w> {
                     takes: &accept,
                     max_distances: walk.max_visits,
                 };
-                segment.walk(query, walk.beam, want, Some(accept))?
+                segment.walk(query, walk.beam, want, Some(accept))
             }
         };
         self.told.distances += count(walked.distances);
@@ -404,7 +400,7 @@ impl<'a, 'w> Search<'a, 'w> {
             if wanted.exact {
                 self.scan_exactly(segment, &slice)?;
             } else {
-                for Near { row, distance } in segment.measure(wanted.query, &slice)? {
+                for Near { row, distance } in segment.measure(wanted.query, &slice) {
                     let found = Found::at(view, segment, row, distance, wanted.moment);
                     self.coarse.extend(found);
                 }

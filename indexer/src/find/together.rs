@@ -16,7 +16,7 @@ use crate::{
     fields::{RowSet, plan},
     find::{Found, Search, SearchError, count, micros, size},
     index::packed::Stage,
-    segment::{Segment, sealed::Sealed},
+    segment::Segment,
 };
 
 /// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
@@ -25,21 +25,26 @@ const TURN: usize = 16;
 /// How many times as far each further turn goes: what is done between turns stays a part of a walk.
 const FURTHER: usize = 3;
 
-/// A sealed segment whose graph is walked for any of its live rows.
+/// A segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
     segment: &'a Segment,
-    sealed: &'a Sealed,
+    /// Rows below are found by the walk; others are scanned.
+    folded: u32,
     walk: plan::Walk,
 }
 
 impl<'a> Part<'a> {
     /// That segment, if any live row of it will do and it has more of them than ended ones.
-    pub(super) fn of(segment: &'a Segment, set: Option<&RowSet>, walk: plan::Walk) -> Option<Self> {
-        let sealed = segment.as_sealed().filter(|_| set.is_none())?;
+    pub(super) fn of(
+        segment: &'a Segment,
+        folded: u32,
+        set: Option<&RowSet>,
+        walk: plan::Walk,
+    ) -> Option<Self> {
         let is_alive = segment.live_nodes() > segment.nodes() / 2;
-        is_alive.then_some(Self {
+        (set.is_none() && is_alive).then_some(Self {
             segment,
-            sealed,
+            folded,
             walk,
         })
     }
@@ -50,7 +55,7 @@ impl<'a> Part<'a> {
         let beam = self.walk.beam;
         let limit = beam.saturating_mul(nodes).div_ceil(live.max(1));
         Going {
-            stage: self.sealed.set_out(search.wanted.query, limit),
+            stage: self.segment.set_out(search.wanted.query, limit),
             among: among(beam, count(nodes), all),
             part: self,
             is_over: false,
@@ -73,7 +78,7 @@ impl<'a> Search<'a, '_> {
         let watch = Stopwatch::start();
         let is_alone = parts.len() == 1 && self.coarse.is_empty() && self.exact.is_empty();
         if let Some(part) = parts.pop_if(|part| is_alone && part.segment.is_all_alive()) {
-            self.walk(part.segment, part.segment.folded(), None, part.walk)?;
+            self.walk(part.segment, part.folded, None, part.walk)?;
         }
         let live = self.view.segments.iter().map(|one| one.live_nodes());
         let all = live.chain([self.view.memtable_rows()]).map(u64::from).sum();
@@ -110,8 +115,8 @@ impl<'a> Search<'a, '_> {
             }
             for one in going.iter_mut().filter(|one| !one.is_over) {
                 let reach = farthest(&mut near, one.among);
-                let graph = one.part.sealed.graph();
-                one.is_over = graph.go_on(&mut one.stage, places, reach);
+                let segment = one.part.segment;
+                one.is_over = segment.go_on(&mut one.stage, places, reach);
             }
             places = places.saturating_mul(FURTHER);
         }
@@ -122,7 +127,7 @@ impl<'a> Search<'a, '_> {
     fn meet(&self, one: &Going<'_>, near: &mut Vec<f32>) {
         let segment = one.part.segment;
         let is_all_alive = segment.is_all_alive();
-        let met = one.stage.near();
+        let met = segment.near(&one.stage);
         let met = met.filter(|met| is_all_alive || self.shows(segment, met.row));
         near.extend(met.map(|met| met.distance));
     }
@@ -135,31 +140,36 @@ impl<'a> Search<'a, '_> {
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
         let Going { part, stage, .. } = one;
-        let Part { segment, walk, .. } = part;
+        let Part {
+            segment,
+            folded,
+            walk,
+        } = part;
         let (view, moment) = (self.view, self.wanted.moment);
         self.told.distances += count(stage.distances());
         // A search that was held up can meet rows from after its moment.
         let is_crowded = match segment.is_all_alive() {
             true => {
-                let mut nearest = stage.near().take(self.want);
+                let mut nearest = segment.near(&stage).take(self.want);
                 nearest.any(|near| !self.shows(segment, near.row))
             }
             false => {
                 let enough = self.want.max(walk.beam - walk.beam / 4);
-                let seen = stage.near().filter(|near| self.shows(segment, near.row));
+                let seen = segment.near(&stage);
+                let seen = seen.filter(|near| self.shows(segment, near.row));
                 stage.is_exhausted() && seen.count() < enough
             }
         };
         if !is_crowded {
             self.told.walked += 1;
-            let found = stage
-                .near()
+            let below = segment.near(&stage).filter(|near| near.row < folded);
+            let found = below
                 .filter_map(|near| Found::at(view, segment, near.row, near.distance, moment));
             self.coarse.extend(found.take(self.want));
         }
         stage.end();
         match is_crowded {
-            true => self.walk(segment, segment.folded(), None, walk),
+            true => self.walk(segment, folded, None, walk),
             false => Ok(()),
         }
     }

@@ -4,10 +4,33 @@
 //! at [`NONE`]. The levels above hold few rows, so each lists them. The same arrays stand in a
 //! packed file.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 /// Ends a list of neighbours that is shorter than its places. Any number that is no row does.
 pub const NONE: u32 = u32::MAX;
 /// Most levels above 0. With the usual chances a graph of 2^32 rows has eight.
 pub const MAX_UPPER_LEVELS: usize = 32;
+
+/// A place in a list of neighbours.
+pub(super) trait Place {
+    /// The number that stands in it.
+    fn number(&self) -> u32;
+}
+
+impl Place for u32 {
+    #[inline(always)]
+    fn number(&self) -> u32 {
+        *self
+    }
+}
+
+impl Place for AtomicU32 {
+    /// Whoever reads a row's number here sees the row, too.
+    #[inline(always)]
+    fn number(&self) -> u32 {
+        self.load(Ordering::Acquire)
+    }
+}
 
 /// Who is whose neighbour, at every level.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,7 +166,7 @@ pub(super) fn index(row: u32) -> usize {
 
 /// The places of the `at`th row in an array of them; none if it has not so many rows.
 #[inline(always)]
-pub(super) fn places(links: &[u32], at: usize, degree: usize) -> &[u32] {
+pub(super) fn places<P>(links: &[P], at: usize, degree: usize) -> &[P] {
     let start = at.saturating_mul(degree);
     links
         .get(start..start.saturating_add(degree))

@@ -418,19 +418,6 @@ impl QueryCode {
     pub(super) fn least(&self, distance: f32) -> f32 {
         distance.max(self.scale.least)
     }
-
-    /// Its code in bytes; none if its components are larger.
-    pub(super) fn bytes(&self) -> &[i8] {
-        match &self.components {
-            Components::Bytes(query) => &query.0,
-            _ => &[],
-        }
-    }
-
-    /// The distance to a row without bias whose inner product with the query's code is known.
-    pub(super) fn distance_of_product(&self, dot: f32) -> f32 {
-        self.scale.distance(dot, 0.0).max(self.scale.least)
-    }
 }
 
 impl Scale {

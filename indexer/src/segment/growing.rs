@@ -4,19 +4,13 @@
 //! Vectors and payload stay in the shard's own log; what a delete or a refusal said is kept as
 //! an entry, because no row says it.
 
-use std::{
-    cell::Cell,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use shoal_schemas::{Payload, PointId, Vector, filter::Fields};
 
 use crate::{
     fields,
-    index::{IndexError, VectorIndex, packed},
+    index::live::Graph,
     segment::{ALIVE, NewRow, Row, SegmentId, Sequence, entries::Entry},
     wal::Position,
 };
@@ -31,7 +25,7 @@ struct Kept {
 /// Rows in memory, with the graph of those below [`Growing::folded`].
 pub struct Growing {
     /// Finds rows below [`Self::folded`].
-    pub graph: Arc<dyn VectorIndex>,
+    pub graph: Graph,
     /// Finds rows by their payload.
     pub fields: fields::Growing,
     /// Nothing of it stands before this place of the shard's own log.
@@ -44,7 +38,7 @@ pub struct Growing {
 
 impl Growing {
     /// No rows, over an empty graph, whose frames will stand at `from` and behind.
-    pub fn new(graph: Arc<dyn VectorIndex>, fields: Fields, from: Position) -> Self {
+    pub fn new(graph: Graph, fields: Fields, from: Position) -> Self {
         Self {
             graph,
             fields: fields::Growing::new(fields),
@@ -132,36 +126,6 @@ impl Growing {
         self.folded.store(folded, Ordering::Release);
     }
 
-    /// See [`super::Segment::walk`].
-    ///
-    /// usearch does not tell how far it walks and cannot be stopped, but asks of each row that it
-    /// may go on from whether it is accepted. Past the bound all are, so that it ends soon.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn walk(
-        &self,
-        query: &[f32],
-        beam: usize,
-        accept: Option<packed::Accept<'_>>,
-    ) -> Result<packed::Walk, IndexError> {
-        let asked = Cell::new(0usize);
-        let is_cut = |bound: usize| asked.get() > bound;
-        let takes = |row| {
-            asked.set(asked.get() + 1);
-            accept.is_none_or(|accept| is_cut(accept.max_distances) || (accept.takes)(row))
-        };
-        let near = match accept {
-            None => self.graph.search(query, beam, None),
-            Some(_) => self.graph.search(query, beam, Some(&takes)),
-        };
-        Ok(packed::Walk {
-            near: near?,
-            distances: asked.get(),
-            is_cut: accept.is_some_and(|accept| is_cut(accept.max_distances)),
-        })
-    }
-
     /// Whether any row has an expiry.
     pub fn has_expiring(&self) -> bool {
         self.expiring.load(Ordering::Acquire) > 0
@@ -227,8 +191,6 @@ impl Chunk {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::sync::Arc;
-
     use shoal_schemas::{
         Dim, IndexParameters, Metric, Offset, Payload, PointId, Version, digest::RowHash,
         filter::Fields,
@@ -236,7 +198,7 @@ mod tests {
 
     use super::Growing;
     use crate::{
-        index::hnsw::{Hnsw, Options},
+        index::live::{Graph, Options},
         rule::SourceIndex,
         segment::{NewRow, Sequence},
         wal::Position,
@@ -244,13 +206,12 @@ mod tests {
 
     #[test]
     fn a_row_is_visible_from_its_birth_to_its_end_and_not_after_it_expires() {
-        let graph = Hnsw::new(&Options {
+        let graph = Graph::new(&Options {
             dim: Dim::try_from(2).unwrap(),
             metric: Metric::L2,
             parameters: IndexParameters::default(),
-            threads: 1,
         });
-        let growing = Growing::new(Arc::new(graph.unwrap()), Fields::new(), Position::START);
+        let growing = Growing::new(graph, Fields::new(), Position::START);
         let new = NewRow {
             id: PointId::new("a").unwrap(),
             version: Version::default(),

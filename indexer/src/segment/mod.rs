@@ -32,7 +32,7 @@ use shoal_schemas::{Filter, Offset, PointId, Version, digest::RowHash};
 use crate::{
     entry::{self, EntryError},
     fields::{self, Estimate, RowSet},
-    index::{IndexError, Near, distance::Query, packed},
+    index::{Near, distance::Query, packed, space::Space},
     rule::SourceIndex,
     segment::{growing::Growing, rides::Rides, sealed::Sealed},
     view::Moment,
@@ -290,7 +290,7 @@ impl Segment {
     /// Nodes of its graph.
     pub fn nodes(&self) -> u32 {
         match &self.rows {
-            Rows::Growing(growing) => u32::try_from(growing.graph.rows()).unwrap_or(u32::MAX),
+            Rows::Growing(growing) => growing.graph.rows(),
             Rows::Sealed(sealed) => sealed.len().saturating_sub(sealed.manifest.riders),
         }
     }
@@ -368,42 +368,75 @@ impl Segment {
 
     /// About the nearest rows that `accept` takes, nearest first: `want` of them, found by a walk
     /// as wide as `beam`. Distances are those of the graph's own codes, near the exact ones.
-    ///
-    /// # Errors
-    /// [`IndexError`].
     pub fn walk(
         &self,
         query: &Query<'_>,
         beam: usize,
         want: usize,
         accept: Option<packed::Accept<'_>>,
-    ) -> Result<packed::Walk, IndexError> {
+    ) -> packed::Walk {
+        let code = self.space().encode(query);
         match &self.rows {
-            Rows::Growing(growing) => growing.walk(query.components(), beam, accept),
-            Rows::Sealed(sealed) => Ok(sealed.walk(query, beam, want, accept)),
+            Rows::Growing(growing) => growing.graph.search(&code, beam, want, accept),
+            Rows::Sealed(sealed) => sealed.graph().search(&code, beam, want, accept),
         }
     }
 
-    /// About the distances of rows below [`Self::folded`], by the graph's own codes.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Result<Vec<Near>, IndexError> {
+    /// A walk of the nearest `limit` rows, ended ones too, that waits to be taken further by
+    /// [`Segment::go_on`].
+    pub fn set_out(&self, query: &Query<'_>, limit: usize) -> packed::Stage {
+        let code = self.space().encode(query);
         match &self.rows {
-            Rows::Growing(growing) => growing.graph.measure(query.components(), rows),
-            Rows::Sealed(sealed) => Ok(sealed.measure(query, rows)),
+            Rows::Growing(growing) => growing.graph.set_out(code, limit),
+            Rows::Sealed(sealed) => sealed.graph().set_out(code, limit),
+        }
+    }
+
+    /// Takes a walk further, as [`packed::Graph::go_on`].
+    pub fn go_on(&self, stage: &mut packed::Stage, places: usize, reach: f32) -> bool {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.go_on(stage, places, reach),
+            Rows::Sealed(sealed) => sealed.graph().go_on(stage, places, reach),
+        }
+    }
+
+    /// What a walk that was set out has come to, nearest first, with approximate distances.
+    pub fn near<'a>(&'a self, stage: &'a packed::Stage) -> impl Iterator<Item = Near> + 'a {
+        let growing = self.as_growing();
+        stage.near().map(move |near| Near {
+            row: growing.map_or(near.row, |growing| growing.graph.key(near.row)),
+            ..near
+        })
+    }
+
+    /// About the distances of rows below [`Self::folded`], by the graph's own codes.
+    pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Vec<Near> {
+        let code = self.space().encode(query);
+        let distance = |row| match &self.rows {
+            Rows::Growing(growing) => growing.graph.distance_to(&code, row),
+            Rows::Sealed(sealed) => sealed.graph().distance_to(&code, row),
+        };
+        let near = rows.iter().filter_map(|row| {
+            let distance = distance(*row)?;
+            Some(Near {
+                row: *row,
+                distance,
+            })
+        });
+        near.collect()
+    }
+
+    /// How its graph's rows are coded.
+    fn space(&self) -> &Space {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.space(),
+            Rows::Sealed(sealed) => sealed.graph().space(),
         }
     }
 
     /// Bytes of a row that a walk or a scan reads.
     pub fn code_bytes(&self) -> usize {
-        match &self.rows {
-            Rows::Growing(growing) => {
-                let (rows, bytes) = (growing.graph.rows(), growing.graph.bytes());
-                bytes.checked_div(rows).unwrap_or_default()
-            }
-            Rows::Sealed(sealed) => sealed.graph().space().code_bytes(),
-        }
+        self.space().code_bytes()
     }
 
     /// A row's frame as the shard's own log had it. A sealed segment leaves the vector out.

@@ -29,7 +29,6 @@ use crate::{
     entry::{self, EntryError},
     fields::Columns,
     index::{
-        IndexError,
         adjacency::Adjacency,
         packed,
         space::{Extent, Space},
@@ -167,9 +166,6 @@ pub enum SealError {
     /// Its bytes.
     #[error("a row to be sealed does not read")]
     Entry(#[from] EntryError),
-    /// The graph as it is.
-    #[error("cannot read the graph to be sealed")]
-    Graph(#[from] IndexError),
     /// The graph as a file.
     #[error("cannot write the graph of a segment")]
     Packed(#[from] packed::WriteError),
@@ -183,7 +179,6 @@ impl SealError {
             Self::Point(PointError::File(error)) => error.kind(),
             Self::Point(PointError::Log(error)) => error.kind(),
             Self::Point(_) | Self::Entry(_) => ErrorKind::Corrupt,
-            Self::Graph(error) => error.kind(),
             // A full disk, which may have room again.
             Self::Packed(packed::WriteError::Write(_)) => ErrorKind::Retry,
             Self::Packed(error) => error.kind(),

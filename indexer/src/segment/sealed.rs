@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::{
     fields,
-    index::{Near, distance::Query, packed},
+    index::packed,
     segment::{
         ALIVE, Row, Sequence,
         entries::Entry,
@@ -132,37 +132,6 @@ impl Sealed {
     /// When a row ended.
     pub(super) fn died(&self, row: u32) -> Option<&AtomicU64> {
         self.died.get(usize::try_from(row).ok()?)
-    }
-
-    /// See [`super::Segment::walk`].
-    pub fn walk(
-        &self,
-        query: &Query<'_>,
-        beam: usize,
-        want: usize,
-        accept: Option<packed::Accept<'_>>,
-    ) -> packed::Walk {
-        let code = self.graph.space().encode(query);
-        self.graph.search(&code, beam, want, accept)
-    }
-
-    /// A walk of the nearest `limit` rows, ended ones too, that waits to be taken further by
-    /// [`packed::Graph::go_on`].
-    pub fn set_out(&self, query: &Query<'_>, limit: usize) -> packed::Stage {
-        let code = self.graph.space().encode(query);
-        self.graph.set_out(code, limit)
-    }
-
-    /// See [`super::Segment::measure`].
-    pub fn measure(&self, query: &Query<'_>, rows: &[u32]) -> Vec<Near> {
-        let code = self.graph.space().encode(query);
-        let near = rows.iter().filter_map(|row| {
-            Some(Near {
-                row: *row,
-                distance: self.graph.distance_to(&code, *row)?,
-            })
-        });
-        near.collect()
     }
 
     /// The graph.

@@ -20,7 +20,6 @@ use tracing::{debug, info, warn};
 
 use crate::{
     dlq,
-    index::IndexError,
     metrics as names,
     segment::{
         Segment, SegmentId,
@@ -49,9 +48,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Why the builder, and with it the shard, cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// A graph refuses a row.
-    #[error("cannot fold a row into the graph")]
-    Fold(#[from] IndexError),
     /// A segment cannot be made.
     #[error("cannot make a segment")]
     Seal(#[from] SealError),
@@ -119,7 +115,7 @@ impl Rounds<'_> {
         let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
         while shared.is_far_behind.load(Ordering::Acquire) == far_behind {
             cpu.tick();
-            if fold(shared, FOLD_ROWS)? {
+            if fold(shared, FOLD_ROWS) {
                 if cancel.is_cancelled() && shared.work().checkpoint.is_none() {
                     return Ok(true);
                 }
@@ -204,14 +200,14 @@ fn store(shared: &Shared, storer: &mut Storer, job: &Job) -> bool {
 }
 
 /// Folds some rows; false if there are none that may be folded now.
-fn fold(shared: &Shared, most: u32) -> Result<bool, IndexError> {
+fn fold(shared: &Shared, most: u32) -> bool {
     let view = shared.view.load_full();
     let mut folded_any = false;
     for segment in &view.segments {
         let Some(growing) = segment.as_growing() else {
             continue;
         };
-        let folded = fold_segment(shared, &view, segment, growing, most)?;
+        let folded = fold_segment(shared, &view, segment, growing, most);
         // Small parts of the payload index make every filter look at each of them.
         if folded > 0
             && let Err(error) = growing.fields.merge()
@@ -226,7 +222,7 @@ fn fold(shared: &Shared, most: u32) -> Result<bool, IndexError> {
             shared.room.notify_all();
         }
     }
-    Ok(folded_any)
+    folded_any
 }
 
 fn fold_segment(
@@ -235,7 +231,7 @@ fn fold_segment(
     segment: &Segment,
     growing: &Growing,
     most: u32,
-) -> Result<u32, IndexError> {
+) -> u32 {
     let start = segment.folded();
     // Read before the limit: a checkpoint that begins in between limits to no fewer rows.
     let rows = segment.len();
@@ -254,12 +250,12 @@ fn fold_segment(
         // The writer pushes a row before its vector, and a chunk newer than this view.
         let Some(held) = held else { break };
         if let Some(vector) = held {
-            growing.graph.add(row, vector.as_slice())?;
+            growing.graph.add(row, vector.as_slice());
         }
         row += 1;
         growing.set_folded(row);
     }
-    Ok(row - start)
+    row - start
 }
 
 /// Takes chunks out of the view whose rows are all in the graph.
@@ -391,7 +387,7 @@ fn meanwhile<'a>(
         if cancel.is_cancelled() || has_caught_up {
             return Ok(false);
         }
-        fold(shared, FOLD_ROWS_COMPACTING)?;
+        fold(shared, FOLD_ROWS_COMPACTING);
         Ok(true)
     }
 }

@@ -20,7 +20,7 @@ use shoal_schemas::{Offset, RegionName, Source, digest::Digest};
 
 use crate::{
     catalog::CatalogError,
-    index::IndexError,
+    index::{live::LoadError, packed},
     segment::{
         Segment, SegmentId, Sequence,
         files::{self, FileError, FileMark, Sink, damaged, io_error, sync_folder},
@@ -162,14 +162,23 @@ pub enum CheckpointError {
     /// A file.
     #[error("a file of the checkpoint fails")]
     File(#[from] FileError),
-    /// A graph.
-    #[error("graph of segment {segment} cannot be stored or read")]
+    /// A graph is not stored.
+    #[error("graph of segment {segment} cannot be stored")]
     Graph {
         /// The segment's number.
         segment: u32,
-        /// The index's own.
+        /// What failed.
         #[source]
-        source: IndexError,
+        source: packed::WriteError,
+    },
+    /// A stored graph.
+    #[error("graph of segment {segment} cannot be read")]
+    Load {
+        /// The segment's number.
+        segment: u32,
+        /// What is wrong with it.
+        #[source]
+        source: LoadError,
     },
     /// The own log could not be made durable.
     #[error("the shard's log could not be made durable")]
@@ -481,13 +490,13 @@ fn store_growing(
         Some(mark) => Some(mark),
         None if growing.graph.rows() == 0 => None,
         None => {
-            let path = folder.join(graph_name(job.number));
-            let saved = growing.graph.save(&path);
-            saved.map_err(|source| CheckpointError::Graph {
+            let mut sink = Sink::create(folder.join(graph_name(job.number)))?;
+            let written = growing.graph.write(&mut sink);
+            written.map_err(|source| CheckpointError::Graph {
                 segment: segment.id.0,
                 source,
             })?;
-            Some(files::mark(&path)?)
+            Some(sink.finish()?)
         }
     };
     let path = folder.join(rows_name(job.number));

@@ -115,7 +115,10 @@ pub fn seal(
     let Some(growing) = segment.as_growing() else {
         return Ok(None);
     };
-    let adjacency = growing.graph.adjacency(segment.len())?;
+    if !growing.graph.mend(&mut paced(MEND_ROWS, &mut meanwhile))? {
+        return Ok(None);
+    }
+    let adjacency = growing.graph.adjacency(segment.len());
     let entries: Vec<Entry> = growing.entries().cloned().collect();
     let origins = (0..segment.len()).map(|row| Origin {
         segment: segment.clone(),

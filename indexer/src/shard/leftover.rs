@@ -79,7 +79,7 @@ pub(super) fn remove_files_of(shared: &Shared, job: &Job) {
 
 /// The name of a stored graph.
 pub(super) fn graph_name(number: u64) -> String {
-    format!("graph-{number}.usearch")
+    format!("graph-{number}.bin")
 }
 
 /// The name of a growing segment's rows.

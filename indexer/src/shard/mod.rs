@@ -49,7 +49,7 @@ use tokio::sync::watch;
 use crate::{
     catalog::Catalog,
     config::EngineConfig,
-    index::{IndexError, hnsw},
+    index::live,
     pressure::Pressure,
     segment::{Segment, SegmentId, Sequence, growing::Growing, indexed, seal::Shape},
     snapshot::Names,
@@ -149,13 +149,11 @@ impl Spec {
         home.map_or_else(|| ClusterId::from(""), |one| one.source.cluster.clone())
     }
 
-    fn graph_options(&self) -> hnsw::Options {
-        hnsw::Options {
+    fn graph_options(&self) -> live::Options {
+        live::Options {
             dim: self.collection.dim,
             metric: self.collection.metric,
             parameters: self.collection.index,
-            // The builder, and a spare for a checkpoint that reads rows.
-            threads: self.engine.search_threads.get() + 2,
         }
     }
 
@@ -354,15 +352,12 @@ impl Shared {
         let _woken = self.room.wait_timeout(guard, LOOK_AGAIN);
     }
 
-    fn new_graph(&self) -> Result<Arc<dyn crate::index::VectorIndex>, IndexError> {
-        Ok(Arc::new(hnsw::Hnsw::new(&self.spec.graph_options())?))
-    }
-
     /// An empty segment that takes rows whose frames stand at `from` and behind.
-    fn new_segment(&self, id: SegmentId, from: Position) -> Result<Arc<Segment>, IndexError> {
+    fn new_segment(&self, id: SegmentId, from: Position) -> Arc<Segment> {
         let fields = indexed::fields(&self.spec.collection);
-        let growing = Growing::new(self.new_graph()?, fields, from);
-        Ok(Arc::new(Segment::growing(id, growing)))
+        let graph = live::Graph::new(&self.spec.graph_options());
+        let growing = Growing::new(graph, fields, from);
+        Arc::new(Segment::growing(id, growing))
     }
 }
 

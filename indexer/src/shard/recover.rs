@@ -32,7 +32,7 @@ use tracing::{info, warn};
 use crate::{
     catalog::CatalogError,
     entry::EntryError,
-    index::{IndexError, hnsw::Hnsw},
+    index::live::Graph,
     segment::{Segment, Sequence, files::FileError, growing::Growing, indexed},
     shard::{
         FolderError, Progress, Shared, Spec,
@@ -144,15 +144,6 @@ pub enum OpenError {
         #[source]
         source: FileError,
     },
-    /// A graph.
-    #[error("cannot make a graph for shard `{shard}`")]
-    Index {
-        /// The shard.
-        shard: String,
-        /// The index's own.
-        #[source]
-        source: IndexError,
-    },
     /// Replaying.
     #[error("cannot replay the log of shard `{shard}`")]
     Replay {
@@ -177,7 +168,6 @@ impl OpenError {
             }
             Self::Catalog { source, .. } => source.kind(),
             Self::Segment { source, .. } => source.kind(),
-            Self::Index { source, .. } => source.kind(),
             Self::Replay { source, .. } => source.kind(),
         }
     }
@@ -275,17 +265,13 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
     }
     let replay_from = manifest.as_ref().map_or(opened.first, Manifest::position);
     let sources = source_table(&spec, manifest.as_ref(), &mut wal, replay_from, &shard)?;
-    let index_error = |source| OpenError::Index {
-        shard: shard.clone(),
-        source,
-    };
     let numbers = SegmentNumbers::new(manifest.as_ref().map_or(0, |one| one.next_segment));
     let restored = match restored.filter(|found| !found.segments.is_empty()) {
         Some(found) => found,
         None => {
-            let graph = Hnsw::new(&spec.graph_options()).map_err(index_error)?;
+            let graph = Graph::new(&spec.graph_options());
             let fields = indexed::fields(&spec.collection);
-            let growing = Growing::new(Arc::new(graph), fields, replay_from);
+            let growing = Growing::new(graph, fields, replay_from);
             Restored {
                 segments: vec![Arc::new(Segment::growing(numbers.take(), growing))],
                 chunks: Vec::new(),

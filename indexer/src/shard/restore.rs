@@ -9,11 +9,11 @@ use tracing::{info, warn};
 use crate::{
     catalog::{Catalog, IdState, Sled, Store},
     entry::{self, Entry, EntryError, Stamp},
-    index::{VectorIndex, hnsw::Hnsw},
+    index::{live::Graph, packed::Aligned},
     rule::{Latest, Says, SourceIndex, resolve},
     segment::{
         Place, Segment, SegmentId,
-        files::{self, FileError, FileMark},
+        files::{self, FileError, FileMark, io_error},
         growing::{Chunk, Growing},
         indexed,
         sealed::Sealed,
@@ -158,19 +158,21 @@ fn restore_growing(
     };
     let id = SegmentId(stored.id);
     let folder = spec.growing_folder(id);
-    let graph_error = |source| CheckpointError::Graph {
-        segment: stored.id,
-        source,
-    };
-    let graph: Arc<dyn VectorIndex> = match graph_file {
+    let options = spec.graph_options();
+    let graph = match graph_file {
         Some(mark) => {
             let path = files::verify(&folder, mark)?;
-            Arc::new(Hnsw::load(&path, &spec.graph_options()).map_err(graph_error)?)
+            let bytes = Aligned::copy_of(&fs::read(&path).map_err(io_error(&path))?);
+            let loaded = Graph::load(bytes.as_ref(), &options);
+            loaded.map_err(|source| CheckpointError::Load {
+                segment: stored.id,
+                source,
+            })?
         }
-        None => Arc::new(Hnsw::new(&spec.graph_options()).map_err(graph_error)?),
+        None => Graph::new(&options),
     };
     let rows_path = files::verify(&folder, rows_file)?;
-    let graph_rows = graph.rows();
+    let graph_rows = usize::try_from(graph.rows()).unwrap_or(usize::MAX);
     let fields = indexed::fields(&spec.collection);
     let growing = Growing::new(graph, fields.clone(), Position::new(*from));
     growing.set_folded(*folded);

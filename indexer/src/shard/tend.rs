@@ -57,7 +57,7 @@ impl Writer {
         }
         let rows = self.shared.view.load().growing().len();
         if rows > 0 && (seal || self.is_idle(rows)) {
-            self.begin_segment(self.wal.end())?;
+            self.begin_segment(self.wal.end());
         }
         if let Some(sealed) = sealed {
             self.take_sealed(&sealed);
@@ -100,7 +100,7 @@ impl Writer {
             return Ok(());
         }
         if !shared.view.load().growing().is_empty() {
-            self.begin_segment(self.wal.end())?;
+            self.begin_segment(self.wal.end());
         }
         let view = shared.view.load();
         let growing = view.growing();

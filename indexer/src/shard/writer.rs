@@ -19,7 +19,6 @@ use shoal_schemas::{
 use crate::{
     catalog::CatalogError,
     entry::{self, Body, Draft, Entry, EntryError, Stamp},
-    index::IndexError,
     rule::{Latest, Outcome, Says, SourceIndex, Verdict, resolve},
     segment::{
         NewRow, Place, Segment, SegmentId, Sequence, entries,
@@ -64,9 +63,6 @@ pub enum WriteError {
     /// The catalog.
     #[error("catalog fails")]
     Catalog(#[from] CatalogError),
-    /// A new graph.
-    #[error("cannot begin a new segment")]
-    Index(#[from] IndexError),
 }
 
 impl WriteError {
@@ -78,7 +74,6 @@ impl WriteError {
             Self::Read(error) => error.kind(),
             Self::Entry { .. } | Self::Vector { .. } => ErrorKind::Corrupt,
             Self::Catalog(error) => error.kind(),
-            Self::Index(error) => error.kind(),
         }
     }
 }
@@ -471,7 +466,7 @@ impl Writer {
             .as_growing()
             .is_some_and(|growing| growing.len() < self.shared.spec.engine.seal_rows);
         if !is_open {
-            segment = self.begin_segment(row.wal)?;
+            segment = self.begin_segment(row.wal);
         }
         let payload = indexed::payload(&self.shared.fields, row.id.as_str(), &payload).into_owned();
         let number = growing_of(&segment).push(row, &payload, self.sequence);
@@ -504,8 +499,8 @@ impl Writer {
     }
 
     /// Ends the growing segment, to be sealed, and begins a new one for frames at `from` and behind.
-    pub(super) fn begin_segment(&self, from: Position) -> Result<Arc<Segment>, WriteError> {
-        let segment = self.shared.new_segment(self.numbers.take(), from)?;
+    pub(super) fn begin_segment(&self, from: Position) -> Arc<Segment> {
+        let segment = self.shared.new_segment(self.numbers.take(), from);
         self.shared.change_view(|view| View {
             segments: view
                 .segments
@@ -517,7 +512,7 @@ impl Writer {
             complete_from: view.complete_from,
         });
         self.shared.work_changed.notify_all();
-        Ok(segment)
+        segment
     }
 
     /// Shows searches and waiters everything applied.

@@ -270,8 +270,10 @@ fn a_lost_catalog_or_a_damaged_graph_costs_time_and_no_point() {
     churn(&world, 250, 1);
     let before = world.caught_up(&live);
     live.close();
-    // So is the checkpoint: its graphs carry checksums that usearch does not check.
-    for graph in files_below(&folder.join("growing"), ".usearch") {
+    // So is the checkpoint, and its graphs carry checksums.
+    let graphs = files_below(&folder.join("growing"), ".bin");
+    assert!(!graphs.is_empty());
+    for graph in graphs {
         bend(&graph);
     }
     let live = world.open();

@@ -159,7 +159,7 @@ fn distances_apart(live: &Live) -> u64 {
         let components = vector(900_000 + seed);
         let query = shoal_indexer::index::distance::Query::new(Metric::Cosine, &components);
         for segment in sealed {
-            let walk = segment.walk(&query, BEAM, BEAM, None).unwrap();
+            let walk = segment.walk(&query, BEAM, BEAM, None);
             sum += walk.distances as u64;
         }
     }

@@ -8,9 +8,10 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         Graph,
-        build::{self, Builder, Options},
+        build::{Builder, Options},
+        connect::Grow,
         prune,
-        walk::Far,
+        walk::{Far, neighbours},
     },
     space::{Measure, Visit},
 };
@@ -90,8 +91,8 @@ impl Builder {
         for (old, new) in (0u32..).zip(numbers) {
             let Some(new) = *new else { continue };
             for level in 0..=self.edges.level(new) {
-                around.look(graph, level, old, &number, self.places(level));
-                if around.kept == around.rows.len() && around.kept <= self.places(level) {
+                around.look(graph, level, old, &number, self.degree(level));
+                if around.kept == around.rows.len() && around.kept <= self.degree(level) {
                     let kept: Vec<Far> = around.rows.iter().map(|row| (0.0, *row)).collect();
                     self.set_links(level, new, &kept);
                     continue;
@@ -104,7 +105,7 @@ impl Builder {
                     around: &around,
                 });
             }
-            if build::list(self, 0, new).is_empty() {
+            if neighbours(self, 0, new).next().is_none() {
                 lonely.push(new);
             }
             if !meanwhile()? {
@@ -122,13 +123,6 @@ impl Builder {
             self.reconnect(row);
         }
         Ok(true)
-    }
-
-    fn places(&self, level: usize) -> usize {
-        match level {
-            0 => self.edges.degree,
-            _ => self.edges.upper_degree,
-        }
     }
 }
 
@@ -198,15 +192,15 @@ impl Visit for Choose<'_> {
     fn visit<K: Kernel>(self, _measure: &Measure<'_, K>) {
         let (kept, new) = self.around.rows.split_at(self.around.kept);
         let mut chosen = Vec::new();
-        prune::measured::<K>(self.builder, self.row, kept, &mut chosen);
+        prune::measured::<K, _>(self.builder, self.row, kept.iter().copied(), &mut chosen);
         let mut candidates = Vec::new();
-        prune::measured::<K>(self.builder, self.row, new, &mut candidates);
-        let places = self.builder.places(self.level);
+        prune::measured::<K, _>(self.builder, self.row, new.iter().copied(), &mut candidates);
+        let places = self.builder.degree(self.level);
         if chosen.len() > places {
             candidates.append(&mut chosen);
         }
         candidates.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        prune::choose_more::<K>(self.builder, &candidates, places, &mut chosen);
+        prune::choose_more::<K, _>(self.builder, &candidates, places, &mut chosen);
         let before = self.around.before.min(places);
         for one in &candidates {
             if chosen.len() >= before {

@@ -6,22 +6,23 @@
 //! because it asks for memory ahead and compares codes where they lie.
 //!
 //! # Source
-//! INSERT and SELECT-NEIGHBORS-HEURISTIC, algorithms 1 and 4 of Malkov and Yashunin,
-//! arXiv:1603.09320. Dropping rows: algorithm 4 of Singh et al., arXiv:2105.09613.
+//! SELECT-NEIGHBORS-HEURISTIC, algorithm 4 of Malkov and Yashunin, arXiv:1603.09320. Dropping rows: algorithm 4 of Singh et al., arXiv:2105.09613.
 
 use std::io::Write;
 
 use shoal_schemas::IndexParameters;
 
 use crate::index::{
-    adjacency::{Adjacency, Level, MAX_UPPER_LEVELS, NONE, index, places, places_of, until_none},
-    kernel::Kernel,
+    adjacency::{Adjacency, Level, MAX_UPPER_LEVELS, NONE, index, places, places_of},
     packed::{
-        Aligned, WriteError, header, prune,
-        walk::{self, Far, Layers, Scratch},
+        Aligned, WriteError,
+        connect::{Connect, Grow, Work},
+        header,
+        mend::Mend,
+        walk::{Far, Layers},
         write,
     },
-    space::{Measure, Scale, Space, Visit},
+    space::{Scale, Space},
 };
 
 /// What a graph is built with.
@@ -45,9 +46,7 @@ pub struct Builder {
     /// Neighbours a new row chooses on a level.
     pub(super) m: usize,
     pub(super) beam: usize,
-    pub(super) scratch: Scratch,
-    candidates: Vec<Far>,
-    chosen: Vec<Far>,
+    pub(super) work: Work,
 }
 
 impl Builder {
@@ -71,9 +70,7 @@ impl Builder {
             },
             m,
             beam: usize::from(parameters.ef_construction).max(m),
-            scratch: Scratch::default(),
-            candidates: Vec::new(),
-            chosen: Vec::new(),
+            work: Work::default(),
         }
     }
 
@@ -104,6 +101,17 @@ impl Builder {
         meanwhile: &mut impl FnMut() -> Result<bool, E>,
     ) -> Result<Option<Adjacency>, E> {
         Ok(self.mend(meanwhile)?.then_some(self.edges))
+    }
+
+    /// False if `meanwhile` said no.
+    fn mend<E>(&mut self, meanwhile: &mut impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+        let (space, mut work) = (self.space.clone(), std::mem::take(&mut self.work));
+        let mending = Mend {
+            graph: self,
+            space: &space,
+            work: &mut work,
+        };
+        mending.mend(meanwhile)
     }
 
     /// Writes what [`Graph::open`](super::Graph::open) opens; gives its length in bytes.
@@ -140,13 +148,7 @@ impl Builder {
 
     /// Finds neighbours for a row that has lost all, on the levels it is on.
     pub(super) fn reconnect(&mut self, row: u32) {
-        let query = self.space.query_of_code(self.codes.of(row));
-        let level = self.edges.level(row);
-        query.visit(Connect {
-            builder: self,
-            row,
-            level,
-        });
+        self.find_neighbours(row, self.edges.level(row));
     }
 
     /// Forgets all edges and makes them anew.
@@ -159,16 +161,23 @@ impl Builder {
         }
     }
 
+    fn find_neighbours(&mut self, row: u32, level: usize) {
+        let query = self.space.query_of_code(self.codes.of(row));
+        let mut work = std::mem::take(&mut self.work);
+        query.visit(Connect {
+            graph: self,
+            work: &mut work,
+            row,
+            level,
+        });
+        self.work = work;
+    }
+
     /// Finds a new row's neighbours and makes it theirs.
     fn connect(&mut self, row: u32) {
-        let query = self.space.query_of_code(self.codes.of(row));
-        let level = self.level_of(row);
+        let level = level_of(row, self.m);
         if row > 0 {
-            query.visit(Connect {
-                builder: self,
-                row,
-                level,
-            });
+            self.find_neighbours(row, level);
         }
         for upper in self.edges.upper.iter_mut().take(level) {
             upper.stand(row, self.edges.upper_degree);
@@ -180,19 +189,19 @@ impl Builder {
             self.edges.entry = row;
         }
     }
+}
 
-    /// A level of which each has `m` times as many rows as the next, by the row's number.
-    fn level_of(&self, row: u32) -> usize {
-        let mut level = 0;
-        let mut state = u64::from(row);
-        let m = u64::try_from(self.m).unwrap_or(u64::MAX);
-        loop {
-            state = scrambled(state);
-            if level == MAX_UPPER_LEVELS || state % m != 0 {
-                return level;
-            }
-            level += 1;
+/// A level of which each has `m` times as many rows as the next, by the row's number.
+pub(in crate::index) fn level_of(row: u32, m: usize) -> usize {
+    let mut level = 0;
+    let mut state = u64::from(row);
+    let m = u64::try_from(m).unwrap_or(u64::MAX);
+    loop {
+        state = scrambled(state);
+        if level == MAX_UPPER_LEVELS || state % m != 0 {
+            return level;
         }
+        level += 1;
     }
 }
 
@@ -204,58 +213,31 @@ fn scrambled(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-struct Connect<'a> {
-    builder: &'a mut Builder,
-    row: u32,
-    level: usize,
-}
-
-impl Visit for Connect<'_> {
-    type Output = ();
-
-    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) {
-        let Self {
-            builder,
-            row,
-            level,
-        } = self;
-        let mut scratch = std::mem::take(&mut builder.scratch);
-        let mut candidates = std::mem::take(&mut builder.candidates);
-        let mut chosen = std::mem::take(&mut builder.chosen);
-        let entry = builder.edges.entry;
-        let distance = measure.distance(Layers::code(builder, entry), builder.bias(entry));
-        let (mut start, _) = walk::descend(builder, measure, (distance, entry), level + 1);
-        for level in (0..=level.min(builder.edges.top_level())).rev() {
-            scratch.spread(builder, measure, start, level, builder.beam);
-            candidates.clear();
-            candidates.extend(scratch.found().filter(|(_, found)| *found != row));
-            let Some(nearest) = candidates.first() else {
-                continue;
-            };
-            start = *nearest;
-            prune::choose::<K>(builder, &candidates, builder.m, &mut chosen);
-            if level > 0
-                && let Some(upper) = builder.edges.upper.get_mut(level - 1)
-            {
-                upper.stand(row, builder.edges.upper_degree);
-            }
-            builder.set_links(level, row, &chosen);
-            for (distance, neighbour) in &chosen {
-                builder.link_back::<K>(level, *neighbour, (*distance, row), &mut candidates);
-            }
-        }
-        (builder.scratch, builder.candidates, builder.chosen) = (scratch, candidates, chosen);
-    }
-}
-
-impl Builder {
-    /// The distance that an inner product of two codes and the sum of their biases make.
+impl Grow for Builder {
     #[inline(always)]
-    pub(super) fn between(&self, dot: f32, biases: f32) -> f32 {
+    fn between(&self, dot: f32, biases: f32) -> f32 {
         self.between.distance(dot, biases)
     }
 
-    pub(super) fn set_links(&mut self, level: usize, row: u32, chosen: &[Far]) {
+    fn degree(&self, level: usize) -> usize {
+        match level {
+            0 => self.edges.degree,
+            _ => self.edges.upper_degree,
+        }
+    }
+
+    fn effort(&self) -> (usize, usize) {
+        (self.m, self.beam)
+    }
+
+    fn stand(&mut self, level: usize, row: u32) {
+        let upper = level.checked_sub(1);
+        if let Some(upper) = upper.and_then(|at| self.edges.upper.get_mut(at)) {
+            upper.stand(row, self.edges.upper_degree);
+        }
+    }
+
+    fn set_links(&mut self, level: usize, row: u32, chosen: &[Far]) {
         let places = self.edges.places_mut(level, row);
         let chosen = chosen.iter().map(|(_, row)| *row);
         for (place, row) in places.iter_mut().zip(chosen.chain(std::iter::repeat(NONE))) {
@@ -263,31 +245,16 @@ impl Builder {
         }
     }
 
-    /// Adds an edge to a row; if it has no place for it, its edges are chosen anew.
-    fn link_back<K: Kernel>(
-        &mut self,
-        level: usize,
-        row: u32,
-        new: Far,
-        candidates: &mut Vec<Far>,
-    ) {
-        let places = self.edges.places_mut(level, row);
-        if let Some(free) = places.iter_mut().find(|place| **place == NONE) {
-            *free = new.1;
-            return;
+    fn put(&mut self, level: usize, row: u32, place: usize, neighbour: u32) {
+        if let Some(place) = self.edges.places_mut(level, row).get_mut(place) {
+            *place = neighbour;
         }
-        let places = self.edges.neighbours(row, level);
-        let degree = places.len();
-        prune::measured::<K>(self, row, places, candidates);
-        candidates.push(new);
-        candidates.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        let mut chosen = Vec::with_capacity(degree);
-        prune::choose::<K>(self, candidates, degree, &mut chosen);
-        self.set_links(level, row, &chosen);
     }
 }
 
 impl Layers for Builder {
+    type Place = u32;
+
     fn rows(&self) -> u32 {
         self.edges.rows
     }
@@ -365,15 +332,6 @@ impl Codes {
         let code = start..start.saturating_add(self.code_bytes);
         self.bytes.as_ref().get(code).unwrap_or_default()
     }
-}
-
-/// A row's neighbours, as a list.
-pub(super) fn list(graph: &Builder, level: usize, row: u32) -> &[u32] {
-    let places = match level {
-        0 => graph.base(row),
-        _ => graph.upper(level, row),
-    };
-    until_none(places, graph.edges.rows)
 }
 
 #[cfg(test)]

@@ -227,7 +227,7 @@ impl Header {
 
 /// From one row's code to the next's: whole cache lines if that wastes little, else what f32 and
 /// vector instructions like.
-pub(super) fn stride(code_bytes: usize) -> usize {
+pub(in crate::index) fn stride(code_bytes: usize) -> usize {
     let fits = |alignment: &usize| {
         let padded = code_bytes.next_multiple_of(*alignment);
         padded - code_bytes <= code_bytes / WORTH_ALIGNING

@@ -9,13 +9,13 @@
 //! are not found get a place in the list of the nearest that was.
 
 use crate::index::{
-    adjacency::{NONE, index},
+    adjacency::index,
     kernel::Kernel,
     packed::{
-        build::{self, Builder},
-        walk::{Far, Layers, descend},
+        connect::{Grow, Work},
+        walk::{Far, descend, neighbours},
     },
-    space::{Measure, Visit},
+    space::{Measure, Space, Visit},
 };
 
 /// Rounds after which it is left at that: a place taken from one row may lose another.
@@ -26,21 +26,28 @@ const ENOUGH_LISTS: usize = 8;
 /// The beam a row has to be found with, less than what searches have as a rule.
 const BEAM: usize = 32;
 
-impl Builder {
+/// A graph to be mended.
+pub(in crate::index) struct Mend<'a, G> {
+    pub(in crate::index) graph: &'a mut G,
+    pub(in crate::index) space: &'a Space,
+    pub(in crate::index) work: &'a mut Work,
+}
+
+impl<G: Grow> Mend<'_, G> {
     /// Makes edges to rows that no walk comes to; false if `meanwhile` said no.
-    pub(super) fn mend<E>(
-        &mut self,
+    pub(in crate::index) fn mend<E>(
+        mut self,
         meanwhile: &mut impl FnMut() -> Result<bool, E>,
     ) -> Result<bool, E> {
         for _ in 0..ROUNDS {
-            let mut reached = Reached::new(self.edges.rows);
-            reached.spread(self, self.edges.entry);
+            let mut reached = Reached::new(self.graph.rows());
+            reached.spread(self.graph, self.graph.entry());
             let mut lost = 0;
-            for row in 0..self.edges.rows {
+            for row in 0..self.graph.rows() {
                 if !reached.has(row) {
                     lost += 1;
                     self.lead_to(row);
-                    reached.spread(self, row);
+                    reached.spread(self.graph, row);
                     if !meanwhile()? {
                         return Ok(false);
                     }
@@ -58,15 +65,15 @@ impl Builder {
         &mut self,
         meanwhile: &mut impl FnMut() -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let mut lists = vec![0usize; index(self.edges.rows)];
-        for row in 0..self.edges.rows {
-            for to in build::list(self, 0, row) {
-                if let Some(count) = lists.get_mut(index(*to)) {
+        let mut lists = vec![0usize; index(self.graph.rows())];
+        for row in 0..self.graph.rows() {
+            for to in neighbours(self.graph, 0, row) {
+                if let Some(count) = lists.get_mut(index(to)) {
                     *count += 1;
                 }
             }
         }
-        let enough = ENOUGH_LISTS.min(self.edges.degree / 2);
+        let enough = ENOUGH_LISTS.min(self.graph.degree(0) / 2);
         let few = (0u32..).zip(&lists).filter(|(_, count)| **count < enough);
         let mut doubtful: Vec<u32> = few.map(|(row, _)| row).collect();
         for _ in 0..ROUNDS {
@@ -75,9 +82,7 @@ impl Builder {
                 if !meanwhile()? {
                     return Ok(false);
                 }
-                let query = self.space.query_of_code(self.codes.of(row));
-                let own = query.distance(self.code(row), self.bias(row));
-                let near = query.visit(AsSearched(self));
+                let (own, near) = self.as_searched(row);
                 if near.first().is_some_and(|(nearest, _)| *nearest <= own) {
                     continue;
                 }
@@ -96,90 +101,96 @@ impl Builder {
     /// Puts a row into the list of the nearest one that has room, else in place of the neighbour that
     /// is in most lists; gives that one.
     fn give_place(&mut self, row: u32, near: &[Far], lists: &mut [usize]) -> Option<u32> {
-        let has_room = |near: &&Far| build::list(self, 0, near.1).len() < self.edges.degree;
-        let (_, from) = *near.iter().take(self.m).find(has_room).or(near.first())?;
+        let (m, _) = self.graph.effort();
+        let has_room = |near: &&Far| self.has_room(near.1);
+        let (_, from) = *near.iter().take(m).find(has_room).or(near.first())?;
+        let held: Vec<u32> = neighbours(self.graph, 0, from).collect();
         let in_lists = |to: &u32| lists.get(index(*to)).copied().unwrap_or_default();
-        let neighbours = build::list(self, 0, from).iter().enumerate();
-        let most = neighbours
-            .max_by_key(|(_, to)| in_lists(to))
-            .map_or(0, |(place, _)| place);
-        let places = self.edges.places_mut(0, from);
-        let free = places.iter().position(|place| *place == NONE);
-        let place = places.get_mut(free.unwrap_or(most))?;
-        let before = std::mem::replace(place, row);
+        let most = held.iter().enumerate().max_by_key(|(_, to)| in_lists(to));
+        let place = match held.len() < self.graph.degree(0) {
+            true => held.len(),
+            false => most.map_or(0, |(place, _)| place),
+        };
+        self.graph.put(0, from, place, row);
         if let Some(count) = lists.get_mut(index(row)) {
             *count += 1;
         }
+        let before = *held.get(place)?;
         let count = lists.get_mut(index(before))?;
         *count = count.saturating_sub(1);
         Some(before)
     }
 
     fn lead_to(&mut self, row: u32) {
-        let query = self.space.query_of_code(self.codes.of(row));
-        let near = query.visit(FromEntry(self));
-        let has_room = |near: &&Far| build::list(self, 0, near.1).len() < self.edges.degree;
-        let from = near.iter().find(has_room).or(near.first());
-        let Some((_, from)) = from.copied() else {
+        let query = self.space.query_of_code(self.graph.code(row));
+        let near = query.visit(Find {
+            graph: self.graph,
+            work: self.work,
+            beam: self.graph.effort().1,
+            descends: false,
+        });
+        let from = near.iter().find(|near| self.has_room(near.1));
+        let Some((_, from)) = from.or(near.first()).copied() else {
             return;
         };
-        if build::list(self, 0, row).is_empty() {
-            self.set_links(0, row, near.get(..self.m).unwrap_or(&near));
+        if neighbours(self.graph, 0, row).next().is_none() {
+            let (m, _) = self.graph.effort();
+            self.graph.set_links(0, row, near.get(..m).unwrap_or(&near));
         }
-        let farthest = self.farthest(from);
-        let places = self.edges.places_mut(0, from);
-        let free = places.iter().position(|place| *place == NONE);
-        if let Some(place) = places.get_mut(free.unwrap_or(farthest)) {
-            *place = row;
-        }
+        let place = match self.has_room(from) {
+            true => neighbours(self.graph, 0, from).count(),
+            false => self.farthest(from),
+        };
+        self.graph.put(0, from, place, row);
+    }
+
+    fn has_room(&self, row: u32) -> bool {
+        neighbours(self.graph, 0, row).count() < self.graph.degree(0)
     }
 
     /// Which of a row's places has its farthest neighbour.
     fn farthest(&self, row: u32) -> usize {
-        let query = self.space.query_of_code(self.codes.of(row));
-        let distances = build::list(self, 0, row)
-            .iter()
-            .map(|to| query.distance(self.code(*to), self.bias(*to)));
+        let query = self.space.query_of_code(self.graph.code(row));
+        let distances = neighbours(self.graph, 0, row)
+            .map(|to| query.distance(self.graph.code(to), self.graph.bias(to)));
         let farthest = distances.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
         farthest.map_or(0, |(place, _)| place)
     }
-}
 
-/// Finds the nearest rows of those a walk at level 0 comes to, from the entry itself: one that goes
-/// down the levels may end among the others.
-struct FromEntry<'a>(&'a mut Builder);
-
-impl Visit for FromEntry<'_> {
-    type Output = Vec<Far>;
-
-    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Vec<Far> {
-        let Self(builder) = self;
-        let mut scratch = std::mem::take(&mut builder.scratch);
-        let entry = builder.edges.entry;
-        let distance = measure.distance(builder.code(entry), builder.bias(entry));
-        scratch.spread(builder, measure, (distance, entry), 0, builder.beam);
-        let found = scratch.found().collect();
-        builder.scratch = scratch;
-        found
+    /// A row's distance from itself, and the nearest rows as a search with a narrow beam finds them.
+    fn as_searched(&mut self, row: u32) -> (f32, Vec<Far>) {
+        let query = self.space.query_of_code(self.graph.code(row));
+        let own = query.distance(self.graph.code(row), self.graph.bias(row));
+        let near = query.visit(Find {
+            graph: self.graph,
+            work: self.work,
+            beam: BEAM,
+            descends: true,
+        });
+        (own, near)
     }
 }
 
-/// Finds the nearest rows as a search with a narrow beam does.
-struct AsSearched<'a>(&'a mut Builder);
+/// Finds the nearest rows: as a search does, or of those that a walk at level 0 comes to from the entry
+/// itself, for one that goes down the levels may end among others.
+struct Find<'a, G> {
+    graph: &'a G,
+    work: &'a mut Work,
+    beam: usize,
+    descends: bool,
+}
 
-impl Visit for AsSearched<'_> {
+impl<G: Grow> Visit for Find<'_, G> {
     type Output = Vec<Far>;
 
     fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Vec<Far> {
-        let Self(builder) = self;
-        let mut scratch = std::mem::take(&mut builder.scratch);
-        let entry = builder.edges.entry;
-        let distance = measure.distance(builder.code(entry), builder.bias(entry));
-        let (start, _) = descend(builder, measure, (distance, entry), 1);
-        scratch.spread(builder, measure, start, 0, BEAM);
-        let found = scratch.found().collect();
-        builder.scratch = scratch;
-        found
+        let (graph, entry) = (self.graph, self.graph.entry());
+        let distance = measure.distance(graph.code(entry), graph.bias(entry));
+        let lowest = if self.descends { 1 } else { usize::MAX };
+        let (start, _) = descend(graph, measure, (distance, entry), lowest);
+        let scratch = &mut self.work.scratch;
+        scratch.spread(graph, measure, start, 0, self.beam);
+        scratch.found().collect()
     }
 }
 
@@ -201,13 +212,13 @@ impl Reached {
         self.bits.get(index(row)).copied().unwrap_or(true)
     }
 
-    fn spread(&mut self, graph: &Builder, from: u32) {
+    fn spread<G: Grow>(&mut self, graph: &G, from: u32) {
         self.next.push(from);
         while let Some(row) = self.next.pop() {
             if let Some(bit) = self.bits.get_mut(index(row))
                 && !std::mem::replace(bit, true)
             {
-                self.next.extend(build::list(graph, 0, row));
+                self.next.extend(neighbours(graph, 0, row));
             }
         }
     }

@@ -9,16 +9,19 @@
 mod adopt;
 mod aligned;
 mod build;
+pub(in crate::index) mod connect;
 mod header;
-mod mend;
+pub(in crate::index) mod mend;
 mod prune;
 mod stage;
-mod walk;
+pub(in crate::index) mod walk;
 mod write;
 
 pub use adopt::Adopt;
 pub use aligned::Aligned;
+pub(in crate::index) use build::level_of;
 pub use build::{Builder, Options};
+pub(in crate::index) use header::stride;
 pub use header::OpenError;
 pub use stage::Stage;
 pub use walk::{Accept, Walk};
@@ -159,6 +162,11 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
         (1..=self.layout.upper.len()).take_while(on).count()
     }
 
+    /// Places of a list at level 0, and above.
+    pub fn degrees(&self) -> (usize, usize) {
+        (self.sizes.degree, self.sizes.upper_degree)
+    }
+
     /// Where a walk starts.
     pub fn entry(&self) -> u32 {
         self.header.entry
@@ -232,6 +240,8 @@ impl<'a> Slices<'a> {
 }
 
 impl Layers for Slices<'_> {
+    type Place = u32;
+
     fn rows(&self) -> u32 {
         self.header.rows
     }
@@ -272,4 +282,4 @@ fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {
 
 #[cfg(test)]
 #[path = "packed_tests.rs"]
-mod tests;
+pub(in crate::index) mod tests;

@@ -1,4 +1,4 @@
-//! Tests of the packed graph as a whole: from rows, through usearch's edges, to answers.
+//! Tests of the packed graph as a whole: from rows, through edges, to answers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
@@ -6,15 +6,15 @@ use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
 use super::{Accept, Aligned, Graph, OpenError, WriteError, write};
 use crate::index::{
-    Near, VectorIndex,
+    Near,
     adjacency::Adjacency,
     distance::Query,
-    hnsw::{Hnsw, Options},
+    live,
     space::{Extent, Space},
 };
 
-pub(super) const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
-pub(super) const QUANTIZATIONS: [Quantization; 4] = [
+pub(in crate::index) const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
+pub(in crate::index) const QUANTIZATIONS: [Quantization; 4] = [
     Quantization::F32,
     Quantization::F16,
     Quantization::Bf16,
@@ -26,7 +26,7 @@ fn dim(dim: u32) -> Dim {
 }
 
 /// Vectors around a few centres, some ten times as long as others.
-pub(super) fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
+pub(in crate::index) fn vectors(dim: Dim, count: u16) -> Vec<Vec<f32>> {
     let mut state = 7u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -53,20 +53,18 @@ fn among(takes: &dyn Fn(u32) -> bool) -> Option<Accept<'_>> {
 }
 
 fn adjacency(dim: Dim, metric: Metric, quantization: Quantization, rows: &[Vec<f32>]) -> Adjacency {
-    let graph = Hnsw::new(&Options {
+    let graph = live::Graph::new(&live::Options {
         dim,
         metric,
         parameters: IndexParameters {
             quantization,
             ..IndexParameters::default()
         },
-        threads: 1,
-    })
-    .unwrap();
+    });
     for (number, row) in (0u32..).zip(rows) {
-        graph.add(number, row).unwrap();
+        graph.add(number, row);
     }
-    graph.adjacency(u32::try_from(rows.len()).unwrap()).unwrap()
+    graph.adjacency(u32::try_from(rows.len()).unwrap())
 }
 
 pub(super) fn space_of(

@@ -5,27 +5,24 @@
 
 use crate::index::{
     kernel::Kernel,
-    packed::{
-        build::Builder,
-        walk::{Far, Layers},
-    },
+    packed::{connect::Grow, walk::Far},
     prefetch,
 };
 
 /// Chooses up to `most` of `candidates`, which come nearest first.
-pub(super) fn choose<K: Kernel>(
-    graph: &Builder,
+pub(super) fn choose<K: Kernel, G: Grow>(
+    graph: &G,
     candidates: &[Far],
     most: usize,
     chosen: &mut Vec<Far>,
 ) {
     chosen.clear();
-    choose_more::<K>(graph, candidates, most, chosen);
+    choose_more::<K, G>(graph, candidates, most, chosen);
 }
 
 /// The same where some are chosen already.
-pub(super) fn choose_more<K: Kernel>(
-    graph: &Builder,
+pub(super) fn choose_more<K: Kernel, G: Grow>(
+    graph: &G,
     candidates: &[Far],
     most: usize,
     chosen: &mut Vec<Far>,
@@ -47,14 +44,20 @@ pub(super) fn choose_more<K: Kernel>(
 }
 
 /// The distances of rows from a row, in their order.
-pub(super) fn measured<K: Kernel>(graph: &Builder, from: u32, rows: &[u32], out: &mut Vec<Far>) {
-    for row in rows {
-        prefetch::soon(graph.code(*row));
-    }
-    let (code, bias) = (graph.code(from), graph.bias(from));
+pub(super) fn measured<K: Kernel, G: Grow>(
+    graph: &G,
+    from: u32,
+    rows: impl Iterator<Item = u32>,
+    out: &mut Vec<Far>,
+) {
     out.clear();
-    out.extend(rows.iter().map(|row| {
-        let between = K::dot_codes(code, graph.code(*row));
-        (graph.between(between, bias + graph.bias(*row)), *row)
+    out.extend(rows.map(|row| {
+        prefetch::soon(graph.code(row));
+        (0.0, row)
     }));
+    let (code, bias) = (graph.code(from), graph.bias(from));
+    for (distance, row) in out {
+        let between = K::dot_codes(code, graph.code(*row));
+        *distance = graph.between(between, bias + graph.bias(*row));
+    }
 }

@@ -22,7 +22,7 @@ pub struct Stage {
 
 impl Stage {
     /// Goes down to level 0, and stops there.
-    pub(super) fn set_out<L: Layers>(layers: &L, code: QueryCode, limit: usize) -> Self {
+    pub(in crate::index) fn set_out<L: Layers>(layers: &L, code: QueryCode, limit: usize) -> Self {
         let mut scratch = Scratch::taken();
         let distances = code.visit(SetOut {
             layers,
@@ -39,7 +39,7 @@ impl Stage {
 
     /// Looks from row after row, the nearest first, until it has looked from the nearest `places` or
     /// no other is as near as `reach`; says whether it could go no further than that.
-    pub(super) fn go_on<L: Layers>(&mut self, layers: &L, places: usize, reach: f32) -> bool {
+    pub(in crate::index) fn go_on<L: Layers>(&mut self, layers: &L, places: usize, reach: f32) -> bool {
         let Self {
             code,
             scratch,

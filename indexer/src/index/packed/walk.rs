@@ -18,7 +18,7 @@ use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap};
 
 use crate::index::{
     Near,
-    adjacency::index,
+    adjacency::{Place, index},
     kernel::Kernel,
     prefetch,
     space::{Measure, QueryCode, Visit},
@@ -50,17 +50,25 @@ pub struct Accept<'a> {
 }
 
 /// Codes and edges, wherever they lie.
-pub(super) trait Layers {
+pub(in crate::index) trait Layers {
+    /// What a list of neighbours is made of.
+    type Place: Place;
+
     /// Number of rows.
     fn rows(&self) -> u32;
+    /// Whether a number in a place ends the list.
+    #[inline(always)]
+    fn ends(&self, number: u32) -> bool {
+        number >= self.rows()
+    }
     /// Where a walk starts.
     fn entry(&self) -> u32;
     /// The highest level.
     fn top_level(&self) -> usize;
     /// A row's places at level 0: the list of its neighbours ends at a number that is no row.
-    fn base(&self, row: u32) -> &[u32];
+    fn base(&self, row: u32) -> &[Self::Place];
     /// A row's places on a level above; none if it is not on it.
-    fn upper(&self, level: usize, row: u32) -> &[u32];
+    fn upper(&self, level: usize, row: u32) -> &[Self::Place];
     /// A row's code.
     fn code(&self, row: u32) -> &[u8];
     /// A row's bias.
@@ -68,10 +76,10 @@ pub(super) trait Layers {
 }
 
 /// A row and its distance.
-pub(super) type Far = (f32, u32);
+pub(in crate::index) type Far = (f32, u32);
 
 /// See [`super::Graph::search`].
-pub(super) fn nearest<L: Layers>(
+pub(in crate::index) fn nearest<L: Layers>(
     layers: &L,
     query: &QueryCode,
     beam: usize,
@@ -138,7 +146,7 @@ impl<L: Layers> Visit for Nearest<'_, L> {
 
 /// What a search needs beside the graph; kept, so that a search allocates its answer alone.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(in crate::index) struct Scratch {
     visits: Visits,
     /// The nearest rows so far that may be answered with, nearest first.
     beam: Vec<Far>,
@@ -150,7 +158,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// One that no walk uses, without what the last one found.
-    pub(super) fn taken() -> Self {
+    pub(in crate::index) fn taken() -> Self {
         let kept = SCRATCH.with_borrow_mut(Vec::pop);
         let mut scratch: Self = kept.unwrap_or_default();
         scratch.beam.clear();
@@ -158,7 +166,7 @@ impl Scratch {
     }
 
     /// Keeps it for another walk of this thread.
-    pub(super) fn give_back(self) {
+    pub(in crate::index) fn give_back(self) {
         SCRATCH.with_borrow_mut(|kept| {
             if kept.len() < SCRATCHES {
                 kept.push(self);
@@ -167,7 +175,7 @@ impl Scratch {
     }
 
     /// What a spread came to, nearest first.
-    pub(super) fn found(&self) -> impl Iterator<Item = Far> {
+    pub(in crate::index) fn found(&self) -> impl Iterator<Item = Far> {
         self.beam
             .iter()
             .map(|(distance, row)| (*distance, row & !SEEN))
@@ -176,7 +184,7 @@ impl Scratch {
     /// Looks at neighbours, from `start` on, until those of every row of a beam of `limit` rows
     /// were looked at; gives how many distances that took.
     #[inline(always)]
-    pub(super) fn spread<L: Layers, K: Kernel>(
+    pub(in crate::index) fn spread<L: Layers, K: Kernel>(
         &mut self,
         layers: &L,
         measure: &Measure<'_, K>,
@@ -190,7 +198,7 @@ impl Scratch {
     }
 
     /// Begins a spread: it has come to `start` and looked at no neighbour.
-    pub(super) fn set_out<L: Layers>(&mut self, layers: &L, start: Far) {
+    pub(in crate::index) fn set_out<L: Layers>(&mut self, layers: &L, start: Far) {
         self.visits.start(index(layers.rows()));
         self.visits.mark(start.1);
         self.beam.clear();
@@ -201,7 +209,7 @@ impl Scratch {
     /// `stop` says so of the place of such a row and its distance; gives that place, and how many
     /// distances it took.
     #[inline(always)]
-    pub(super) fn go_on<L: Layers, K: Kernel>(
+    pub(in crate::index) fn go_on<L: Layers, K: Kernel>(
         &mut self,
         layers: &L,
         measure: &Measure<'_, K>,
@@ -231,7 +239,7 @@ impl Scratch {
                 at += 1;
             }
             if let Some((_, row)) = self.beam.get(at) {
-                prefetch::soon(bytemuck::cast_slice(layers.base(*row)));
+                prefetch::soon(layers.base(*row));
             }
         }
         (at, distances)
@@ -278,7 +286,7 @@ impl Scratch {
                 }
             }
             if let Some(Reverse(next)) = self.ahead.peek() {
-                prefetch::soon(bytemuck::cast_slice(layers.base(next.far().1)));
+                prefetch::soon(layers.base(next.far().1));
             }
         }
         (distances, false)
@@ -288,13 +296,10 @@ impl Scratch {
     #[inline(always)]
     fn look_from<L: Layers>(&mut self, layers: &L, level: usize, from: u32) {
         self.next.clear();
-        for neighbour in links(layers, level, from) {
-            if *neighbour >= layers.rows() {
-                break;
-            }
-            if self.visits.mark(*neighbour) {
-                self.next.push(*neighbour);
-                prefetch::soon(layers.code(*neighbour));
+        for neighbour in neighbours(layers, level, from) {
+            if self.visits.mark(neighbour) {
+                self.next.push(neighbour);
+                prefetch::soon(layers.code(neighbour));
             }
         }
     }
@@ -329,7 +334,7 @@ impl Ordered {
 }
 
 #[inline(always)]
-pub(super) fn distance<L: Layers, K: Kernel>(
+pub(in crate::index) fn distance<L: Layers, K: Kernel>(
     layers: &L,
     measure: &Measure<'_, K>,
     row: u32,
@@ -337,16 +342,25 @@ pub(super) fn distance<L: Layers, K: Kernel>(
     measure.distance(layers.code(row), layers.bias(row))
 }
 
+/// A row's neighbours on a level.
 #[inline(always)]
-fn links<L: Layers>(layers: &L, level: usize, row: u32) -> &[u32] {
-    match level {
+pub(in crate::index) fn neighbours<L: Layers>(
+    layers: &L,
+    level: usize,
+    row: u32,
+) -> impl Iterator<Item = u32> {
+    let places = match level {
         0 => layers.base(row),
         _ => layers.upper(level, row),
-    }
+    };
+    places
+        .iter()
+        .map(Place::number)
+        .take_while(|number| !layers.ends(*number))
 }
 
 /// Goes from the top down to level `lowest`: the row it ends at, and how many distances that took.
-pub(super) fn descend<L: Layers, K: Kernel>(
+pub(in crate::index) fn descend<L: Layers, K: Kernel>(
     layers: &L,
     measure: &Measure<'_, K>,
     start: Far,
@@ -357,14 +371,11 @@ pub(super) fn descend<L: Layers, K: Kernel>(
     for level in (lowest..=layers.top_level()).rev() {
         loop {
             let from = row;
-            for neighbour in layers.upper(level, from) {
-                if *neighbour >= layers.rows() {
-                    break;
-                }
+            for neighbour in neighbours(layers, level, from) {
                 distances += 1;
-                let distance = distance(layers, measure, *neighbour);
+                let distance = distance(layers, measure, neighbour);
                 if distance < nearest {
-                    (row, nearest) = (*neighbour, distance);
+                    (row, nearest) = (neighbour, distance);
                 }
             }
             if row == from {
