@@ -9,13 +9,12 @@
 //! it is asked again for `k` (`coordinator/nearest.rs`). So what is counted on is only how seldom
 //! that happens, never that it does not.
 
+use shoal_schemas::Quantization;
+
 /// How often a search may have to ask a shard again.
 const AGAIN: f64 = 1e-3;
 /// Up to this `k` the chance is computed, beyond it bounded.
 const COMPUTED: u32 = 256;
-/// Candidates whose exact distances are computed beyond the hits, at least; else half of the hits. As
-/// an indexer does for itself (`indexer/src/find.rs`).
-const RESCORE_MORE: u32 = 6;
 /// The narrowest beam that is planned: narrower ones are stuck beside the nearest too often.
 const NARROWEST: u32 = 16;
 
@@ -50,13 +49,12 @@ pub(crate) fn hits(total: u32, shards: u32) -> u32 {
 /// more places. Over all rows the nearest `total` are among so many more candidates; a shard holds
 /// its share of these. By its own hits it would compute as much beyond each share as one shard
 /// does beyond everything.
-pub(crate) fn rescored(total: u32, shards: u32) -> u32 {
+pub(crate) fn rescored(total: u32, shards: u32, quantization: Quantization) -> u32 {
     if shards < 2 {
         return 0;
     }
-    let with_more = |hits: u32| hits.saturating_add((hits / 2).max(RESCORE_MORE));
     // Where the first is bounded and the second computed, the second may be less.
-    hits(with_more(total), shards).min(with_more(hits(total, shards)))
+    hits(quantization.rescored(total), shards).min(quantization.rescored(hits(total, shards)))
 }
 
 /// The smallest number that a shard reaches with at most the chance `each`, by the binomial
@@ -115,9 +113,9 @@ pub(crate) fn beam(whole: u32, shards: u32) -> u32 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{
-        AGAIN, COMPUTED, NARROWEST, RESCORE_MORE, beam, bounded, computed, hits, rescored,
-    };
+    use shoal_schemas::Quantization;
+
+    use super::{AGAIN, COMPUTED, NARROWEST, beam, bounded, computed, hits, rescored};
 
     /// The chance that one of the shards holds so many or more, at most: by adding up.
     fn chance(total: u32, shards: u32, least: u32) -> f64 {
@@ -162,8 +160,11 @@ mod tests {
             ((10, 64), 5),
         ];
         for ((total, shards), expected) in cases {
-            assert_eq!(rescored(total, shards), expected, "{total} of {shards}");
+            let rescored = rescored(total, shards, Quantization::I8);
+            assert_eq!(rescored, expected, "{total} of {shards}");
         }
+        let rescored = |total, shards| rescored(total, shards, Quantization::I4);
+        assert_eq!(rescored(10, 8), 10, "coarse codes want more");
         assert_eq!(rescored(u32::MAX, 2), hits(u32::MAX, 2));
     }
 
@@ -196,8 +197,11 @@ mod tests {
         fn a_shard_computes_no_more_distances_than_by_its_own_hits(
             total in 1u32..=10_000, shards in 2u32..=64,
         ) {
-            let (own, share) = (hits(total, shards), rescored(total, shards));
-            prop_assert!((own..=own + (own / 2).max(RESCORE_MORE)).contains(&share), "{own} {share}");
+            for quantization in [Quantization::I4, Quantization::I8] {
+                let (own, share) = (hits(total, shards), rescored(total, shards, quantization));
+                let most = quantization.rescored(own);
+                prop_assert!((own..=most).contains(&share), "{own} {share}");
+            }
         }
 
         #[test]

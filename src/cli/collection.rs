@@ -160,6 +160,7 @@ pub(super) enum QuantizationArg {
     F16,
     Bf16,
     I8,
+    I4,
 }
 
 impl From<MetricArg> for Metric {
@@ -179,6 +180,7 @@ impl From<QuantizationArg> for Quantization {
             QuantizationArg::F16 => Self::F16,
             QuantizationArg::Bf16 => Self::Bf16,
             QuantizationArg::I8 => Self::I8,
+            QuantizationArg::I4 => Self::I4,
         }
     }
 }
@@ -297,7 +299,7 @@ impl Create {
                 m: self.m.unwrap_or(defaults.m),
                 ef_construction: self.ef_construction.unwrap_or(defaults.ef_construction),
                 ef_search: self.ef_search.unwrap_or(defaults.ef_search),
-                quantization: (self.quantization).map_or(defaults.quantization, Quantization::from),
+                quantization: self.quantization.map(Quantization::from),
             },
             replication_factor: self.replication_factor,
             delete_retention_ms,

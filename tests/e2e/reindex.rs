@@ -550,7 +550,7 @@ fn a_name_moves_to_another_models_embeddings_once_they_are_of_the_same_ids() {
     let docs = world.collection("docs", DIM, 2);
     let mut other = Collection::new(name("docs-e5"), 8.try_into().unwrap(), Metric::Cosine, 3);
     other.index = IndexParameters {
-        quantization: Quantization::F16,
+        quantization: Some(Quantization::F16),
         ..IndexParameters::default()
     };
     let other = world.create(other);

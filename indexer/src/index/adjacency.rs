@@ -4,8 +4,6 @@
 //! at [`NONE`]. The levels above hold few rows, so each lists them. The same arrays stand in a
 //! packed file.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 /// Ends a list of neighbours that is shorter than its places. Any number that is no row does.
 pub const NONE: u32 = u32::MAX;
 /// Most levels above 0. With the usual chances a graph of 2^32 rows has eight.
@@ -21,14 +19,6 @@ impl Place for u32 {
     #[inline(always)]
     fn number(&self) -> u32 {
         *self
-    }
-}
-
-impl Place for AtomicU32 {
-    /// Whoever reads a row's number here sees the row, too.
-    #[inline(always)]
-    fn number(&self) -> u32 {
-        self.load(Ordering::Acquire)
     }
 }
 

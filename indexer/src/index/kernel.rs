@@ -1,9 +1,11 @@
-//! Inner products of codes, by numkong: the only file that names it.
+//! Inner products of codes, by numkong (the only file that names it) and by [`nibbles`].
 //!
 //! A code is bytes, because it may lie in a memory map. Bytes are read as i8 and f32 where they
 //! lie; halves are copied through a small buffer first, which no alignment can break.
 
 use numkong::{Dot, bf16, f16};
+
+use crate::index::nibbles;
 
 /// Halves copied at a time.
 const HALVES: usize = 128;
@@ -16,6 +18,10 @@ pub(super) trait Kernel {
     /// The inner product of two codes.
     fn dot_codes(a: &[u8], b: &[u8]) -> f32;
 }
+
+/// Components of half a byte.
+#[derive(Clone, Debug)]
+pub(super) struct Nibbles(pub(super) nibbles::Asked);
 
 /// Components of one byte.
 #[derive(Clone, Debug)]
@@ -32,6 +38,18 @@ pub(super) struct Brains(Vec<bf16>);
 /// Components as f32.
 #[derive(Clone, Debug)]
 pub(super) struct Floats(pub(super) Vec<f32>);
+
+impl Kernel for Nibbles {
+    #[inline(always)]
+    fn dot(&self, code: &[u8]) -> f32 {
+        rounded(self.0.dot(code))
+    }
+
+    #[inline(always)]
+    fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
+        rounded(nibbles::dot_codes(a, b))
+    }
+}
 
 impl Kernel for Bytes {
     #[inline(always)]
@@ -51,8 +69,13 @@ impl Kernel for Bytes {
     clippy::cast_precision_loss,
     reason = "rounding of a sum that is approximate already"
 )]
+fn rounded(sum: i32) -> f32 {
+    sum as f32
+}
+
+#[inline(always)]
 fn dot_bytes(a: &[i8], b: &[i8]) -> f32 {
-    i8::dot(a, b).unwrap_or(0) as f32
+    rounded(i8::dot(a, b).unwrap_or(0))
 }
 
 impl Kernel for Halves {

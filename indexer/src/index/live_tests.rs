@@ -23,7 +23,7 @@ fn options(dim: u32, metric: Metric, quantization: Quantization) -> Options {
         dim: Dim::try_from(dim).unwrap(),
         metric,
         parameters: IndexParameters {
-            quantization,
+            quantization: Some(quantization),
             ..IndexParameters::default()
         },
     }
@@ -74,7 +74,12 @@ fn finds_what_a_scan_finds(options: &Options) {
             found += best[..10].iter().filter(|(_, key)| is_found(key)).count();
             wanted += 10;
         }
-        assert!(found * 100 >= wanted * 97, "{options:?}: {found} of {wanted}");
+        // With so few components half a byte of each says little.
+        let least = match options.parameters.quantization {
+            Some(Quantization::I4) => 80,
+            _ => 97,
+        };
+        assert!(found * 100 >= wanted * least, "{options:?}: {found} of {wanted}");
         let query = graph.space().encode_query(&rows[0]);
         assert_eq!(graph.distance_to(&query, 2), None, "it was passed over");
         assert_eq!(graph.distance_to(&query, key(1500)), None);

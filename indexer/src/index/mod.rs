@@ -9,6 +9,7 @@ pub mod adjacency;
 pub mod distance;
 mod kernel;
 pub mod live;
+mod nibbles;
 pub mod packed;
 mod prefetch;
 pub mod rotation;

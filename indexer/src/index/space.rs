@@ -1,10 +1,11 @@
 //! How a segment keeps its vectors for the walk, and how distances come of that.
 //!
-//! A *code* is a row's vector in the segment's quantization. Under I8 it is rotated
+//! A *code* is a row's vector in the segment's quantization. Under I8 and I4 it is rotated
 //! (see [`Rotation`]) and divided by a step that is the same for the whole segment, so that a
-//! distance is an inner product of bytes and one multiplication. Under cosine vectors are made of
-//! length 1 first, and the step follows from the dimension; else it is fitted to the largest
-//! component (see [`Extent`]). A query has a step of its own: its code is never clipped.
+//! distance is an inner product of small integers and one multiplication. Under cosine vectors are
+//! made of length 1 first, and the step follows from the dimension; else it is fitted to the largest
+//! component (see [`Extent`]). A query is bytes under both, with a step of its own: its code is never
+//! clipped.
 //!
 //! Distances are approximate: an answer is re-scored with exact vectors.
 
@@ -15,17 +16,33 @@ use shoal_schemas::{Dim, Metric, Quantization};
 
 use crate::index::{
     distance::{self, Query},
-    kernel::{self, Brains, Bytes, Floats, Halves, Kernel},
+    kernel::{self, Brains, Bytes, Floats, Halves, Kernel, Nibbles},
+    nibbles::{self, Asked},
     rotation::Rotation,
     target::ByteCode,
 };
 
-/// Largest number in an I8 code; -128 is left out, so that a code has its negative.
-const LARGEST_CODE: f32 = 127.0;
-/// A rotated unit vector's components beyond this many standard deviations are clipped.
-///
-/// Measured: recall falls on both sides of it.
-const CLIP_DEVIATIONS: f32 = 4.5;
+/// Codes of integers.
+#[derive(Clone, Copy)]
+struct Integers {
+    /// Largest number in a code; the one below its negative is left out, so that a code has its
+    /// negative.
+    largest: f32,
+    /// A rotated unit vector's components beyond this many standard deviations are clipped.
+    ///
+    /// Measured: recall falls on both sides of it.
+    clip_deviations: f32,
+}
+
+const I8: Integers = Integers {
+    largest: 127.0,
+    clip_deviations: 4.5,
+};
+const I4: Integers = Integers {
+    largest: 7.0,
+    clip_deviations: 2.8,
+};
+
 /// Added to a small number it leaves the nearest integer in the lowest bits: 1.5 * 2^23.
 const TO_INTEGER: f32 = 12_582_912.0;
 /// Bytes of a space in a file's header.
@@ -37,9 +54,9 @@ pub struct Space {
     dim: Dim,
     metric: Metric,
     quantization: Quantization,
-    /// 1 unless I8.
+    /// 1 unless codes are integers.
     step: f32,
-    /// Present if I8.
+    /// Present if codes are integers.
     rotation: Option<Arc<Rotation>>,
 }
 
@@ -53,6 +70,7 @@ pub struct QueryCode {
 /// A query's code.
 #[derive(Clone)]
 enum Components {
+    Nibbles(Nibbles),
     Bytes(Bytes),
     Halves(Halves),
     Brains(Brains),
@@ -101,27 +119,27 @@ impl SpaceError {
 }
 
 impl Space {
-    /// The space of a quantization that needs no fitting; `None` for I8 but under cosine.
+    /// The space of a quantization that needs no fitting; `None` for integers but under cosine.
     pub fn new(dim: Dim, metric: Metric, quantization: Quantization) -> Option<Self> {
-        let needs_fit = quantization == Quantization::I8 && metric != Metric::Cosine;
+        let needs_fit = integers(quantization).is_some() && metric != Metric::Cosine;
         (!needs_fit).then(|| Self::fit(dim, metric, quantization, 0.0))
     }
 
     /// The space whose step suits rotated components of up to `largest` in size; what needs no
     /// fitting does not look at it. [`Extent`] finds the largest.
     pub fn fit(dim: Dim, metric: Metric, quantization: Quantization, largest: f32) -> Self {
-        let is_i8 = quantization == Quantization::I8;
-        let step = match metric {
-            _ if !is_i8 => 1.0,
-            Metric::Cosine => clip_of_unit(dim) / LARGEST_CODE,
-            Metric::InnerProduct | Metric::L2 => step_for(largest),
+        let integers = integers(quantization);
+        let step = match (integers, metric) {
+            (None, _) => 1.0,
+            (Some(integers), Metric::Cosine) => integers.step_of_units(dim),
+            (Some(integers), Metric::InnerProduct | Metric::L2) => integers.step_for(largest),
         };
         Self {
             dim,
             metric,
             quantization,
             step,
-            rotation: is_i8.then(|| Arc::new(Rotation::new(dim.len()))),
+            rotation: integers.map(|_| Arc::new(Rotation::new(dim.len()))),
         }
     }
 
@@ -140,7 +158,7 @@ impl Space {
         self.quantization
     }
 
-    /// What an I8 code is multiplied with; 1 for the others.
+    /// What a code of integers is multiplied with; 1 for the others.
     pub fn step(&self) -> f32 {
         self.step
     }
@@ -152,7 +170,7 @@ impl Space {
 
     /// Bytes of a code.
     pub fn code_bytes(&self) -> usize {
-        self.dim.len() * component_bytes(self.quantization)
+        (self.dim.len() * component_bits(self.quantization)).div_ceil(8)
     }
 
     /// Whether a row has a bias beside its code.
@@ -166,8 +184,9 @@ impl Space {
         let components = self.placed(vector);
         let start = out.len();
         match self.quantization {
+            Quantization::I4 => nibbles::push(&I4.codes(&components, self.step), out),
             Quantization::I8 => {
-                let codes = codes(&components, self.step);
+                let codes = I8.codes(&components, self.step);
                 out.extend(codes.iter().map(|code| code.cast_unsigned()));
             }
             Quantization::F16 => kernel::push_f16(&components, out),
@@ -184,28 +203,31 @@ impl Space {
 
     /// The query's code.
     pub fn encode_query(&self, vector: &[f32]) -> QueryCode {
-        if self.quantization != Quantization::I8 {
-            let mut code = Vec::with_capacity(self.code_bytes());
-            self.encode_row(vector, &mut code);
-            return self.query_of_code(&code);
+        match integers(self.quantization) {
+            Some(_) => self.query_of_bytes(&self.byte_code(vector)),
+            None => {
+                let mut code = Vec::with_capacity(self.code_bytes());
+                self.encode_row(vector, &mut code);
+                self.query_of_code(&code)
+            }
         }
-        self.query_of_bytes(&self.byte_code(vector))
     }
 
     /// The query's code, of which the greater part may have been made for another graph already.
     pub fn encode(&self, query: &Query<'_>) -> QueryCode {
-        let shared = (query.target()).filter(|_| self.quantization == Quantization::I8);
-        match shared {
-            Some(target) => self.query_of_bytes(target.code(|vector| self.byte_code(vector))),
-            None => self.encode_query(query.components()),
+        match (query.target(), integers(self.quantization)) {
+            (Some(target), Some(_)) => {
+                self.query_of_bytes(target.code(|vector| self.byte_code(vector)))
+            }
+            _ => self.encode_query(query.components()),
         }
     }
 
     /// Nothing of it rests on this space's step.
     fn byte_code(&self, vector: &[f32]) -> ByteCode {
         let placed = self.placed(vector);
-        let step = step_for(largest_of(&placed));
-        let codes = codes(&placed, step);
+        let step = I8.step_for(largest_of(&placed));
+        let codes = I8.codes(&placed, step);
         let square = square_of_codes(&codes) * step * step;
         ByteCode {
             codes,
@@ -215,8 +237,12 @@ impl Space {
     }
 
     fn query_of_bytes(&self, code: &ByteCode) -> QueryCode {
+        let components = match self.quantization {
+            Quantization::I4 => Components::Nibbles(Nibbles(Asked::new(&code.codes))),
+            _ => Components::Bytes(Bytes(code.codes.clone())),
+        };
         QueryCode {
-            components: Components::Bytes(Bytes(code.codes.clone())),
+            components,
             scale: self.scale(code.square, code.step),
         }
     }
@@ -224,6 +250,9 @@ impl Space {
     /// A row's code as a query: what is near a row.
     pub fn query_of_code(&self, code: &[u8]) -> QueryCode {
         let components = match self.quantization {
+            Quantization::I4 => {
+                Components::Nibbles(Nibbles(Asked::new(&self.integers_of(code))))
+            }
             Quantization::I8 => Components::Bytes(Bytes(signed(code))),
             Quantization::F16 => Components::Halves(Halves::of_code(code)),
             Quantization::Bf16 => Components::Brains(Brains::of_code(code)),
@@ -238,10 +267,9 @@ impl Space {
     /// About the vector that a code was made of; of length 1 under cosine.
     pub fn decode(&self, code: &[u8]) -> Vec<f32> {
         match self.quantization {
-            Quantization::I8 => {
-                let rotated = code
-                    .iter()
-                    .map(|byte| f32::from(byte.cast_signed()) * self.step);
+            Quantization::I4 | Quantization::I8 => {
+                let codes = self.integers_of(code);
+                let rotated = codes.iter().map(|code| f32::from(*code) * self.step);
                 let mut vector: Vec<f32> = rotated.collect();
                 if let Some(rotation) = &self.rotation {
                     rotation.undo(&mut vector);
@@ -266,6 +294,7 @@ impl Space {
             Quantization::F16 => 1,
             Quantization::Bf16 => 2,
             Quantization::I8 => 3,
+            Quantization::I4 => 4,
         };
         let [a, b, c, d] = u32::from(self.dim).to_le_bytes();
         let [e, f, g, h] = self.step.to_le_bytes();
@@ -292,6 +321,7 @@ impl Space {
             1 => Quantization::F16,
             2 => Quantization::Bf16,
             3 => Quantization::I8,
+            4 => Quantization::I4,
             found => return Err(unknown("quantization", found)),
         };
         let step = f32::from_le_bytes([e, f, g, h]);
@@ -304,7 +334,19 @@ impl Space {
         })
     }
 
-    /// The vector as its components are coded: of length 1 for cosine, rotated for I8.
+    /// The numbers of a code of integers.
+    fn integers_of(&self, code: &[u8]) -> Vec<i8> {
+        match self.quantization {
+            Quantization::I4 => {
+                let mut codes: Vec<i8> = nibbles::components(code).collect();
+                codes.truncate(self.dim.len());
+                codes
+            }
+            _ => signed(code),
+        }
+    }
+
+    /// The vector as its components are coded: of length 1 for cosine, rotated for integers.
     fn placed(&self, vector: &[f32]) -> Vec<f32> {
         debug_assert_eq!(vector.len(), self.dim.len());
         let mut placed = vector.to_vec();
@@ -320,8 +362,8 @@ impl Space {
     /// The squared length of what a code says.
     fn square(&self, code: &[u8]) -> f32 {
         let floats: Vec<f32> = match self.quantization {
-            Quantization::I8 => {
-                return square_of_codes(&signed(code)) * self.step * self.step;
+            Quantization::I4 | Quantization::I8 => {
+                return square_of_codes(&self.integers_of(code)) * self.step * self.step;
             }
             Quantization::F16 => kernel::f16_components(code).collect(),
             Quantization::Bf16 => kernel::bf16_components(code).collect(),
@@ -393,6 +435,7 @@ impl QueryCode {
     pub(super) fn visit<V: Visit>(&self, visit: V) -> V::Output {
         let scale = self.scale;
         match &self.components {
+            Components::Nibbles(kernel) => visit.visit(&Measure { kernel, scale }),
             Components::Bytes(kernel) => visit.visit(&Measure { kernel, scale }),
             Components::Halves(kernel) => visit.visit(&Measure { kernel, scale }),
             Components::Brains(kernel) => visit.visit(&Measure { kernel, scale }),
@@ -445,7 +488,7 @@ impl Extent {
 
     /// Whether there is anything to find: if not, rows need not be looked at.
     pub fn is_needed(&self) -> bool {
-        self.space.quantization == Quantization::I8 && self.space.metric != Metric::Cosine
+        integers(self.space.quantization).is_some() && self.space.metric != Metric::Cosine
     }
 
     /// Looks at a row.
@@ -459,50 +502,62 @@ impl Extent {
     /// The space for the rows looked at.
     pub fn space(&self) -> Space {
         let mut space = self.space.clone();
-        if self.is_needed() {
-            space.step = step_for(self.largest);
+        if let Some(integers) = integers(space.quantization).filter(|_| self.is_needed()) {
+            space.step = integers.step_for(self.largest);
         }
         space
     }
 }
 
-fn component_bytes(quantization: Quantization) -> usize {
+fn component_bits(quantization: Quantization) -> usize {
     match quantization {
-        Quantization::F32 => 4,
-        Quantization::F16 | Quantization::Bf16 => 2,
-        Quantization::I8 => 1,
+        Quantization::F32 => 32,
+        Quantization::F16 | Quantization::Bf16 => 16,
+        Quantization::I8 => 8,
+        Quantization::I4 => 4,
     }
 }
 
-/// Where a rotated unit vector's components are clipped. None is above 1.
-fn clip_of_unit(dim: Dim) -> f32 {
-    let dim = f32::from(u16::try_from(u32::from(dim)).unwrap_or(u16::MAX));
-    (CLIP_DEVIATIONS / dim.sqrt()).min(1.0)
+/// What integers a quantization makes; none if its codes are floats.
+fn integers(quantization: Quantization) -> Option<Integers> {
+    match quantization {
+        Quantization::I8 => Some(I8),
+        Quantization::I4 => Some(I4),
+        Quantization::F32 | Quantization::F16 | Quantization::Bf16 => None,
+    }
 }
 
-/// The step with which `largest` is the largest code.
-fn step_for(largest: f32) -> f32 {
-    if largest == 0.0 {
-        return 1.0;
+impl Integers {
+    /// The step for rotated vectors of length 1. No component is above that.
+    fn step_of_units(self, dim: Dim) -> f32 {
+        let dim = f32::from(u16::try_from(u32::from(dim)).unwrap_or(u16::MAX));
+        self.step_for((self.clip_deviations / dim.sqrt()).min(1.0))
     }
-    (largest.min(f32::MAX) / LARGEST_CODE).max(f32::MIN_POSITIVE)
+
+    /// The step with which `largest` is the largest code.
+    fn step_for(self, largest: f32) -> f32 {
+        if largest == 0.0 {
+            return 1.0;
+        }
+        (largest.min(f32::MAX) / self.largest).max(f32::MIN_POSITIVE)
+    }
+
+    /// Each component in steps, rounded to the nearest and clipped.
+    fn codes(self, components: &[f32], step: f32) -> Vec<i8> {
+        let per_step = step.recip();
+        let codes = components.iter().map(|component| {
+            let steps = (component * per_step).clamp(-self.largest, self.largest);
+            // Without a call for each, as `round` would be.
+            let [lowest, ..] = (steps + TO_INTEGER).to_bits().to_le_bytes();
+            lowest.cast_signed()
+        });
+        codes.collect()
+    }
 }
 
 fn largest_of(components: &[f32]) -> f32 {
     let sizes = components.iter().map(|component| component.abs());
     sizes.fold(0.0, f32::max)
-}
-
-/// Each component in steps, rounded to the nearest and clipped.
-fn codes(components: &[f32], step: f32) -> Vec<i8> {
-    let per_step = step.recip();
-    let codes = components.iter().map(|component| {
-        let steps = (component * per_step).clamp(-LARGEST_CODE, LARGEST_CODE);
-        // Without a call for each, as `round` would be.
-        let [lowest, ..] = (steps + TO_INTEGER).to_bits().to_le_bytes();
-        lowest.cast_signed()
-    });
-    codes.collect()
 }
 
 fn signed(code: &[u8]) -> Vec<i8> {

@@ -218,7 +218,7 @@ pub fn survey(
     log: &wal::Reader,
     meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
 ) -> Result<Option<Survey>, SealError> {
-    let quantization = shape.parameters.quantization;
+    let quantization = shape.parameters.quantization(shape.dim, shape.metric);
     let mut extent = Extent::new(shape.dim, shape.metric, quantization);
     let mut precision = Precision::F16;
     let mut vector = Vec::new();

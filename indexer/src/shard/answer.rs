@@ -218,6 +218,15 @@ struct Pager<'v, 'q> {
 }
 
 impl<'v> Pager<'v, '_> {
+    /// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work,
+    /// not cause it.
+    fn rescored(&self, k: usize, asked: Option<usize>) -> usize {
+        let own = self.shared.spec.collection.quantization();
+        let own = own.rescored(u32::try_from(k).unwrap_or(u32::MAX));
+        let own = usize::try_from(own).unwrap_or(usize::MAX);
+        asked.map_or(own, |asked| asked.clamp(k, own))
+    }
+
     /// The nearest `k` behind `after` that are within the distance asked for.
     fn page(
         &mut self,
@@ -236,7 +245,7 @@ impl<'v> Pager<'v, '_> {
             let wanted = Wanted {
                 query: self.query,
                 k: want,
-                rescore: self.ask.rescore.filter(|_| is_plain),
+                rescore: self.rescored(want, self.ask.rescore.filter(|_| is_plain)),
                 beam: self.ask.beam.unwrap_or(own),
                 exact,
                 filter,

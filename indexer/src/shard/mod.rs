@@ -42,7 +42,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use shoal_runtime::clock::Clock;
 use shoal_schemas::{
-    ClusterId, Collection, Offset, Partition, RegionName, Source, digest::Digest, filter::Fields,
+    ClusterId, Collection, IndexParameters, Offset, Partition, RegionName, Source, digest::Digest, filter::Fields,
 };
 use tokio::sync::watch;
 
@@ -153,7 +153,15 @@ impl Spec {
         live::Options {
             dim: self.collection.dim,
             metric: self.collection.metric,
-            parameters: self.collection.index,
+            parameters: self.parameters(),
+        }
+    }
+
+    /// The graph's, with the quantization said: what suits is for each version of Shoal to say.
+    fn parameters(&self) -> IndexParameters {
+        IndexParameters {
+            quantization: Some(self.collection.quantization()),
+            ..self.collection.index
         }
     }
 
@@ -191,7 +199,7 @@ impl Spec {
         Shape {
             dim: self.collection.dim,
             metric: self.collection.metric,
-            parameters: self.collection.index,
+            parameters: self.parameters(),
             fields: indexed::fields(&self.collection),
         }
     }

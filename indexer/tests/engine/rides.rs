@@ -377,7 +377,7 @@ fn seen(live: &Live, view: &View, moment: Moment, filter: Option<&Filter>) -> Ve
     let wanted = Wanted {
         query: &query,
         k: 1000,
-        rescore: None,
+        rescore: 16,
         beam: 64,
         exact: true,
         filter,

@@ -76,7 +76,7 @@ impl World {
             1,
         );
         collection.index = IndexParameters {
-            quantization: Quantization::F32,
+            quantization: Some(Quantization::F32),
             ..IndexParameters::default()
         };
         let engine = EngineConfig {

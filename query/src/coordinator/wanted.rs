@@ -168,7 +168,7 @@ impl Wanted {
             },
             // A page that begins behind a hit is looked for in more than it holds.
             rescore: match self.ask.after {
-                None => depth::rescored(k, shards),
+                None => depth::rescored(k, shards, collection.quantization()),
                 Some(_) => 0,
             },
         }

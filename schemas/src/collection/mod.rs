@@ -51,6 +51,36 @@ pub enum Quantization {
     Bf16,
     /// 1 byte: the vector is rotated first, so that no component is much larger than the others.
     I8,
+    /// Half a byte, likewise. More candidates are re-scored for it.
+    I4,
+}
+
+/// Fewest components with which codes of half a byte say enough: what rounding adds to a distance falls
+/// with the root of their number. Measured with 384.
+const DIM_FOR_I4: u32 = 256;
+
+impl Quantization {
+    /// What is taken where a definition says nothing: the fastest that keeps recall. Under cosine all
+    /// vectors have one length, so that few steps suffice.
+    pub fn suited(dim: Dim, metric: Metric) -> Self {
+        match metric {
+            Metric::Cosine if u32::from(dim) >= DIM_FOR_I4 => Self::I4,
+            Metric::Cosine | Metric::InnerProduct | Metric::L2 => Self::I8,
+        }
+    }
+
+    /// How many candidates' exact distances are computed for `k` hits of all rows.
+    ///
+    /// Measured on 116,659 rows of 384 components, k = 10, against all rows: of the true ten nearest
+    /// 1.0000 are among the first 16 by codes of one byte; by codes of half a byte .9983 are among the
+    /// first 16, and .9997 among the first 20.
+    pub fn rescored(self, k: u32) -> u32 {
+        let more = match self {
+            Self::I4 => (k - k / 4).max(8),
+            Self::I8 | Self::Bf16 | Self::F16 | Self::F32 => (k / 2).max(6),
+        };
+        k.saturating_add(more)
+    }
 }
 
 /// Parameters of the HNSW graph.
@@ -63,8 +93,10 @@ pub struct IndexParameters {
     pub ef_construction: u16,
     /// Beam width of a search that names none, 1 to 10,000. Default 96.
     pub ef_search: u16,
-    /// The graph's own copy of the vectors. Default i8.
-    pub quantization: Quantization,
+    /// The graph's own copy of the vectors. Default none: what suits the vectors
+    /// ([`Quantization::suited`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
 }
 
 impl Default for IndexParameters {
@@ -73,8 +105,16 @@ impl Default for IndexParameters {
             m: 16,
             ef_construction: 128,
             ef_search: 96,
-            quantization: Quantization::I8,
+            quantization: None,
         }
+    }
+}
+
+impl IndexParameters {
+    /// The quantization of such vectors' graphs.
+    pub fn quantization(&self, dim: Dim, metric: Metric) -> Quantization {
+        self.quantization
+            .unwrap_or_else(|| Quantization::suited(dim, metric))
     }
 }
 
@@ -249,6 +289,11 @@ impl Collection {
     /// The collection whose topic holds its records: itself, unless it reads another one's.
     pub fn home(&self) -> &CollectionName {
         self.reads.as_ref().unwrap_or(&self.name)
+    }
+
+    /// How its graphs keep their copy of a vector.
+    pub fn quantization(&self) -> Quantization {
+        self.index.quantization(self.dim, self.metric)
     }
 
     /// The topic that holds its records.

@@ -113,10 +113,12 @@ impl Collection {
 impl IndexParameters {
     fn to_proto(self) -> v1::IndexParameters {
         let quantization = match self.quantization {
-            Quantization::F32 => v1::Quantization::F32,
-            Quantization::F16 => v1::Quantization::F16,
-            Quantization::Bf16 => v1::Quantization::Bf16,
-            Quantization::I8 => v1::Quantization::I8,
+            None => v1::Quantization::Unspecified,
+            Some(Quantization::F32) => v1::Quantization::F32,
+            Some(Quantization::F16) => v1::Quantization::F16,
+            Some(Quantization::Bf16) => v1::Quantization::Bf16,
+            Some(Quantization::I8) => v1::Quantization::I8,
+            Some(Quantization::I4) => v1::Quantization::I4,
         };
         v1::IndexParameters {
             m: self.m.into(),
@@ -140,11 +142,12 @@ impl IndexParameters {
                 default.ef_search,
             ),
             quantization: match known("index.quantization", index.quantization, QUANTIZATIONS)? {
-                v1::Quantization::Unspecified => default.quantization,
-                v1::Quantization::F32 => Quantization::F32,
-                v1::Quantization::F16 => Quantization::F16,
-                v1::Quantization::Bf16 => Quantization::Bf16,
-                v1::Quantization::I8 => Quantization::I8,
+                v1::Quantization::Unspecified => None,
+                v1::Quantization::F32 => Some(Quantization::F32),
+                v1::Quantization::F16 => Some(Quantization::F16),
+                v1::Quantization::Bf16 => Some(Quantization::Bf16),
+                v1::Quantization::I8 => Some(Quantization::I8),
+                v1::Quantization::I4 => Some(Quantization::I4),
             },
         })
     }
@@ -260,7 +263,7 @@ mod tests {
             m: 32,
             ef_construction: 200,
             ef_search: 10,
-            quantization: Quantization::I8,
+            quantization: Some(Quantization::I8),
         };
         given.replication_factor = Some(3);
         given.delete_retention_ms = 1;

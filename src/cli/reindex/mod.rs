@@ -421,7 +421,7 @@ impl Reindex {
         index.ef_construction = self.ef_construction.unwrap_or(index.ef_construction);
         index.ef_search = self.ef_search.unwrap_or(index.ef_search);
         if let Some(quantization) = self.quantization {
-            index.quantization = quantization.into();
+            index.quantization = Some(quantization.into());
         }
         if let Some(metric) = self.metric {
             new.metric = metric.into();

@@ -16,10 +16,11 @@ impl Bare {
             dimensions: crate::embeddings::DIM as usize,
             metric: MetricKind::Cos,
             quantization: match parameters.quantization {
-                Quantization::F32 => ScalarKind::F32,
-                Quantization::F16 => ScalarKind::F16,
-                Quantization::Bf16 => ScalarKind::BF16,
-                Quantization::I8 => ScalarKind::I8,
+                Some(Quantization::F32) => ScalarKind::F32,
+                Some(Quantization::F16) => ScalarKind::F16,
+                Some(Quantization::Bf16) => ScalarKind::BF16,
+                // It knows no smaller codes.
+                Some(Quantization::I8 | Quantization::I4) | None => ScalarKind::I8,
             },
             connectivity: usize::from(parameters.m),
             expansion_add: usize::from(parameters.ef_construction),

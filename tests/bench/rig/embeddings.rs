@@ -31,12 +31,11 @@ pub(crate) fn collection(name: &str) -> anyhow::Result<Collection> {
 
 /// The same of several partitions.
 pub(crate) fn partitioned(name: &str, partitions: u32) -> anyhow::Result<Collection> {
-    Ok(Collection::new(
-        name.parse()?,
-        DIM.try_into()?,
-        Metric::Cosine,
-        partitions,
-    ))
+    let (name, dim) = (name.parse()?, DIM.try_into()?);
+    let mut collection = Collection::new(name, dim, Metric::Cosine, partitions);
+    // Said, so that figures say it too.
+    collection.index.quantization = Some(collection.quantization());
+    Ok(collection)
 }
 
 /// The vectors of one file of the data set, read as they are asked for.

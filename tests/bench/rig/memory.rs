@@ -174,7 +174,7 @@ async fn ask_all(shard: &mut Shard, embeddings: &Embeddings) -> anyhow::Result<f
 /// The reference, in a process of its own: never holds more than one row beside the index.
 pub(crate) fn bare(arguments: &Arguments) -> anyhow::Result<Value> {
     let parameters = IndexParameters {
-        quantization: Quantization::F32,
+        quantization: Some(Quantization::F32),
         ..collection("memory")?.index
     };
     let queries = embeddings::vectors(&arguments.data, "w_queries_f16.npy")?;

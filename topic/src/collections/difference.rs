@@ -48,7 +48,10 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             i.m.to_string(),
             i.ef_construction.to_string(),
             i.ef_search.to_string(),
-            format!("{:?}", i.quantization).to_lowercase(),
+            match i.quantization {
+                None => "what suits the vectors".into(),
+                Some(quantization) => format!("{quantization:?}").to_lowercase(),
+            },
         )
     };
     let (m, ef_construction, ef_search, quantization) = index_of(index);

@@ -8,7 +8,7 @@
 //! Rows are inserted as into a packed graph that is built ([`packed::Builder`]). What is stored is a
 //! packed graph, too, with the rows' numbers behind it.
 
-mod append;
+mod page;
 mod pages;
 
 use std::{
@@ -24,7 +24,10 @@ use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 
 use crate::index::{
     adjacency::{Adjacency, Level, NONE, index},
-    live::pages::{Pages, Shape},
+    live::{
+        page::Link,
+        pages::{Pages, Shape},
+    },
     packed::{
         self, Accept, OpenError, Stage, Walk, WriteError,
         connect::{Connect, Grow, Work},
@@ -54,7 +57,7 @@ impl Options {
             metric,
             parameters,
         } = *self;
-        let space = Space::new(dim, metric, parameters.quantization);
+        let space = Space::new(dim, metric, parameters.quantization(dim, metric));
         space.unwrap_or_else(|| Space::fit(dim, metric, Quantization::Bf16, 0.0))
     }
 }
@@ -198,7 +201,7 @@ impl Graph {
 
     /// Memory it holds.
     pub fn bytes(&self) -> usize {
-        self.pages.bytes()
+        self.pages.bytes(self.rows())
     }
 
     /// The nearest `want` rows of the segment that `accept` takes, nearest first: as
@@ -375,7 +378,7 @@ struct Linked<'a> {
 }
 
 impl Layers for Linked<'_> {
-    type Place = AtomicU32;
+    type Place = Link;
 
     fn rows(&self) -> u32 {
         self.rows
@@ -396,11 +399,11 @@ impl Layers for Linked<'_> {
     }
 
     #[inline(always)]
-    fn base(&self, row: u32) -> &[AtomicU32] {
+    fn base(&self, row: u32) -> &[Link] {
         self.graph.pages.base(row)
     }
 
-    fn upper(&self, level: usize, row: u32) -> &[AtomicU32] {
+    fn upper(&self, level: usize, row: u32) -> &[Link] {
         self.graph.pages.upper(level, row)
     }
 
@@ -440,19 +443,19 @@ impl Grow for Linked<'_> {
         let chosen = chosen.iter().map(|(_, row)| *row);
         let places = self.places(level, row).iter();
         for (place, row) in places.zip(chosen.chain(std::iter::repeat(NONE))) {
-            place.store(row, Ordering::Release);
+            place.set(row);
         }
     }
 
     fn put(&mut self, level: usize, row: u32, place: usize, neighbour: u32) {
         if let Some(place) = self.places(level, row).get(place) {
-            place.store(neighbour, Ordering::Release);
+            place.set(neighbour);
         }
     }
 }
 
 impl Linked<'_> {
-    fn places(&self, level: usize, row: u32) -> &[AtomicU32] {
+    fn places(&self, level: usize, row: u32) -> &[Link] {
         match level {
             0 => self.base(row),
             _ => self.upper(level, row),

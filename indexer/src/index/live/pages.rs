@@ -1,38 +1,23 @@
 //! Codes and edges of a graph that grows, in pages that never move.
 
-use std::{
-    iter::repeat_with,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::iter::repeat_with;
 
 use crate::index::{
-    adjacency::{NONE, index, places},
-    live::append::Appended,
+    adjacency::{NONE, Place, index, places},
+    live::page::{Link, Page},
     packed::stride,
 };
 
 /// Rows of a page.
-const ROWS: u32 = 64;
-
-/// Everything of so many rows.
-struct Page {
-    codes: Appended,
-    /// Bits of f32; none for a metric without.
-    biases: Box<[AtomicU32]>,
-    /// Each row's number in its segment.
-    keys: Box<[AtomicU32]>,
-    /// Places at level 0.
-    base: Box<[AtomicU32]>,
-    /// Where the row's places above level 0 are; [`NONE`] if it has none.
-    upper: Box<[AtomicU32]>,
-}
+const ROWS: u32 = 1024;
 
 /// Rows' codes and places. One thread adds while any number reads.
 pub(super) struct Pages {
     shape: Shape,
+    stride: usize,
     pages: boxcar::Vec<Page>,
     /// Places above level 0, level 1 first.
-    upper: boxcar::Vec<Box<[AtomicU32]>>,
+    upper: boxcar::Vec<Box<[Link]>>,
 }
 
 /// How large what belongs to a row is.
@@ -48,10 +33,22 @@ pub(super) struct Shape {
     pub(super) upper_degree: usize,
 }
 
+/// Numbers of a page's rows, each kind for all of them: places at level 0 come before these.
+#[derive(Clone, Copy)]
+enum Number {
+    /// The row's number in its segment.
+    Key,
+    /// Where its places above level 0 are; [`NONE`] if it has none.
+    Upper,
+    /// Bits of an f32, for a metric that has biases.
+    Bias,
+}
+
 impl Pages {
     pub(super) fn new(shape: Shape) -> Self {
         Self {
             shape,
+            stride: stride(shape.code),
             pages: boxcar::Vec::new(),
             upper: boxcar::Vec::new(),
         }
@@ -60,66 +57,59 @@ impl Pages {
     /// Adds the next row, `row`, which has lists up to `level`, all empty.
     pub(super) fn push(&self, row: u32, key: u32, (code, bias): (&[u8], f32), level: usize) {
         debug_assert_eq!(code.len(), self.shape.code);
-        let (page, at) = split(row);
+        let (page, _) = split(row);
         if self.pages.count() <= page {
-            self.pages.push(Page::new(self.shape));
+            let rows = index(ROWS);
+            let numbers = self.shape.degree + self.kinds();
+            let page = Page::new(rows * self.stride, rows * numbers);
+            // As everything else does that asks for memory.
+            self.pages.push(page.expect("there is memory for a page"));
         }
-        let Some(page) = self.pages.get(page) else {
-            return;
-        };
-        if let Some(place) = page.keys.get(at) {
-            place.store(key, Ordering::Release);
-        }
-        if let Some(place) = page.biases.get(at) {
-            place.store(bias.to_bits(), Ordering::Release);
+        self.set(Number::Key, row, key);
+        if self.shape.has_bias {
+            self.set(Number::Bias, row, bias.to_bits());
         }
         if level > 0 {
-            let at_upper = self.upper.push(empty(level * self.shape.upper_degree));
-            if let Some(place) = page.upper.get(at) {
-                place.store(u32::try_from(at_upper).unwrap_or(NONE), Ordering::Release);
-            }
+            let places = repeat_with(Link::empty).take(level * self.shape.upper_degree);
+            let at = self.upper.push(places.collect());
+            self.set(Number::Upper, row, u32::try_from(at).unwrap_or(NONE));
         }
-        let is_kept = page.codes.push(code, stride(self.shape.code));
+        let kept = self.pages.get(page);
+        let is_kept = kept.is_some_and(|page| page.push(code, self.stride));
         debug_assert!(is_kept, "rows come in order");
     }
 
     #[inline(always)]
     pub(super) fn code(&self, row: u32) -> &[u8] {
         let (page, at) = split(row);
-        self.pages.get(page).map_or(&[], |page| {
-            page.codes.get(at * stride(self.shape.code), self.shape.code)
-        })
+        let page = self.pages.get(page);
+        page.map_or(&[], |page| page.bytes(at * self.stride, self.shape.code))
     }
 
     #[inline(always)]
     pub(super) fn bias(&self, row: u32) -> f32 {
-        if !self.shape.has_bias {
-            return 0.0;
+        match self.shape.has_bias {
+            true => f32::from_bits(self.number(Number::Bias, row)),
+            false => 0.0,
         }
-        let (page, at) = split(row);
-        let bias = self.pages.get(page).and_then(|page| page.biases.get(at));
-        bias.map_or(0.0, |bias| f32::from_bits(bias.load(Ordering::Acquire)))
     }
 
     /// The row's number in its segment; [`NONE`] if there is no such row.
     #[inline(always)]
     pub(super) fn key(&self, row: u32) -> u32 {
-        let (page, at) = split(row);
-        let key = self.pages.get(page).and_then(|page| page.keys.get(at));
-        key.map_or(NONE, |key| key.load(Ordering::Acquire))
+        self.number(Number::Key, row)
     }
 
     /// Places at level 0.
     #[inline(always)]
-    pub(super) fn base(&self, row: u32) -> &[AtomicU32] {
+    pub(super) fn base(&self, row: u32) -> &[Link] {
         let (page, at) = split(row);
-        self.pages
-            .get(page)
-            .map_or(&[], |page| places(&page.base, at, self.shape.degree))
+        let page = self.pages.get(page);
+        page.map_or(&[], |page| places(page.numbers(), at, self.shape.degree))
     }
 
     /// Places at a level above 0; none if the row is not on it.
-    pub(super) fn upper(&self, level: usize, row: u32) -> &[AtomicU32] {
+    pub(super) fn upper(&self, level: usize, row: u32) -> &[Link] {
         level.checked_sub(1).map_or(&[], |level| {
             places(self.above(row), level, self.shape.upper_degree)
         })
@@ -130,39 +120,43 @@ impl Pages {
         self.above(row).len() / self.shape.upper_degree
     }
 
-    /// Bytes it takes.
-    pub(super) fn bytes(&self) -> usize {
-        let page = index(ROWS) * (self.shape.degree + 3) * size_of::<u32>();
-        let codes = self.pages.get(0).map_or(0, |page| page.codes.room());
-        let upper = self.upper.count() * 2 * self.shape.upper_degree * size_of::<u32>();
-        self.pages.count() * (page + codes) + upper
+    /// Memory that so many rows take.
+    pub(super) fn bytes(&self, rows: u32) -> usize {
+        let numbers = self.shape.degree + self.kinds();
+        let upper = self.upper.count() * 2 * self.shape.upper_degree;
+        index(rows) * (self.stride + numbers * size_of::<Link>()) + upper * size_of::<Link>()
     }
 
-    fn above(&self, row: u32) -> &[AtomicU32] {
-        let (page, at) = split(row);
-        let above = self.pages.get(page).and_then(|page| page.upper.get(at));
-        let above = above.map_or(NONE, |at| at.load(Ordering::Acquire));
-        self.upper.get(index(above)).map_or(&[], |places| places)
+    fn above(&self, row: u32) -> &[Link] {
+        let at = self.number(Number::Upper, row);
+        self.upper.get(index(at)).map_or(&[], |places| places)
     }
-}
 
-impl Page {
-    fn new(shape: Shape) -> Self {
-        let rows = index(ROWS);
-        let biases = if shape.has_bias { rows } else { 0 };
-        Self {
-            codes: Appended::with_room(rows * stride(shape.code)),
-            biases: empty(biases),
-            keys: empty(rows),
-            base: empty(rows * shape.degree),
-            upper: empty(rows),
+    fn number(&self, kind: Number, row: u32) -> u32 {
+        self.link(kind, row).map_or(NONE, Place::number)
+    }
+
+    fn set(&self, kind: Number, row: u32, number: u32) {
+        if let Some(link) = self.link(kind, row) {
+            link.set(number);
         }
     }
-}
 
-fn empty(places: usize) -> Box<[AtomicU32]> {
-    let empty = repeat_with(|| AtomicU32::new(NONE));
-    empty.take(places).collect()
+    #[inline(always)]
+    fn link(&self, kind: Number, row: u32) -> Option<&Link> {
+        let (page, at) = split(row);
+        let before = match kind {
+            Number::Key => 0,
+            Number::Upper => 1,
+            Number::Bias => 2,
+        };
+        let start = index(ROWS) * (self.shape.degree + before);
+        self.pages.get(page)?.numbers().get(start + at)
+    }
+
+    fn kinds(&self) -> usize {
+        if self.shape.has_bias { 3 } else { 2 }
+    }
 }
 
 /// A row's page and its place there.
