@@ -41,10 +41,7 @@ fn main() -> Answer<()> {
     let truth: Vec<u32> = truth.map(|id| u32::from_le_bytes(*id)).collect();
     let dim = Dim::try_from(u32::try_from(DIM)?)?;
     let space = Space::new(dim, METRIC, Quantization::I8).ok_or("a step is to be fitted")?;
-    for (name, bytes) in [
-        ("live", live(&base)?),
-        ("built", built(&base, &space)?),
-    ] {
+    for (name, bytes) in [("live", live(&base)?), ("built", built(&base, &space)?)] {
         let graph = Graph::open(Aligned::copy_of(&bytes))?;
         for beam in [24, 32, 48, 64] {
             let lost = lost(&graph, &space, &base, beam)?;

@@ -217,7 +217,10 @@ pub struct EngineConfig {
     /// How long a growing segment has to be quiet to be sealed early. Default 3 s.
     #[serde(with = "humantime_serde")]
     pub idle_seal_after: Duration,
-    /// A segment with this share of dead rows is rebuilt without them. Default 0.33.
+    /// A segment with this share of dead rows is rebuilt without them. Default 0.15.
+    ///
+    /// Searches cost up to `1 / sqrt(1 - share) + sqrt(share)` times those of a shard that was just
+    /// built, and each update that many rows' worth of writing, `1 / share`.
     pub compact_dead_share: f64,
     /// Dead rows below which no segment is rebuilt. Default 1024.
     pub compact_dead_rows: u32,
@@ -289,7 +292,7 @@ impl Default for EngineConfig {
             seal_rows: 262_144,
             idle_seal_rows: 8192,
             idle_seal_after: Duration::from_secs(3),
-            compact_dead_share: 0.33,
+            compact_dead_share: 0.15,
             compact_dead_rows: 1024,
             checkpoint_bytes: ByteSize::mib(64),
             sync_interval: Duration::from_millis(50),

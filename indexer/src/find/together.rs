@@ -20,10 +20,11 @@ use crate::{
 };
 
 /// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
-/// walk that has looked from fewer may not have come near it yet.
-const TURN: usize = 16;
+/// walk that has looked from fewer may not have come near it yet. Graphs are mended so that rows in few
+/// lists are found from as many.
+const TURN: usize = 32;
 /// How many times as far each further turn goes: what is done between turns stays a part of a walk.
-const FURTHER: usize = 3;
+const FURTHER: usize = 2;
 
 /// A segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
@@ -163,8 +164,8 @@ impl<'a> Search<'a, '_> {
         if !is_crowded {
             self.told.walked += 1;
             let below = segment.near(&stage).filter(|near| near.row < folded);
-            let found = below
-                .filter_map(|near| Found::at(view, segment, near.row, near.distance, moment));
+            let found =
+                below.filter_map(|near| Found::at(view, segment, near.row, near.distance, moment));
             self.coarse.extend(found.take(self.want));
         }
         stage.end();

@@ -79,7 +79,10 @@ fn finds_what_a_scan_finds(options: &Options) {
             Some(Quantization::I4) => 80,
             _ => 97,
         };
-        assert!(found * 100 >= wanted * least, "{options:?}: {found} of {wanted}");
+        assert!(
+            found * 100 >= wanted * least,
+            "{options:?}: {found} of {wanted}"
+        );
         let query = graph.space().encode_query(&rows[0]);
         assert_eq!(graph.distance_to(&query, 2), None, "it was passed over");
         assert_eq!(graph.distance_to(&query, key(1500)), None);

@@ -64,7 +64,8 @@ pub(super) fn dot_codes(a: &[u8], b: &[u8]) -> i32 {
 /// A code of components that fit.
 pub(super) fn push(components: &[i8], out: &mut Vec<u8>) {
     out.extend(components.chunks(2).map(|pair| {
-        let half = |at: usize| (pair.get(at).copied().unwrap_or_default() + ZERO).cast_unsigned() & LOW;
+        let half =
+            |at: usize| (pair.get(at).copied().unwrap_or_default() + ZERO).cast_unsigned() & LOW;
         half(0) | half(1) << 4
     }));
 }
@@ -110,12 +111,12 @@ fn products_one_by_one(low: &[i8], high: &[i8], code: &[u8]) -> i32 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use core::arch::x86_64::{
-        __m256i, __m512i, _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_si128,
-        _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-        _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256, _mm256_srli_epi16,
-        _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
-        _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_srli_epi16,
-        _mm512_sub_epi8, _mm512_sub_epi32, _mm_add_epi32, _mm_cvtsi128_si32, _mm_shuffle_epi32,
+        __m256i, __m512i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_shuffle_epi32, _mm256_add_epi32,
+        _mm256_and_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
+        _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
+        _mm256_setzero_si256, _mm256_srli_epi16, _mm512_and_si512, _mm512_dpbusd_epi32,
+        _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_reduce_add_epi32, _mm512_set1_epi8,
+        _mm512_setzero_si512, _mm512_srli_epi16, _mm512_sub_epi8, _mm512_sub_epi32,
     };
 
     use super::{LANES, ZERO, products_one_by_one};

@@ -250,9 +250,7 @@ impl Space {
     /// A row's code as a query: what is near a row.
     pub fn query_of_code(&self, code: &[u8]) -> QueryCode {
         let components = match self.quantization {
-            Quantization::I4 => {
-                Components::Nibbles(Nibbles(Asked::new(&self.integers_of(code))))
-            }
+            Quantization::I4 => Components::Nibbles(Nibbles(Asked::new(&self.integers_of(code)))),
             Quantization::I8 => Components::Bytes(Bytes(signed(code))),
             Quantization::F16 => Components::Halves(Halves::of_code(code)),
             Quantization::Bf16 => Components::Brains(Brains::of_code(code)),

@@ -5,6 +5,7 @@
 //! is being stored.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -19,8 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    dlq,
-    metrics as names,
+    dlq, metrics as names,
     segment::{
         Segment, SegmentId,
         growing::{Chunk, Growing},
@@ -71,6 +71,7 @@ pub fn run(
         shared,
         storer,
         unchecked: shared.view.load().segments.clone(),
+        rest: None,
         cancel,
     };
     loop {
@@ -101,6 +102,7 @@ struct Rounds<'a> {
     storer: Storer,
     /// What an earlier process wrote; what this one writes it has just had in its hands.
     unchecked: Vec<Arc<Segment>>,
+    rest: Option<Rest>,
     cancel: &'a CancellationToken,
 }
 
@@ -139,7 +141,10 @@ impl Rounds<'_> {
                 Ok(true) => {}
                 Ok(false) => match self.unchecked.pop() {
                     Some(segment) => check(shared, &segment),
-                    None => shared.wait_for_work(),
+                    None => {
+                        shared.wait_for_work();
+                        self.mend();
+                    }
                 },
                 // A full disk for one: searches and ingest go on without the new segment.
                 Err(BuildError::Seal(error)) if error.kind() == ErrorKind::Retry => {
@@ -155,6 +160,43 @@ impl Rounds<'_> {
             }
         }
         Ok(false)
+    }
+}
+
+/// A growing segment that gets no rows.
+struct Rest {
+    segment: SegmentId,
+    rows: u32,
+    since: Stopwatch,
+    is_mended: bool,
+}
+
+impl Rounds<'_> {
+    /// Mends the growing graph once nothing was added for as long as makes a larger one be sealed: too
+    /// small for that, it may stay as it is for long.
+    fn mend(&mut self) {
+        let view = self.shared.view.load_full();
+        let segment = view.growing();
+        let Some(growing) = segment.as_growing() else {
+            return;
+        };
+        let (id, rows) = (segment.id, segment.len());
+        let rest = match &mut self.rest {
+            Some(rest) if (rest.segment, rest.rows) == (id, rows) => rest,
+            other => other.insert(Rest {
+                segment: id,
+                rows,
+                since: Stopwatch::start(),
+                is_mended: false,
+            }),
+        };
+        let is_at_rest = rest.since.elapsed() >= self.shared.spec.engine.idle_seal_after;
+        if rows == 0 || growing.folded() < rows || rest.is_mended || !is_at_rest {
+            return;
+        }
+        let goes_on = || segment.len() == rows && !self.cancel.is_cancelled();
+        let mended = growing.graph.mend(&mut || Ok::<_, Infallible>(goes_on()));
+        rest.is_mended = mended == Ok(true);
     }
 }
 

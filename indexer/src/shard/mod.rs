@@ -42,7 +42,8 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use shoal_runtime::clock::Clock;
 use shoal_schemas::{
-    ClusterId, Collection, IndexParameters, Offset, Partition, RegionName, Source, digest::Digest, filter::Fields,
+    ClusterId, Collection, IndexParameters, Offset, Partition, RegionName, Source, digest::Digest,
+    filter::Fields,
 };
 use tokio::sync::watch;
 

@@ -2,9 +2,9 @@
 //!
 //! One shard takes everything that was written, the other only what is live at the end; both run
 //! with default settings and are looked at once they have nothing left to do by themselves. The
-//! churned one comes to rest once before the last three tenths of a turnover: these leave it with
-//! about as many dead rows as compaction tolerates, and not just compacted. Memory is that of a
-//! fresh process that opens the shard's folder and asks every query.
+//! churned one comes to rest once before the last points: these leave it with about as many dead rows
+//! as compaction tolerates, and not just compacted. Memory is that of a fresh process that opens the
+//! shard's folder and asks every query.
 //!
 //! What compaction itself costs is told by both shards' bytes written, processor time and folders.
 
@@ -29,9 +29,8 @@ use crate::{
 const BEAMS: [usize; 3] = [16, 32, 64];
 /// Full turnovers of the live set.
 const TURNOVERS: usize = 5;
-/// The last of these tenths come after a rest.
-const TENTHS: usize = 10 * TURNOVERS;
-const TENTHS_AFTER_REST: usize = 3;
+/// The last points come after a rest: this part of the live set less than makes compaction begin.
+const SHORT_OF: f64 = 0.01;
 /// The beam at which the cost of a search is compared.
 const COST_BEAM: usize = 64;
 
@@ -206,10 +205,10 @@ fn once(
     let since = Since::now()?;
     let churned = log.open(0, &folder.path().join("churned"), engine.clone())?;
     let mut turnover = Turnover::start(pattern, embeddings, &mut log)?;
-    let points = turnover.size * (TENTHS - TENTHS_AFTER_REST) / 10;
-    turnover.replace(points, &mut log)?;
+    let after_rest = (turnover.size as f64 * (engine.compact_dead_share - SHORT_OF)) as usize;
+    turnover.replace(turnover.size * TURNOVERS - after_rest, &mut log)?;
     log.wait_settled(&churned)?;
-    turnover.replace(turnover.size * TENTHS_AFTER_REST / 10, &mut log)?;
+    turnover.replace(after_rest, &mut log)?;
     log.wait_settled(&churned)?;
     let rows = turnover.live();
     let churned_spent = since.spent(&log, &churned)?;

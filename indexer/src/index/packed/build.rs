@@ -2,8 +2,7 @@
 //!
 //! For work on rows that are all known: a merge takes the largest graph's edges as they are and
 //! inserts the rows of the others; rows that are dropped on the way leave their neighbours'
-//! neighbours to each other. Nobody searches meanwhile. It is faster than usearch at the same
-//! because it asks for memory ahead and compares codes where they lie.
+//! neighbours to each other. Nobody searches meanwhile.
 //!
 //! # Source
 //! SELECT-NEIGHBORS-HEURISTIC, algorithm 4 of Malkov and Yashunin, arXiv:1603.09320. Dropping rows: algorithm 4 of Singh et al., arXiv:2105.09613.

@@ -13,7 +13,8 @@ use crate::index::{
     space::{Extent, Space},
 };
 
-pub(in crate::index) const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
+pub(in crate::index) const METRICS: [Metric; 3] =
+    [Metric::Cosine, Metric::InnerProduct, Metric::L2];
 pub(in crate::index) const QUANTIZATIONS: [Quantization; 5] = [
     Quantization::F32,
     Quantization::F16,

@@ -39,7 +39,12 @@ impl Stage {
 
     /// Looks from row after row, the nearest first, until it has looked from the nearest `places` or
     /// no other is as near as `reach`; says whether it could go no further than that.
-    pub(in crate::index) fn go_on<L: Layers>(&mut self, layers: &L, places: usize, reach: f32) -> bool {
+    pub(in crate::index) fn go_on<L: Layers>(
+        &mut self,
+        layers: &L,
+        places: usize,
+        reach: f32,
+    ) -> bool {
         let Self {
             code,
             scratch,

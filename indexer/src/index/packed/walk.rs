@@ -226,6 +226,11 @@ impl Scratch {
             let from = *row;
             *row |= SEEN;
             self.look_from(layers, level, from);
+            // It is the next one most often, and its list has come by then.
+            let mut ahead = self.beam.iter().skip(at + 1);
+            if let Some((_, row)) = ahead.find(|(_, row)| row & SEEN == 0) {
+                prefetch::soon(layers.base(*row));
+            }
             distances += self.next.len();
             let mut lowest = at + 1;
             for row in &self.next {
