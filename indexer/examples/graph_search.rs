@@ -160,7 +160,10 @@ fn live(rows: &[Vec<f16>]) -> Answer<Vec<u8>> {
     let graph = live::Graph::new(&live::Options {
         dim: Dim::try_from(u32::try_from(DIM)?)?,
         metric: METRIC,
-        parameters: IndexParameters::default(),
+        parameters: IndexParameters {
+            quantization: Some(Quantization::I8),
+            ..IndexParameters::default()
+        },
     });
     let before = cpu_time();
     for (number, row) in (0..).zip(rows) {

@@ -163,9 +163,10 @@ mod tests {
             let rescored = rescored(total, shards, Quantization::I8);
             assert_eq!(rescored, expected, "{total} of {shards}");
         }
-        let rescored = |total, shards| rescored(total, shards, Quantization::I4);
-        assert_eq!(rescored(10, 8), 10, "coarse codes want more");
-        assert_eq!(rescored(u32::MAX, 2), hits(u32::MAX, 2));
+        let [fine, coarse] = [Quantization::I8, Quantization::I4].map(|one| rescored(100, 8, one));
+        assert!(coarse > fine, "{coarse} {fine}");
+        let all = rescored(u32::MAX, 2, Quantization::I4);
+        assert_eq!(all, hits(u32::MAX, 2));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(super) struct Create {
     /// Beam width of a search that names none
     #[arg(long)]
     ef_search: Option<u16>,
-    /// How the graph keeps its copy of a vector [default: i8]
+    /// How the graph keeps its copy of a vector [default: i4 under cosine from 256 components on, else i8]
     #[arg(long, value_enum)]
     quantization: Option<QuantizationArg>,
     /// Replicas of the topics [default: the broker's own]

@@ -225,7 +225,7 @@ impl<'a, 'w> Search<'a, 'w> {
         if rows == 0 {
             return Plan::Skip;
         }
-        let live = size(segment.live_nodes());
+        let live = size(segment.live_in_graph(folded));
         let beam = self.wanted.beam.max(self.want);
         let Some(set) = set else {
             // One that has ended may be visible to this search still.

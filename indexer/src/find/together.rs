@@ -31,6 +31,8 @@ pub(super) struct Part<'a> {
     segment: &'a Segment,
     /// Rows below are found by the walk; others are scanned.
     folded: u32,
+    /// Live rows that the walk finds.
+    live: u32,
     walk: plan::Walk,
 }
 
@@ -42,22 +44,23 @@ impl<'a> Part<'a> {
         set: Option<&RowSet>,
         walk: plan::Walk,
     ) -> Option<Self> {
-        let is_alive = segment.live_nodes() > segment.nodes() / 2;
+        let live = segment.live_in_graph(folded);
+        let is_alive = live > segment.nodes() / 2;
         (set.is_none() && is_alive).then_some(Self {
             segment,
             folded,
+            live,
             walk,
         })
     }
 
     /// Sets out on its graph, in a view of so many live rows.
     fn set_out(self, search: &Search<'_, '_>, all: u64) -> Going<'a> {
-        let (nodes, live) = (size(self.segment.nodes()), size(self.segment.live_nodes()));
-        let beam = self.walk.beam;
-        let limit = beam.saturating_mul(nodes).div_ceil(live.max(1));
+        let (nodes, beam) = (self.segment.nodes(), self.walk.beam);
+        let limit = amid(beam, nodes, self.live);
         Going {
             stage: self.segment.set_out(search.wanted.query, limit),
-            among: among(beam, count(nodes), all),
+            among: among(beam, nodes.into(), all),
             part: self,
             is_over: false,
         }
@@ -145,6 +148,7 @@ impl<'a> Search<'a, '_> {
             segment,
             folded,
             walk,
+            ..
         } = part;
         let (view, moment) = (self.view, self.wanted.moment);
         self.told.distances += count(stage.distances());
@@ -176,6 +180,12 @@ impl<'a> Search<'a, '_> {
     }
 }
 
+/// How many rows a walk keeps for a beam of live ones, amid those that have ended.
+fn amid(beam: usize, nodes: u32, live: u32) -> usize {
+    let wide = beam.saturating_mul(size(nodes)).div_ceil(size(live).max(1));
+    wide.max(beam)
+}
+
 /// Among how many nearest of `all` rows a graph of `nodes` has to find its own: a beam as wide as
 /// theirs, over the square root of their share.
 fn among(beam: usize, nodes: u64, all: u64) -> usize {
@@ -196,7 +206,18 @@ fn farthest(distances: &mut [f32], among: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{among, farthest};
+    use super::{amid, among, farthest};
+
+    #[test]
+    fn a_beam_is_as_much_wider_as_there_are_more_rows_than_live_ones() {
+        assert_eq!(amid(64, 300, 200), 96);
+        assert_eq!(
+            amid(64, 30, 4096),
+            64,
+            "rows that wait are not in the graph"
+        );
+        assert_eq!(amid(64, 30, 0), 64 * 30);
+    }
 
     #[test]
     fn a_graph_of_few_rows_looks_for_its_own_among_more() {

@@ -52,7 +52,15 @@ pub(super) fn dot_codes(a: &[u8], b: &[u8]) -> i32 {
         #[expect(unsafe_code, reason = "the processor was asked")]
         // SAFETY: it has the features.
         return unsafe { x86::codes_by_vnni(a, b) };
+    } else if is_x86_feature_detected!("avx2") {
+        #[expect(unsafe_code, reason = "the processor was asked")]
+        // SAFETY: it has the features.
+        return unsafe { x86::codes_by_avx2(a, b) };
     }
+    codes_one_by_one(a, b)
+}
+
+fn codes_one_by_one(a: &[u8], b: &[u8]) -> i32 {
     let pairs = a.iter().zip(b);
     let products = pairs.map(|(a, b)| {
         let (a, b) = (halves(*a), halves(*b));
@@ -114,12 +122,13 @@ mod x86 {
         __m256i, __m512i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_shuffle_epi32, _mm256_add_epi32,
         _mm256_and_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
         _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
-        _mm256_setzero_si256, _mm256_srli_epi16, _mm512_and_si512, _mm512_dpbusd_epi32,
-        _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_reduce_add_epi32, _mm512_set1_epi8,
-        _mm512_setzero_si512, _mm512_srli_epi16, _mm512_sub_epi8, _mm512_sub_epi32,
+        _mm256_setzero_si256, _mm256_srli_epi16, _mm256_sub_epi8, _mm256_sub_epi16,
+        _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
+        _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_srli_epi16,
+        _mm512_sub_epi8, _mm512_sub_epi32,
     };
 
-    use super::{LANES, ZERO, products_one_by_one};
+    use super::{LANES, ZERO, codes_one_by_one, products_one_by_one};
 
     /// Bytes of a code that are looked at together.
     const LANES_OF_AVX2: usize = 32;
@@ -215,14 +224,53 @@ mod x86 {
             let pairs = _mm256_maddubs_epi16(upper, high);
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
         }
+        let behind = |all| <[i8]>::get(all, whole..).unwrap_or_default();
+        added_up(sum) + products_one_by_one(behind(low), behind(high), rest)
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn codes_by_avx2(a: &[u8], b: &[u8]) -> i32 {
+        let (half, zero) = (_mm256_set1_epi8(0xf), _mm256_set1_epi8(ZERO));
+        let ones = _mm256_set1_epi16(1);
+        let mut sum = _mm256_setzero_si256();
+        let whole = a.len().min(b.len()) / LANES_OF_AVX2 * LANES_OF_AVX2;
+        let (a_parts, a_rest) = a.split_at_checked(whole).unwrap_or((a, &[]));
+        let (b_parts, b_rest) = b.split_at_checked(whole).unwrap_or((b, &[]));
+        let pairs = a_parts.chunks_exact(LANES_OF_AVX2);
+        for (a, b) in pairs.zip(b_parts.chunks_exact(LANES_OF_AVX2)) {
+            #[expect(unsafe_code, reason = "loads take a pointer")]
+            // SAFETY: both have so many bytes.
+            let (a, b): (__m256i, __m256i) = unsafe {
+                (
+                    _mm256_loadu_si256(a.as_ptr().cast()),
+                    _mm256_loadu_si256(b.as_ptr().cast()),
+                )
+            };
+            let upper = |all| _mm256_and_si256(_mm256_srli_epi16::<4>(all), half);
+            for (a, b) in [
+                (_mm256_and_si256(a, half), _mm256_and_si256(b, half)),
+                (upper(a), upper(b)),
+            ] {
+                let b = _mm256_sub_epi8(b, zero);
+                // Two products of at most 15 * 8 each, less two of 8 * 8.
+                let pairs =
+                    _mm256_sub_epi16(_mm256_maddubs_epi16(a, b), _mm256_maddubs_epi16(zero, b));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        added_up(sum) + codes_one_by_one(a_rest, b_rest)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn added_up(sum: __m256i) -> i32 {
         let four = _mm_add_epi32(
             _mm256_castsi256_si128(sum),
             _mm256_extracti128_si256::<1>(sum),
         );
         let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b_01_00_11_10>(four));
         let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b_10_11_00_01>(two));
-        let behind = |all| <[i8]>::get(all, whole..).unwrap_or_default();
-        _mm_cvtsi128_si32(one) + products_one_by_one(behind(low), behind(high), rest)
+        _mm_cvtsi128_si32(one)
     }
 }
 
@@ -230,7 +278,7 @@ mod x86 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Asked, components, dot_codes, products_one_by_one, push};
+    use super::{Asked, codes_one_by_one, components, dot_codes, products_one_by_one, push};
 
     fn code(components: &[i8]) -> Vec<u8> {
         let mut code = Vec::new();
@@ -275,7 +323,11 @@ mod tests {
         fn every_kind_of_processor_says_the_same(
             (asked, row) in of_one_length(-127i8..=127, -7i8..=7),
         ) {
-            let (asked, code) = (Asked::new(&asked), code(&row));
+            let other: Vec<i8> = asked.iter().map(|one| one % 8).collect();
+            let (other, code) = (code(&other), code(&row));
+            let asked = Asked::new(&asked);
+            let plainly = codes_one_by_one(&code, &other);
+            prop_assert_eq!(dot_codes(&code, &other), plainly);
             let expected = products_one_by_one(&asked.low, &asked.high, &code);
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") {
@@ -283,6 +335,10 @@ mod tests {
                 // SAFETY: it has the feature.
                 let found = unsafe { super::x86::products_by_avx2(&asked.low, &asked.high, &code) };
                 prop_assert_eq!(found, expected);
+                #[expect(unsafe_code, reason = "the processor was asked")]
+                // SAFETY: it has the feature.
+                let found = unsafe { super::x86::codes_by_avx2(&code, &other) };
+                prop_assert_eq!(found, plainly);
             }
             prop_assert_eq!(super::products(&asked.low, &asked.high, &code), expected);
         }

@@ -308,6 +308,12 @@ impl Segment {
         nodes.saturating_sub(masked)
     }
 
+    /// Of these, those that are in the graph, where rows below `folded` are.
+    pub fn live_in_graph(&self, folded: u32) -> u32 {
+        let waiting = self.len().saturating_sub(folded);
+        self.live_nodes().saturating_sub(waiting).min(self.nodes())
+    }
+
     /// Rows that are of no use any more and those there are: of all rows, and of those with a node.
     pub fn wear(&self) -> [(u32, u32); 2] {
         let carrying = self.rides.carrying();

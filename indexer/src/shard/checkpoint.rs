@@ -20,7 +20,7 @@ use shoal_schemas::{Offset, RegionName, Source, digest::Digest};
 
 use crate::{
     catalog::CatalogError,
-    index::{live::LoadError, packed},
+    index::packed,
     segment::{
         Segment, SegmentId, Sequence,
         files::{self, FileError, FileMark, Sink, damaged, io_error, sync_folder},
@@ -170,15 +170,6 @@ pub enum CheckpointError {
         /// What failed.
         #[source]
         source: packed::WriteError,
-    },
-    /// A stored graph.
-    #[error("graph of segment {segment} cannot be read")]
-    Load {
-        /// The segment's number.
-        segment: u32,
-        /// What is wrong with it.
-        #[source]
-        source: LoadError,
     },
     /// The own log could not be made durable.
     #[error("the shard's log could not be made durable")]

@@ -65,7 +65,9 @@ pub(super) fn restore_segments(
             }
             Kept::Growing { folded, .. } => {
                 let segment = restore_growing(spec, stored, log)?;
-                for number in *folded..stored.rows {
+                // Less than was stored, where the graph is not of use.
+                let folded = segment.folded().min(*folded);
+                for number in folded..stored.rows {
                     let vector = match segment.rides.is_rider(number) {
                         true => None,
                         false => Some(read_vector(spec, &segment, number, log)?),
@@ -159,23 +161,25 @@ fn restore_growing(
     let id = SegmentId(stored.id);
     let folder = spec.growing_folder(id);
     let options = spec.graph_options();
-    let graph = match graph_file {
-        Some(mark) => {
-            let path = files::verify(&folder, mark)?;
-            let bytes = Aligned::copy_of(&fs::read(&path).map_err(io_error(&path))?);
-            let loaded = Graph::load(bytes.as_ref(), &options);
-            loaded.map_err(|source| CheckpointError::Load {
-                segment: stored.id,
-                source,
-            })?
+    let (mut graph, mut folded) = (Graph::new(&options), *folded);
+    if let Some(mark) = graph_file {
+        let path = files::verify(&folder, mark)?;
+        let bytes = Aligned::copy_of(&fs::read(&path).map_err(io_error(&path))?);
+        match Graph::load(bytes.as_ref(), &options) {
+            Ok(loaded) => graph = loaded,
+            // Of another version, for its bytes are those that were written. The vectors stand in the
+            // shard's own log.
+            Err(error) => {
+                warn!(shard = %spec.label(), error = %chain(&error), "a graph is built anew");
+                folded = 0;
+            }
         }
-        None => Graph::new(&options),
-    };
+    }
     let rows_path = files::verify(&folder, rows_file)?;
     let graph_rows = usize::try_from(graph.rows()).unwrap_or(usize::MAX);
     let fields = indexed::fields(&spec.collection);
     let growing = Growing::new(graph, fields.clone(), Position::new(*from));
-    growing.set_folded(*folded);
+    growing.set_folded(folded);
     let segment = Segment::growing(id, growing);
     growing_file::read(&rows_path, &segment, |row| {
         if fields.is_empty() {
@@ -188,7 +192,7 @@ fn restore_growing(
         let payload = payload.map_err(|error| unreadable(error.to_string()))?;
         Ok(indexed::payload(&fields, row.id.as_str(), &payload).into_owned())
     })?;
-    let nodes = (0..*folded).filter(|row| !segment.rides.is_rider(*row));
+    let nodes = (0..folded).filter(|row| !segment.rides.is_rider(*row));
     let nodes = nodes.count();
     if graph_rows != nodes {
         let detail = format!("graph has {graph_rows} rows, {nodes} of them are folded");

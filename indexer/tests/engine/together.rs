@@ -17,7 +17,7 @@ use crate::world::{DEADLINE, Live, World, vector};
 const ROWS: u64 = 4096;
 const SEGMENTS: u64 = 3;
 const K: usize = 10;
-const BEAM: usize = 32;
+const BEAM: usize = 96;
 
 /// Points of three segments. Where they are in regions, each segment has one to itself.
 fn filled(in_regions: bool) -> (World, Live, BTreeMap<String, Vec<f32>>) {

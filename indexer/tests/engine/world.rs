@@ -84,6 +84,7 @@ impl World {
             memtable_rows: 256,
             seal_rows: 512,
             compact_dead_rows: 64,
+            compact_dead_share: 0.33,
             checkpoint_bytes: ByteSize::kib(64),
             wal_segment_bytes: ByteSize::kib(64),
             ..EngineConfig::default()

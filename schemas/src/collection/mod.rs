@@ -365,3 +365,46 @@ impl Collection {
         field::check(&self.fields)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::{Collection, Metric, Quantization};
+
+    #[test]
+    fn what_suits_depends_on_the_vectors_and_may_be_said() {
+        let of = |dim: u32, metric| {
+            let name = "docs".parse().unwrap();
+            Collection::new(name, dim.try_into().unwrap(), metric, 1)
+        };
+        let cases = [
+            (384, Metric::Cosine, Quantization::I4),
+            (256, Metric::Cosine, Quantization::I4),
+            (255, Metric::Cosine, Quantization::I8),
+            (384, Metric::L2, Quantization::I8),
+            (384, Metric::InnerProduct, Quantization::I8),
+        ];
+        for (dim, metric, expected) in cases {
+            let mut collection = of(dim, metric);
+            assert_eq!(collection.quantization(), expected, "{dim} {metric:?}");
+            for said in [None, Some(Quantization::F32), Some(Quantization::I4)] {
+                collection.index.quantization = said;
+                let sent = Collection::from_proto(collection.to_proto()).unwrap();
+                assert_eq!(sent, collection);
+                let json = serde_json::to_string(&collection).unwrap();
+                let read: Collection = serde_json::from_str(&json).unwrap();
+                assert_eq!(read, collection);
+            }
+        }
+    }
+
+    #[test]
+    fn coarser_codes_have_more_candidates_re_scored() {
+        let of = |k| [Quantization::I8, Quantization::I4].map(|one| one.rescored(k));
+        assert_eq!(of(1), [7, 9]);
+        assert_eq!(of(10), [16, 18]);
+        assert_eq!(of(100), [150, 175]);
+        assert_eq!(of(u32::MAX), [u32::MAX; 2]);
+    }
+}

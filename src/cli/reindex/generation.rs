@@ -1,6 +1,6 @@
 //! Whether two collections are the same but for their place in a line of generations: pure.
 
-use shoal_schemas::Collection;
+use shoal_schemas::{Collection, IndexParameters};
 
 /// Whether a new generation would be what the old one is.
 pub(super) fn is_like(old: &Collection, new: &Collection) -> bool {
@@ -8,6 +8,10 @@ pub(super) fn is_like(old: &Collection, new: &Collection) -> bool {
         name: old.name.clone(),
         reads: None,
         fed_by: None,
+        index: IndexParameters {
+            quantization: Some(one.quantization()),
+            ..one.index
+        },
         ..one.clone()
     };
     bare(old) == bare(new)
@@ -17,7 +21,7 @@ pub(super) fn is_like(old: &Collection, new: &Collection) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use shoal_schemas::{Collection, Metric};
+    use shoal_schemas::{Collection, Metric, Quantization};
 
     use super::is_like;
 
@@ -33,6 +37,8 @@ mod tests {
         new.name = "docs-g2".parse().unwrap();
         new.reads = Some(old.name.clone());
         assert!(is_like(&old, &new) && is_like(&new, &old));
+        new.index.quantization = Some(Quantization::I8);
+        assert!(is_like(&old, &new), "it is what suits");
         new.index.m += 1;
         assert!(!is_like(&old, &new));
     }

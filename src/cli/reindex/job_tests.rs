@@ -37,7 +37,10 @@ pub(in crate::cli::reindex) async fn link() -> KafkaLink {
 
 pub(in crate::cli::reindex) fn docs() -> Collection {
     let dim = 3.try_into().unwrap();
-    Collection::new("docs".parse().unwrap(), dim, Metric::L2, 2)
+    let mut docs = Collection::new("docs".parse().unwrap(), dim, Metric::L2, 2);
+    // As it is written down.
+    docs.index.quantization = Some(docs.quantization());
+    docs
 }
 
 /// A generation of `docs` with a topic of its own.

@@ -425,7 +425,12 @@ impl Reindex {
         }
         if let Some(metric) = self.metric {
             new.metric = metric.into();
+            if self.quantization.is_none() {
+                new.index.quantization = None;
+            }
         }
+        // Said, as it stands once it is made: what was made is told by it.
+        new.index.quantization = Some(new.quantization());
         if !self.fields.is_empty() {
             new.fields = super::collection::declared(&self.fields)?;
         }

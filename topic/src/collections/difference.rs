@@ -48,14 +48,16 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             i.m.to_string(),
             i.ef_construction.to_string(),
             i.ef_search.to_string(),
-            match i.quantization {
-                None => "what suits the vectors".into(),
-                Some(quantization) => format!("{quantization:?}").to_lowercase(),
-            },
         )
     };
-    let (m, ef_construction, ef_search, quantization) = index_of(index);
+    let (m, ef_construction, ef_search) = index_of(index);
     let was = index_of(&found.index);
+    let coded = |one: &Collection| format!("{:?}", one.quantization()).to_lowercase();
+    // One that says nothing takes what there is.
+    let quantization = match index.quantization {
+        None => coded(found),
+        Some(_) => coded(wanted),
+    };
     let pairs = [
         ("name", found.name.to_string(), name.to_string()),
         ("dim", found.dim.to_string(), dim.to_string()),
@@ -74,7 +76,7 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
         ("index.m", was.0, m),
         ("index.ef_construction", was.1, ef_construction),
         ("index.ef_search", was.2, ef_search),
-        ("index.quantization", was.3, quantization),
+        ("index.quantization", coded(found), quantization),
         (
             "replication_factor",
             replicas(found.replication_factor),

@@ -197,7 +197,7 @@ impl DropError {
 pub async fn create(
     cluster: &Cluster,
     control: &ControlHandle,
-    wanted: Collection,
+    mut wanted: Collection,
 ) -> Result<Created, CreateError> {
     wanted.check()?;
     let name = wanted.name.clone();
@@ -220,12 +220,14 @@ pub async fn create(
         let wanted = wanted.clone();
         blocking(move || topics::ensure(&*admin, which, &wanted)).await?;
     }
-    if existing.is_some() {
+    if let Some(found) = existing {
         return Ok(Created {
-            collection: wanted,
+            collection: found.clone(),
             created: false,
         });
     }
+    // Said from here on: what suits may be another in a later version, and this one stays as it is.
+    wanted.index.quantization = Some(wanted.quantization());
     let entry = Entry::Collection(Box::new(wanted.clone()));
     let key = Key::Collection(name.clone());
     let offset = control.put(&key, &entry).await.map_err(failed)?;

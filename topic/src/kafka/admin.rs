@@ -254,10 +254,24 @@ impl Admin for KafkaAdmin {
         timeout: Duration,
     ) -> Result<Watermarks, AdminError> {
         let raw = partition.partition.to_broker();
-        let (low, high) = self
-            .inner()
-            .fetch_watermarks(&partition.topic, raw, timeout)
-            .map_err(|error| self.error(&error, Some(partition)))?;
+        let ask = || (self.inner()).fetch_watermarks(&partition.topic, raw, timeout);
+        let is_unknown = |error: &KafkaError| {
+            matches!(
+                error.rdkafka_error_code(),
+                Some(RDKafkaErrorCode::UnknownTopic)
+                    | Some(RDKafkaErrorCode::UnknownPartition)
+                    | Some(RDKafkaErrorCode::UnknownTopicOrPartition)
+            )
+        };
+        let asked = match ask() {
+            // What a broker said that was just starting holds until somebody asks for the topic anew.
+            Err(error) if is_unknown(&error) => {
+                let _heard = self.inner().fetch_metadata(Some(&partition.topic), timeout);
+                ask()
+            }
+            asked => asked,
+        };
+        let (low, high) = asked.map_err(|error| self.error(&error, Some(partition)))?;
         Ok(Watermarks {
             low: Offset::from_broker(low).unwrap_or_default(),
             high: Offset::from_broker(high).unwrap_or_default(),

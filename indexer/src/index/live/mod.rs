@@ -2,8 +2,8 @@
 //!
 //! One thread adds, any number search, and none waits for another: codes and lists of neighbours lie
 //! in pages that never move ([`pages`]), a code is there before any list leads to it, and places of
-//! lists are changed one at a time. A search that meets a list while it is chosen anew may miss a
-//! neighbour, never more than that.
+//! lists are changed one at a time. A search that meets a list while it is chosen anew may miss some
+//! of its neighbours, never more than that.
 //!
 //! Rows are inserted as into a packed graph that is built ([`packed::Builder`]). What is stored is a
 //! packed graph, too, with the rows' numbers behind it.

@@ -123,9 +123,10 @@ impl<G: Grow> Mend<'_, G> {
 
     fn lead_to(&mut self, row: u32) {
         let query = self.space.query_of_code(self.graph.code(row));
-        let near = query.visit(Find {
+        let (_, near) = query.visit(Find {
             graph: self.graph,
             work: self.work,
+            row,
             beam: self.graph.effort().1,
             descends: false,
         });
@@ -160,37 +161,38 @@ impl<G: Grow> Mend<'_, G> {
     /// A row's distance from itself, and the nearest rows as a search with a narrow beam finds them.
     fn as_searched(&mut self, row: u32) -> (f32, Vec<Far>) {
         let query = self.space.query_of_code(self.graph.code(row));
-        let own = query.distance(self.graph.code(row), self.graph.bias(row));
-        let near = query.visit(Find {
+        query.visit(Find {
             graph: self.graph,
             work: self.work,
+            row,
             beam: BEAM,
             descends: true,
-        });
-        (own, near)
+        })
     }
 }
 
-/// Finds the nearest rows: as a search does, or of those that a walk at level 0 comes to from the entry
+/// A row's distance from itself, and the nearest rows: as a search finds them, or of those that a walk at level 0 comes to from the entry
 /// itself, for one that goes down the levels may end among others.
 struct Find<'a, G> {
     graph: &'a G,
     work: &'a mut Work,
+    row: u32,
     beam: usize,
     descends: bool,
 }
 
 impl<G: Grow> Visit for Find<'_, G> {
-    type Output = Vec<Far>;
+    type Output = (f32, Vec<Far>);
 
-    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Vec<Far> {
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (f32, Vec<Far>) {
         let (graph, entry) = (self.graph, self.graph.entry());
+        let own = measure.distance(graph.code(self.row), graph.bias(self.row));
         let distance = measure.distance(graph.code(entry), graph.bias(entry));
         let lowest = if self.descends { 1 } else { usize::MAX };
         let (start, _) = descend(graph, measure, (distance, entry), lowest);
         let scratch = &mut self.work.scratch;
         scratch.spread(graph, measure, start, 0, self.beam);
-        scratch.found().collect()
+        (own, scratch.found().collect())
     }
 }
 
