@@ -4,7 +4,7 @@
 //! catalog and builds the graph. Its clock starts when the shard is opened with an empty folder
 //! and ends when every row is in the graph; sealing comes after, once nothing new has come for a
 //! while. The references add the same vectors with one thread, same M and ef_construction, their
-//! room reserved first: usearch with our graph's quantization, hnswlib with f32.
+//! room reserved first: usearch with codes of one byte, hnswlib with f32.
 
 use rustix::time::ClockId;
 use serde_json::{Value, json};

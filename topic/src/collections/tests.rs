@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use shoal_runtime::{clock::System, tasks::Tasks};
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, Metric, Partition, Partitioner,
+    Collection, CollectionName, FieldKind, Metric, Partition, Partitioner, Quantization,
     control::{Claim, Entry, Feed, Key},
 };
 use tokio_util::sync::CancellationToken;
@@ -57,7 +57,10 @@ impl Drop for World {
 
 fn docs() -> Collection {
     let name = "docs".parse().unwrap();
-    Collection::new(name, 4.try_into().unwrap(), Metric::Cosine, 3)
+    let mut docs = Collection::new(name, 4.try_into().unwrap(), Metric::Cosine, 3);
+    // As it is written down.
+    docs.index.quantization = Some(docs.quantization());
+    docs
 }
 
 /// What `kafka-topics --create` makes of a topic with one further setting.
@@ -100,6 +103,25 @@ async fn an_equal_definition_is_no_error_and_mends_a_missing_topic() {
         .unwrap();
     assert!(!world.create(&docs()).await.unwrap());
     assert!(world.describe("shoal.dlq.embeddings.docs").is_some());
+}
+
+#[tokio::test]
+async fn a_quantization_that_is_not_said_is_written_down_and_goes_with_any() {
+    let world = World::new();
+    let mut silent = docs();
+    silent.index.quantization = None;
+    let cluster = world.log.cluster();
+    let made = create(&cluster, &world.control, silent.clone()).await;
+    assert_eq!(made.unwrap().collection, docs());
+    let again = create(&cluster, &world.control, silent.clone()).await;
+    assert_eq!(again.unwrap().collection, docs());
+    silent.index.quantization = Some(Quantization::F16);
+    let refused = create(&cluster, &world.control, silent).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("index.quantization is i8, asked for was f16"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A graph that takes rows while it is searched.
 //!
 //! One thread adds, any number search, and none waits for another: codes and lists of neighbours lie
-//! in pages that never move ([`pages`]), a code is there before any list leads to it, and places of
+//! in pages that never move (`pages`), a code is there before any list leads to it, and places of
 //! lists are changed one at a time. A search that meets a list while it is chosen anew may miss some
 //! of its neighbours, never more than that.
 //!
