@@ -219,8 +219,8 @@ pub struct EngineConfig {
     pub idle_seal_after: Duration,
     /// A segment with this share of dead rows is rebuilt without them. Default 0.15.
     ///
-    /// Searches cost up to `1 / sqrt(1 - share) + sqrt(share)` times those of a shard that was just
-    /// built, and each update that many rows' worth of writing, `1 / share`.
+    /// Higher leaves more dead rows in memory, and searches pass them; lower rewrites more rows for each
+    /// update, up to `1 / share` of them. What both cost: `churn` in docs/benchmarks.md.
     pub compact_dead_share: f64,
     /// Dead rows below which no segment is rebuilt. Default 1024.
     pub compact_dead_rows: u32,

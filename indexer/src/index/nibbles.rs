@@ -3,7 +3,7 @@
 //! A code holds each component and [`ZERO`] more, so that it is no negative number: the sum over
 //! unsigned halves of bytes times signed bytes is what processors have an instruction for, and what
 //! was added comes off at the end, by the sum of the other side. A crate's kernel for two codes of
-//! signed halves takes three sums in place of one: 2.5 times as long.
+//! signed halves takes three sums in place of one.
 
 /// What a component of 0 is in a code.
 pub(super) const ZERO: i8 = 8;
@@ -45,7 +45,7 @@ impl Asked {
     }
 }
 
-/// The inner product of what two codes say.
+/// The inner product of what two codes say; of a longer one, with its beginning.
 pub(super) fn dot_codes(a: &[u8], b: &[u8]) -> i32 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw") {
@@ -348,7 +348,8 @@ mod tests {
     fn a_code_of_another_length_is_no_harm() {
         let asked = Asked::new(&[1, 2, 3]);
         assert_eq!(asked.dot(&[]), -8 * 6);
-        asked.dot(&[0xff; 500]);
-        dot_codes(&[0xff; 70], &[0xff; 3]);
+        // Two bytes of it are of the query, whose components behind the third are 0.
+        assert_eq!(asked.dot(&[0xff; 500]), 7 * 6);
+        assert_eq!(dot_codes(&[0xff; 70], &[0xff; 3]), 6 * 49);
     }
 }

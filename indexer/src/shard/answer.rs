@@ -7,7 +7,7 @@
 use std::collections::BinaryHeap;
 
 use shoal_runtime::clock::Stopwatch;
-use shoal_schemas::{Filter, Payload, v1};
+use shoal_schemas::{Filter, Payload, Quantization, v1};
 
 use crate::{
     entry,
@@ -218,15 +218,6 @@ struct Pager<'v, 'q> {
 }
 
 impl<'v> Pager<'v, '_> {
-    /// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work,
-    /// not cause it.
-    fn rescored(&self, k: usize, asked: Option<usize>) -> usize {
-        let own = self.shared.spec.collection.quantization();
-        let own = own.rescored(u32::try_from(k).unwrap_or(u32::MAX));
-        let own = usize::try_from(own).unwrap_or(usize::MAX);
-        asked.map_or(own, |asked| asked.clamp(k, own))
-    }
-
     /// The nearest `k` behind `after` that are within the distance asked for.
     fn page(
         &mut self,
@@ -240,12 +231,13 @@ impl<'v> Pager<'v, '_> {
             Some(_) => k.saturating_mul(2),
         };
         let mut exact = self.ask.exact;
+        let quantization = self.shared.spec.collection.quantization();
         let is_plain = after.is_none() && self.ask.group_by.is_none();
         loop {
             let wanted = Wanted {
                 query: self.query,
                 k: want,
-                rescore: self.rescored(want, self.ask.rescore.filter(|_| is_plain)),
+                rescore: rescored(quantization, want, self.ask.rescore.filter(|_| is_plain)),
                 beam: self.ask.beam.unwrap_or(own),
                 exact,
                 filter,
@@ -372,4 +364,28 @@ fn first_expiry<'a, 'v: 'a>(found: impl IntoIterator<Item = &'a Found<'v>>) -> i
 
 fn micros(watch: Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work, not
+/// cause it.
+fn rescored(quantization: Quantization, k: usize, asked: Option<usize>) -> usize {
+    let own = quantization.rescored(u32::try_from(k).unwrap_or(u32::MAX));
+    let own = usize::try_from(own).unwrap_or(usize::MAX);
+    asked.map_or(own, |asked| asked.clamp(k, own))
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_schemas::Quantization;
+
+    use super::rescored;
+
+    #[test]
+    fn a_caller_may_have_fewer_candidates_re_scored_but_not_fewer_than_it_gets() {
+        let asked = [None, Some(0), Some(9), Some(13), Some(1000)];
+        let told = asked.map(|asked| rescored(Quantization::I8, 7, asked));
+        assert_eq!(told, [13, 7, 9, 13, 13]);
+        assert_eq!(rescored(Quantization::I8, 100, None), 150);
+        assert_eq!(rescored(Quantization::I4, 100, Some(1000)), 175);
+    }
 }

@@ -17,7 +17,9 @@ use crate::world::{DEADLINE, Live, World, vector};
 const ROWS: u64 = 4096;
 const SEGMENTS: u64 = 3;
 const K: usize = 10;
-const BEAM: usize = 96;
+const BEAM: usize = 32;
+/// Wide enough for a share of it to be more than every walk goes at least.
+const WIDE: usize = 96;
 
 /// Points of three segments. Where they are in regions, each segment has one to itself.
 fn filled(in_regions: bool) -> (World, Live, BTreeMap<String, Vec<f32>>) {
@@ -74,11 +76,11 @@ fn record(world: &World, id: &str, vector: &[f32]) -> Record {
 }
 
 /// The share of the true nearest that searches find, and how many distances one takes.
-fn look(live: &Live, queries: impl Iterator<Item = Vec<f32>>) -> (f64, u64) {
+fn look(live: &Live, beam: usize, queries: impl Iterator<Item = Vec<f32>>) -> (f64, u64) {
     let (mut found, mut wanted, mut distances, mut searches) = (0, 0, 0, 0);
     for query in queries {
         let ask = Ask {
-            beam: Some(BEAM),
+            beam: Some(beam),
             explain: true,
             ..Ask::nearest(query.clone(), K)
         };
@@ -102,8 +104,10 @@ fn look(live: &Live, queries: impl Iterator<Item = Vec<f32>>) -> (f64, u64) {
 #[test]
 fn segments_with_a_share_of_the_nearest_each_are_walked_with_narrower_beams() {
     let (_world, live, _) = filled(false);
-    let (recall, distances) = look(&live, (0..100).map(|seed| vector(900_000 + seed)));
+    let queries = || (0..100).map(|seed| vector(900_000 + seed));
+    let (recall, _) = look(&live, BEAM, queries());
     assert!(recall > 0.98, "{recall}");
+    let (_, distances) = look(&live, WIDE, queries());
     // A beam of that width in each takes about as many again.
     let apart = distances_apart(&live);
     assert!(distances * 4 < apart * 3, "{distances} beside {apart}");
@@ -115,7 +119,7 @@ fn the_segment_that_holds_all_of_the_nearest_is_walked_with_the_whole_beam() {
     let (_world, live, _) = filled(true);
     for segment in 0..SEGMENTS {
         let queries = (0..40).map(|seed| placed_query(segment, seed));
-        let (recall, _) = look(&live, queries);
+        let (recall, _) = look(&live, BEAM, queries);
         assert!(recall > 0.98, "segment {segment}: {recall}");
     }
     live.close();
@@ -138,7 +142,7 @@ fn live_points_amid_deleted_ones_are_found() {
         }
     }
     world.caught_up(&live);
-    let (recall, _) = look(&live, std::iter::once(query));
+    let (recall, _) = look(&live, BEAM, std::iter::once(query));
     assert!(recall > 0.95, "{recall}");
     live.close();
 }
@@ -159,7 +163,7 @@ fn distances_apart(live: &Live) -> u64 {
         let components = vector(900_000 + seed);
         let query = shoal_indexer::index::distance::Query::new(Metric::Cosine, &components);
         for segment in sealed {
-            let walk = segment.walk(&query, BEAM, BEAM, None);
+            let walk = segment.walk(&query, WIDE, WIDE, None);
             sum += walk.distances as u64;
         }
     }

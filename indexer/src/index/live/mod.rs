@@ -251,8 +251,8 @@ impl Graph {
         Some(query.distance(self.pages.code(row), self.pages.bias(row)))
     }
 
-    /// The code of a row of the segment; `None` if it was not added.
-    pub fn code(&self, key: u32) -> Option<&[u8]> {
+    #[cfg(test)]
+    fn code(&self, key: u32) -> Option<&[u8]> {
         self.row_of(key).map(|row| self.pages.code(row))
     }
 
