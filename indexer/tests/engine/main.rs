@@ -10,6 +10,7 @@
 mod asks;
 mod behind;
 mod copies;
+mod mended;
 mod resolve;
 mod rides;
 mod together;
