@@ -7,6 +7,8 @@
 
 #[path = "checker/mod.rs"]
 mod checker;
+#[path = "checker/patched.rs"]
+mod patched;
 #[path = "checker/planted.rs"]
 mod planted;
 #[path = "checker/story.rs"]

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
-    history::{Content, History, Operation, Place, Record, Seen},
+    history::{Call, Content, History, Operation, Place, Record, Seen},
     moments::Moments,
 };
 
@@ -14,6 +14,8 @@ pub(crate) struct Log<'a> {
     partitions: Vec<Vec<&'a Record>>,
     keys: BTreeMap<&'a str, Vec<&'a Record>>,
     makers: HashMap<u64, &'a Operation>,
+    /// Where acknowledged writes are.
+    claimed: BTreeSet<Place>,
     /// By partition: (acknowledged at, first moment that has it and all acknowledged earlier), by time.
     known_by: Vec<Vec<(u64, u64)>>,
     /// By partition: (invoked at, last moment without it and all invoked later), by time.
@@ -55,6 +57,10 @@ impl<'a> Log<'a> {
             partitions,
             keys,
             makers: makers.collect(),
+            claimed: history
+                .acknowledged()
+                .map(|(_, _, place, _)| place)
+                .collect(),
             known_by: vec![Vec::new(); count],
             unknown_before: vec![Vec::new(); count],
             counts: Vec::new(),
@@ -165,12 +171,38 @@ impl<'a> Log<'a> {
     }
 
     /// The key's record that a patch was made of: the last one before it that is not the patch's own. One that finds
-    /// another record between what it was made of and itself is made anew, and published again.
+    /// another record between what it was made of and itself is made anew, and published again; or put back, and made
+    /// anew if that came behind yet another.
     pub(crate) fn base(&self, record: &Record) -> Option<&'a Record> {
+        let patch = stamp_of(record);
         let records = self.of_key(&record.key).iter();
-        let stamp = |record: &Record| record.content.map(|content| content.stamp);
         let mut earlier = records.rev().filter(|one| one.place < record.place);
-        earlier.find(|one| stamp(one) != stamp(record)).copied()
+        earlier
+            .find(|one| {
+                stamp_of(one) != patch && !self.puts_back(one, |maker| Some(maker) == patch)
+            })
+            .copied()
+    }
+
+    /// Whether a record of nobody says what was there before a patch for which `by` holds, by its stamp: the patch
+    /// turned out to be refused there.
+    pub(crate) fn puts_back(&self, record: &Record, by: impl Fn(u64) -> bool) -> bool {
+        let is_patch = |stamp: &u64| {
+            let maker = self.maker(*stamp);
+            maker.is_some_and(|maker| matches!(maker.call, Call::Patch { .. })) && by(*stamp)
+        };
+        let earlier = self.of_key(&record.key).iter();
+        let earlier: Vec<_> = earlier.take_while(|one| one.place < record.place).collect();
+        let undoes = |at: usize| {
+            let patch = earlier
+                .get(at)
+                .and_then(|one| stamp_of(one))
+                .filter(is_patch);
+            let before = earlier.get(..at).into_iter().flatten();
+            let mut before = before.rev().filter(|one| stamp_of(one) != patch);
+            patch.is_some() && before.next().and_then(|one| one.content) == record.content
+        };
+        !self.claimed.contains(&record.place) && (0..earlier.len()).any(undoes)
     }
 
     /// Who made a record of this stamp.
@@ -230,4 +262,9 @@ pub(crate) fn is_shown(record: &Record, seen: &Seen) -> bool {
     record.version == seen.version
         && record.content.is_some_and(has)
         && seen.place.is_none_or(|place| place == record.place)
+}
+
+/// The stamp of a record; none of a delete.
+fn stamp_of(record: &Record) -> Option<u64> {
+    record.content.and_then(|content| content.stamp)
 }

@@ -25,7 +25,7 @@ impl Random {
 
 /// The anomalies, which have to break this promise and no other, and name this operation.
 #[track_caller]
-fn breaks(story: &Story, promise: Promise, operation: usize) -> Vec<Anomaly> {
+pub(crate) fn breaks(story: &Story, promise: Promise, operation: usize) -> Vec<Anomaly> {
     let found = checker::check(&story.history);
     let number = u64::try_from(operation).unwrap();
     assert!(!found.is_empty(), "nothing is found");
@@ -51,7 +51,7 @@ fn breaks_all(story: &Story, promises: &[Promise]) {
 }
 
 #[track_caller]
-fn is_right(story: &Story) {
+pub(crate) fn is_right(story: &Story) {
     let found = checker::check(&story.history);
     assert!(
         found.is_empty(),
@@ -61,7 +61,7 @@ fn is_right(story: &Story) {
 }
 
 /// Two points of each shard, written twice; `a1` is gone again.
-fn story() -> Story {
+pub(crate) fn story() -> Story {
     let mut story = Story::new(2);
     for key in ["a0", "a1", "b0", "b1", "a0", "b0"] {
         story.upsert(0, key);
@@ -413,70 +413,6 @@ fn a_deleted_point_that_is_resurrected_in_a_copy_is_caught() {
     is_right(&story);
     story.history.copies[0].points.clear();
     breaks_all(&story, &[Promise::Copies]);
-}
-
-#[test]
-fn a_patch_of_another_point_than_the_one_before_it_is_caught() {
-    let mut story = story();
-    let patch = story.history.operations.len();
-    story.patch(0, "a0");
-    is_right(&story);
-    let record = story.history.records.last_mut().unwrap();
-    let content = record.content.as_mut().unwrap();
-    content.of_vector = Some(1);
-    content.vector = Some(1);
-    breaks(&story, Promise::Conditions, patch);
-    // Of a point that is gone.
-    let mut story = self::story();
-    let patch = story.history.operations.len();
-    story.patch(0, "b1");
-    let gone = story.history.records.len() - 1;
-    let before = |record: &checker::history::Record| record.key == "b1";
-    let at = story.history.records.iter().position(before).unwrap();
-    assert!(at < gone);
-    story.history.records[at].content = None;
-    let found = checker::check(&story.history);
-    let number = u64::try_from(patch).unwrap();
-    let is_ours =
-        |one: &Anomaly| one.promise == Promise::Conditions && one.operations.contains(&number);
-    assert!(found.iter().any(is_ours), "{found:?}");
-}
-
-#[test]
-fn a_patch_that_was_made_anew_upon_another_write_is_right() {
-    let mut story = story();
-    story.upsert(0, "a0");
-    story.patch(0, "a0");
-    // It was first made of the point before the newest one, and published behind that.
-    let last = story.history.records.len() - 1;
-    let mut first = story.history.records[last].clone();
-    let older = story.history.records[4].content.unwrap();
-    assert_eq!(story.history.records[4].key, "a0");
-    first.content = Some(Content {
-        stamp: first.content.unwrap().stamp,
-        ..older
-    });
-    first.version -= 1;
-    let second = &mut story.history.records[last];
-    second.place.offset += 1;
-    let place = second.place;
-    story.history.records.insert(last, first);
-    let operation = story.history.operations.last_mut().unwrap();
-    let version = story.history.records[last + 1].version;
-    operation.outcome = Outcome::Written { place, version };
-    is_right(&story);
-}
-
-#[test]
-fn a_condition_on_another_version_is_caught() {
-    let mut story = story();
-    let patch = story.history.operations.len();
-    story.patch(0, "a0");
-    let Call::Patch { if_version, .. } = &mut story.history.operations[patch].call else {
-        panic!("a patch");
-    };
-    *if_version = Some(1);
-    breaks(&story, Promise::Conditions, patch);
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
             fs::remove_dir_all(shard.join("catalog")).unwrap()
         }),
         ("a graph is damaged", |shard| {
-            let graph = newest(&shard.join("segments"), "graph.bin");
+            let graph = newest(&shard.join("segments"), "graph.bin").expect("a sealed graph");
             let mut bytes = fs::read(&graph).unwrap();
             let middle = bytes.len() / 2;
             bytes[middle..]
@@ -194,7 +194,7 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
             fs::write(&graph, bytes).unwrap();
         }),
         ("the log's tail is torn", |shard| {
-            let last = newest(&shard.join("wal"), "");
+            let last = newest(&shard.join("wal"), "").expect("a file of the log");
             let file = OpenOptions::new().write(true).open(&last).unwrap();
             let length = file.metadata().unwrap().len();
             file.set_len(length - 7).unwrap();
@@ -223,6 +223,14 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
         // Past the checkpoint, so that there is a tail to replay.
         churn(&publisher, &mut model, &mut random, IDS, 500);
         holds_everything(&world, &mut victim, &model);
+        // More points than a growing segment takes: some of them will be in a sealed one.
+        eventually(DEADLINE, "a sealed segment in each shard", || {
+            let is_there = |shard: u32| {
+                let segments = shards.join(shard.to_string()).join("segments");
+                newest(&segments, "graph.bin").is_some()
+            };
+            (0..PARTITIONS).all(is_there).then_some(())
+        });
         victim.child.kill();
         for shard in 0..PARTITIONS {
             damage(&shards.join(shard.to_string()));
@@ -238,11 +246,12 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
 }
 
 /// The last file below a folder, in the order of names, whose name holds `part`.
-fn newest(folder: &Path, part: &str) -> PathBuf {
+fn newest(folder: &Path, part: &str) -> Option<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap().flatten() {
+        // One that goes away meanwhile holds nothing.
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
@@ -251,8 +260,5 @@ fn newest(folder: &Path, part: &str) -> PathBuf {
             }
         }
     }
-    files.sort();
-    files
-        .pop()
-        .unwrap_or_else(|| panic!("no `{part}` in {}", folder.display()))
+    files.into_iter().max()
 }
