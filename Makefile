@@ -54,8 +54,8 @@ docs: ## build the API docs, warnings are errors
 
 tidy: ## check the rules of the source tree that no lint knows (also part of make test)
 	@mkdir -p $(CARGO_TARGET_DIR)
-	@CARGO_MANIFEST_DIR=$(CURDIR) rustc --edition 2024 --test tests/tidy.rs -o $(CARGO_TARGET_DIR)/tidy
-	@$(CARGO_TARGET_DIR)/tidy
+	@rustc --edition 2024 --test tests/tidy.rs -o $(CARGO_TARGET_DIR)/tidy
+	@CARGO_MANIFEST_DIR=$(CURDIR) $(CARGO_TARGET_DIR)/tidy
 
 licences: ## check the dependencies' licences and sources against deny.toml
 	@setup/python

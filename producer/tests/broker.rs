@@ -169,7 +169,7 @@ fn id(text: &str) -> PointId {
 }
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap())
         .join("../tests/data/wordnet20k")
         .join(name)
 }

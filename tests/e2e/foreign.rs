@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -16,7 +15,7 @@ use shoal_schemas::{Collection, Metric, Partition, Partitioner, PointId, Reason,
 
 use crate::harness::{
     client::{self, ids},
-    python, topic,
+    python, root, topic,
     world::{Shared, shared},
 };
 
@@ -47,13 +46,12 @@ type Written = Vec<(String, u32, u64)>;
 
 fn python(collection: &Collection, partitioner: Option<&str>, more: &[&str]) -> Written {
     let shared = shared();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = python::client("avro_producer.py");
     command
         .args(["--bootstrap", &shared.world.kafka.bootstrap()])
         .args(["--topic", &collection.name.topic()])
         .arg("--schema")
-        .arg(root.join("schemas/avro/point.avsc"))
+        .arg(root().join("schemas/avro/point.avsc"))
         .args(["--dim", &DIM.to_string()])
         .args(more);
     if let Some(partitioner) = partitioner {

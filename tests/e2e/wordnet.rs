@@ -15,6 +15,7 @@ use shoal_schemas::{Token, v1};
 use crate::harness::{
     child,
     client::{self, at_least},
+    root,
     world::shared,
 };
 
@@ -26,9 +27,7 @@ const KNOWN: usize = 100;
 const EQUAL: f32 = 1e-6;
 
 fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/wordnet20k")
-        .join(name)
+    root().join("tests/data/wordnet20k").join(name)
 }
 
 /// The numbers of an `.npy` file, without their shape.

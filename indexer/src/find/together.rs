@@ -1,11 +1,11 @@
 //! Walking several graphs as if they were one.
 //!
 //! The nearest of all rows lie in the segments about as all their rows do, and then each graph needs
-//! a narrower beam than one graph of all rows would: that over the square root of how many times as
-//! many there are, which is how shards of a collection are asked, too. Or they lie in one segment,
-//! which took them in when a whole region of the space was written, and then that one needs the
-//! whole beam and the others none. Nobody knows before. So all walks go on in turns, a few rows
-//! each, and each only as long as it comes to rows that are among the nearest of all that were met.
+//! a narrower beam than one graph of all rows would: that times the square root of its share, which
+//! is how shards of a collection are asked, too. Or they lie in one segment, which took them in when a
+//! whole region of the space was written, and then that one needs the whole beam and the others none.
+//! Nobody knows before. So all walks go on in turns, each with the beam that its share of the nearest
+//! rows met by all of them asks for.
 //!
 //! Rows that have ended lead on and are left out of the count. Where they are so many that they fill
 //! a beam, the graph is walked again for live rows alone.
@@ -23,9 +23,6 @@ use crate::{
 /// walk that has looked from fewer may not have come near it yet. Graphs are mended so that rows in few
 /// lists are found from as many.
 const TURN: usize = 32;
-/// How many times as far each further turn goes: what is done between turns stays a part of a walk.
-const FURTHER: usize = 2;
-
 /// A segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
     segment: &'a Segment,
@@ -54,15 +51,14 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// Sets out on its graph, in a view of so many live rows.
-    fn set_out(self, search: &Search<'_, '_>, all: u64) -> Going<'a> {
-        let (nodes, beam) = (self.segment.nodes(), self.walk.beam);
-        let limit = amid(beam, nodes, self.live);
+    /// Sets out on its graph.
+    fn set_out(self, search: &Search<'_, '_>) -> Going<'a> {
+        let limit = amid(self.walk.beam, self.segment.nodes(), self.live);
         Going {
             stage: self.segment.set_out(search.wanted.query, limit),
-            among: among(beam, nodes.into(), all),
             part: self,
-            is_over: false,
+            places: TURN,
+            met: Vec::new(),
         }
     }
 }
@@ -71,9 +67,17 @@ impl<'a> Part<'a> {
 struct Going<'a> {
     part: Part<'a>,
     stage: Stage,
-    /// It goes on while it comes to rows that are among so many nearest.
-    among: usize,
-    is_over: bool,
+    /// How many rows it looks from before it waits for the others.
+    places: usize,
+    /// The distances of the live rows it has met, as far as a whole beam of them.
+    met: Vec<f32>,
+}
+
+impl Going<'_> {
+    /// Whether it is to look from more rows, and has them.
+    fn waits(&self) -> bool {
+        self.stage.places() < self.places && !self.stage.is_exhausted()
+    }
 }
 
 impl<'a> Search<'a, '_> {
@@ -84,9 +88,7 @@ impl<'a> Search<'a, '_> {
         if let Some(part) = parts.pop_if(|part| is_alone && part.segment.is_all_alive()) {
             self.walk(part.segment, part.folded, None, part.walk)?;
         }
-        let live = self.view.segments.iter().map(|one| one.live_nodes());
-        let all = live.chain([self.view.memtable_rows()]).map(u64::from).sum();
-        let going = parts.into_iter().map(|part| part.set_out(self, all));
+        let going = parts.into_iter().map(|part| part.set_out(self));
         let mut going: Vec<_> = going.collect();
         self.take_turns(&mut going)?;
         for one in going {
@@ -96,44 +98,49 @@ impl<'a> Search<'a, '_> {
         Ok(())
     }
 
-    /// Takes all walks as far as each comes to rows that are near enough.
+    /// Takes all walks as far as the share that each has of the nearest rows asks for.
     fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
         let found = self.coarse.iter().chain(&self.exact);
-        let mut others: Vec<f32> = found.map(|one| one.distance).collect();
-        let most = going.iter().map(|one| one.among).max().unwrap_or_default();
-        if others.len() > most {
-            farthest(&mut others, most);
-            others.truncate(most);
-        }
+        let others: Vec<f32> = found.map(|one| one.distance).collect();
         let mut near = Vec::new();
-        let mut places = TURN;
-        while going.iter().any(|one| !one.is_over) {
-            if places > TURN {
-                if (self.wanted.stop)() {
-                    return Err(SearchError::Stopped);
-                }
-                near.clone_from(&others);
-                for one in &*going {
-                    self.meet(one, &mut near);
-                }
+        loop {
+            for one in going.iter_mut().filter(|one| one.waits()) {
+                one.part.segment.go_on(&mut one.stage, one.places);
+                self.meet(one);
             }
-            for one in going.iter_mut().filter(|one| !one.is_over) {
-                let reach = farthest(&mut near, one.among);
-                let segment = one.part.segment;
-                one.is_over = segment.go_on(&mut one.stage, places, reach);
+            near.clone_from(&others);
+            for one in &*going {
+                near.extend(&one.met);
             }
-            places = places.saturating_mul(FURTHER);
+            for one in going.iter_mut() {
+                let Part {
+                    segment,
+                    walk,
+                    live,
+                    ..
+                } = &one.part;
+                let reach = farthest(&mut near, walk.beam);
+                let own = one.met.iter().filter(|distance| **distance <= reach);
+                let places = amid(share(walk.beam, own.count()), segment.nodes(), *live);
+                one.places = one.places.max(places);
+            }
+            if !going.iter().any(Going::waits) {
+                return Ok(());
+            }
+            if (self.wanted.stop)() {
+                return Err(SearchError::Stopped);
+            }
         }
-        Ok(())
     }
 
-    /// Adds the distances of the rows that a walk has met.
-    fn meet(&self, one: &Going<'_>, near: &mut Vec<f32>) {
-        let segment = one.part.segment;
+    /// Takes down the distances of the rows that a walk has met.
+    fn meet(&self, one: &mut Going<'_>) {
+        let Part { segment, walk, .. } = one.part;
         let is_all_alive = segment.is_all_alive();
         let met = segment.near(&one.stage);
         let met = met.filter(|met| is_all_alive || self.shows(segment, met.row));
-        near.extend(met.map(|met| met.distance));
+        one.met.clear();
+        one.met.extend(met.take(walk.beam).map(|met| met.distance));
     }
 
     fn shows(&self, segment: &Segment, row: u32) -> bool {
@@ -186,13 +193,12 @@ fn amid(beam: usize, nodes: u32, live: u32) -> usize {
     wide.max(beam)
 }
 
-/// Among how many nearest of `all` rows a graph of `nodes` has to find its own: a beam as wide as
-/// theirs, over the square root of their share.
-fn among(beam: usize, nodes: u64, all: u64) -> usize {
-    let square = count(beam).saturating_pow(2);
-    let wide = u128::from(square) * u128::from(all) / u128::from(nodes.max(1));
-    let wide = usize::try_from(wide.isqrt()).unwrap_or(usize::MAX);
-    wide.max(beam)
+/// How wide a beam a graph needs that has `own` of the nearest rows, where one graph of them all would
+/// need `beam`, as many as there are of these.
+fn share(beam: usize, own: usize) -> usize {
+    let square = beam.saturating_mul(own);
+    let root = square.isqrt();
+    root + usize::from(root * root < square)
 }
 
 /// The farthest of the nearest so many distances; infinite where there are fewer.
@@ -206,7 +212,7 @@ fn farthest(distances: &mut [f32], among: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{amid, among, farthest};
+    use super::{amid, farthest, share};
 
     #[test]
     fn a_beam_is_as_much_wider_as_there_are_more_rows_than_live_ones() {
@@ -220,15 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_of_few_rows_looks_for_its_own_among_more() {
-        assert_eq!(among(64, 58_000, 58_000), 64);
-        assert_eq!(
-            among(64, 80_000, 58_000),
-            64,
-            "ended rows make it no narrower"
-        );
-        assert_eq!(among(64, 1_000, 4_000), 128);
-        assert_eq!(among(64, 0, 4_000), 4_047);
+    fn a_graph_with_few_of_the_nearest_needs_a_narrower_beam() {
+        assert_eq!(share(64, 64), 64);
+        assert_eq!(share(64, 32), 46);
+        assert_eq!(share(64, 9), 24);
+        assert_eq!(share(64, 0), 0);
     }
 
     #[test]

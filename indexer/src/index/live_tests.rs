@@ -173,7 +173,7 @@ fn searches_beside_additions(options: &Options) {
                 assert!(near.is_sorted_by_key(|near| near.distance));
                 missed += usize::from(near.iter().all(|near| near.row != wanted));
                 let mut stage = graph.set_out(query, 64);
-                while !graph.go_on(&mut stage, usize::MAX, f32::INFINITY) {}
+                graph.go_on(&mut stage, usize::MAX);
                 let keys = stage.near().map(|near| graph.key(near.row));
                 missed += usize::from(!keys.into_iter().any(|key| key == wanted));
                 stage.end();
@@ -231,6 +231,7 @@ fn an_empty_graph_is_searched_mended_and_stored() {
     let loaded = Graph::load(&stored(&graph), &options).unwrap();
     assert_eq!(loaded.rows(), 0);
     let mut stage = loaded.set_out(query, 10);
-    assert!(loaded.go_on(&mut stage, 10, f32::INFINITY));
+    loaded.go_on(&mut stage, 10);
+    assert!(stage.is_exhausted());
     stage.end();
 }

@@ -399,10 +399,10 @@ impl Segment {
     }
 
     /// Takes a walk further, as [`packed::Graph::go_on`].
-    pub fn go_on(&self, stage: &mut packed::Stage, places: usize, reach: f32) -> bool {
+    pub fn go_on(&self, stage: &mut packed::Stage, places: usize) {
         match &self.rows {
-            Rows::Growing(growing) => growing.graph.go_on(stage, places, reach),
-            Rows::Sealed(sealed) => sealed.graph().go_on(stage, places, reach),
+            Rows::Growing(growing) => growing.graph.go_on(stage, places),
+            Rows::Sealed(sealed) => sealed.graph().go_on(stage, places),
         }
     }
 

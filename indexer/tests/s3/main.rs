@@ -39,7 +39,8 @@ impl S3 {
             let cache = std::env::var("SHOAL_CACHE").unwrap_or(format!("{home}/.cache/shoal"));
             format!("{cache}/venv/bin/python3")
         });
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/s3_server.py");
+        let script = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap())
+            .join("../tests/clients/s3_server.py");
         let mut child = Command::new(&python)
             .arg(script)
             .arg(BUCKET)

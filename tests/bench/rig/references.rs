@@ -11,7 +11,7 @@ use shoal_schemas::IndexParameters;
 
 use crate::{arguments::Arguments, embeddings::K, timed::Timed};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/references.py");
+const SCRIPT: &str = include_str!("../references.py");
 /// Settings for another program's linear algebra would be measured along.
 const FOREIGN_SETTINGS: [&str; 4] = [
     "OPENBLAS_CORETYPE",
@@ -61,7 +61,7 @@ impl References {
         command
             .args(["--pdeathsig", "KILL"])
             .arg(python)
-            .arg(SCRIPT);
+            .args(["-c", SCRIPT]);
         for name in FOREIGN_SETTINGS {
             command.env_remove(name);
         }

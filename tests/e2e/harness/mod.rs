@@ -22,12 +22,18 @@ pub(crate) mod topic;
 pub(crate) mod workload;
 pub(crate) mod world;
 
-use std::{sync::OnceLock, time::Duration};
+use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
 /// Longest wait for anything: two processors may have a whole test suite to run.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
+
+/// The repository's root. Asked when it runs: clones that share what was built lie in different folders.
+pub(crate) fn root() -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR");
+    PathBuf::from(root.expect("run by cargo"))
+}
 
 /// Where async clients and the library's own tasks run.
 pub(crate) fn runtime() -> &'static Runtime {

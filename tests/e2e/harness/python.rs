@@ -1,9 +1,8 @@
 //! Python programs of `tests/clients`: what only a foreign client can do, or should.
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+use std::process::{Command, Output};
+
+use super::root;
 
 /// The Python that has the tests' packages.
 pub(crate) fn interpreter() -> String {
@@ -17,9 +16,8 @@ pub(crate) fn interpreter() -> String {
 
 /// A program of `tests/clients`, still without arguments.
 pub(crate) fn client(name: &str) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(interpreter());
-    command.arg(root.join("tests/clients").join(name));
+    command.arg(root().join("tests/clients").join(name));
     command
 }
 

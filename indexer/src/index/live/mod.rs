@@ -232,8 +232,8 @@ impl Graph {
     }
 
     /// As [`packed::Graph::go_on`].
-    pub fn go_on(&self, stage: &mut Stage, places: usize, reach: f32) -> bool {
-        stage.go_on(&self.layers(self.rows()), places, reach)
+    pub fn go_on(&self, stage: &mut Stage, places: usize) {
+        stage.go_on(&self.layers(self.rows()), places);
     }
 
     /// A row's number in its segment, for one that a walk in stages came to.

@@ -122,10 +122,9 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
         Stage::set_out(&self.layers(), query, limit)
     }
 
-    /// Takes a walk of this graph further, until it has looked from the nearest `places` rows or no
-    /// other is as near as `reach`; says whether there is none.
-    pub fn go_on(&self, stage: &mut Stage, places: usize, reach: f32) -> bool {
-        stage.go_on(&self.layers(), places, reach)
+    /// Takes a walk of this graph further, until it has looked from the nearest `places` rows.
+    pub fn go_on(&self, stage: &mut Stage, places: usize) {
+        stage.go_on(&self.layers(), places);
     }
 
     /// About the distance to a row; `None` if there is no such row.

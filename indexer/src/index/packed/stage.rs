@@ -37,14 +37,8 @@ impl Stage {
         }
     }
 
-    /// Looks from row after row, the nearest first, until it has looked from the nearest `places` or
-    /// no other is as near as `reach`; says whether it could go no further than that.
-    pub(in crate::index) fn go_on<L: Layers>(
-        &mut self,
-        layers: &L,
-        places: usize,
-        reach: f32,
-    ) -> bool {
+    /// Looks from row after row, the nearest first, until it has looked from the nearest `places`.
+    pub(in crate::index) fn go_on<L: Layers>(&mut self, layers: &L, places: usize) {
         let Self {
             code,
             scratch,
@@ -58,12 +52,14 @@ impl Stage {
             at: *at,
             limit: *limit,
             places,
-            reach,
         });
         *at = stopped;
         *distances += took;
-        let ahead = scratch.found().nth(stopped);
-        ahead.is_none_or(|(distance, _)| distance > reach)
+    }
+
+    /// From how many of the nearest rows it has looked.
+    pub fn places(&self) -> usize {
+        self.at
     }
 
     /// Whether it has looked from every row it keeps.
@@ -117,15 +113,14 @@ struct GoOn<'a, L> {
     at: usize,
     limit: usize,
     places: usize,
-    reach: f32,
 }
 
 impl<L: Layers> Visit for GoOn<'_, L> {
     type Output = (usize, usize);
 
     fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (usize, usize) {
-        let (places, reach) = (self.places, self.reach);
-        let stop = |at, distance| at >= places || distance > reach;
+        let places = self.places;
+        let stop = |at| at >= places;
         self.scratch
             .go_on(self.layers, measure, self.at, 0, self.limit, stop)
     }

@@ -193,7 +193,7 @@ impl Scratch {
         limit: usize,
     ) -> usize {
         self.set_out(layers, start);
-        let (_, distances) = self.go_on(layers, measure, 0, level, limit, |_, _| false);
+        let (_, distances) = self.go_on(layers, measure, 0, level, limit, |_| false);
         distances
     }
 
@@ -206,8 +206,7 @@ impl Scratch {
     }
 
     /// Goes on with a spread whose nearest row that was not looked from is `at` in the beam, until
-    /// `stop` says so of the place of such a row and its distance; gives that place, and how many
-    /// distances it took.
+    /// `stop` says so of the place of such a row; gives that place, and how many distances it took.
     #[inline(always)]
     pub(in crate::index) fn go_on<L: Layers, K: Kernel>(
         &mut self,
@@ -216,11 +215,11 @@ impl Scratch {
         mut at: usize,
         level: usize,
         limit: usize,
-        stop: impl Fn(usize, f32) -> bool,
+        stop: impl Fn(usize) -> bool,
     ) -> (usize, usize) {
         let mut distances = 0;
-        while let Some((nearest, row)) = self.beam.get_mut(at) {
-            if stop(at, *nearest) {
+        while let Some((_, row)) = self.beam.get_mut(at) {
+            if stop(at) {
                 break;
             }
             let from = *row;
