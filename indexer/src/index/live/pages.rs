@@ -1,6 +1,9 @@
 //! Codes and edges of a graph that grows, in pages that never move.
+//!
+//! Each page holds as many rows as all before it, so there are few, and a row is found in its page by
+//! its number alone: a walk does that for every code it reads.
 
-use std::iter::repeat_with;
+use std::{array, iter::repeat_with, sync::OnceLock};
 
 use crate::index::{
     adjacency::{NONE, Place, index, places},
@@ -8,14 +11,16 @@ use crate::index::{
     packed::stride,
 };
 
-/// Rows of a page.
+/// Rows of the first page.
 const ROWS: u32 = 1024;
+/// Pages there may be: the last one ends where numbers do.
+const PAGES: usize = 23;
 
 /// Rows' codes and places. One thread adds while any number reads.
 pub(super) struct Pages {
     shape: Shape,
     stride: usize,
-    pages: boxcar::Vec<Page>,
+    pages: [OnceLock<Page>; PAGES],
     /// Places above level 0, level 1 first.
     upper: boxcar::Vec<Box<[Link]>>,
 }
@@ -49,7 +54,7 @@ impl Pages {
         Self {
             shape,
             stride: stride(shape.code),
-            pages: boxcar::Vec::new(),
+            pages: array::from_fn(|_| OnceLock::new()),
             upper: boxcar::Vec::new(),
         }
     }
@@ -57,13 +62,14 @@ impl Pages {
     /// Adds the next row, `row`, which has lists up to `level`, all empty.
     pub(super) fn push(&self, row: u32, key: u32, (code, bias): (&[u8], f32), level: usize) {
         debug_assert_eq!(code.len(), self.shape.code);
-        let (page, _) = split(row);
-        if self.pages.count() <= page {
-            let rows = index(ROWS);
-            let numbers = self.shape.degree + self.kinds();
-            let page = Page::new(rows * self.stride, rows * numbers);
-            // As everything else does that asks for memory.
-            self.pages.push(page.expect("there is memory for a page"));
+        let at = At::of(row);
+        if let Some(page) = self.pages.get(at.page) {
+            page.get_or_init(|| {
+                let numbers = self.shape.degree + self.kinds();
+                let page = Page::new(at.rows * self.stride, at.rows * numbers);
+                // As everything else does that asks for memory.
+                page.expect("there is memory for a page")
+            });
         }
         self.set(Number::Key, row, key);
         if self.shape.has_bias {
@@ -74,16 +80,18 @@ impl Pages {
             let at = self.upper.push(places.collect());
             self.set(Number::Upper, row, u32::try_from(at).unwrap_or(NONE));
         }
-        let kept = self.pages.get(page);
+        let kept = self.page(at);
         let is_kept = kept.is_some_and(|page| page.push(code, self.stride));
         debug_assert!(is_kept, "rows come in order");
     }
 
     #[inline(always)]
     pub(super) fn code(&self, row: u32) -> &[u8] {
-        let (page, at) = split(row);
-        let page = self.pages.get(page);
-        page.map_or(&[], |page| page.bytes(at * self.stride, self.shape.code))
+        let at = At::of(row);
+        let page = self.page(at);
+        page.map_or(&[], |page| {
+            page.bytes(at.place * self.stride, self.shape.code)
+        })
     }
 
     #[inline(always)]
@@ -103,9 +111,11 @@ impl Pages {
     /// Places at level 0.
     #[inline(always)]
     pub(super) fn base(&self, row: u32) -> &[Link] {
-        let (page, at) = split(row);
-        let page = self.pages.get(page);
-        page.map_or(&[], |page| places(page.numbers(), at, self.shape.degree))
+        let at = At::of(row);
+        let page = self.page(at);
+        page.map_or(&[], |page| {
+            places(page.numbers(), at.place, self.shape.degree)
+        })
     }
 
     /// Places at a level above 0; none if the row is not on it.
@@ -144,14 +154,19 @@ impl Pages {
 
     #[inline(always)]
     fn link(&self, kind: Number, row: u32) -> Option<&Link> {
-        let (page, at) = split(row);
+        let at = At::of(row);
         let before = match kind {
             Number::Key => 0,
             Number::Upper => 1,
             Number::Bias => 2,
         };
-        let start = index(ROWS) * (self.shape.degree + before);
-        self.pages.get(page)?.numbers().get(start + at)
+        let start = at.rows * (self.shape.degree + before);
+        self.page(at)?.numbers().get(start + at.place)
+    }
+
+    #[inline(always)]
+    fn page(&self, at: At) -> Option<&Page> {
+        self.pages.get(at.page)?.get()
     }
 
     fn kinds(&self) -> usize {
@@ -159,8 +174,50 @@ impl Pages {
     }
 }
 
-/// A row's page and its place there.
-#[inline(always)]
-fn split(row: u32) -> (usize, usize) {
-    (index(row / ROWS), index(row % ROWS))
+/// Where a row is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct At {
+    /// The page's number.
+    page: usize,
+    /// How many rows it holds.
+    rows: usize,
+    /// The row's place among them.
+    place: usize,
+}
+
+impl At {
+    #[inline(always)]
+    fn of(row: u32) -> Self {
+        const FIRST: u32 = ROWS.ilog2();
+        let top = (row | (ROWS - 1)).ilog2();
+        let rows = 1 << top.max(FIRST);
+        Self {
+            page: index(top + 1 - FIRST),
+            rows: index(rows),
+            place: index(row & (rows - 1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{At, PAGES, ROWS};
+
+    #[test]
+    fn pages_follow_each_other_without_a_gap() {
+        let mut before = At::of(0);
+        assert_eq!((before.page, before.place), (0, 0));
+        for row in 1..ROWS * 40 {
+            let at = At::of(row);
+            match at.page == before.page {
+                true => assert_eq!((at.place, at.rows), (before.place + 1, before.rows)),
+                false => {
+                    assert_eq!((at.page, at.place), (before.page + 1, 0));
+                    assert_eq!(before.place + 1, before.rows, "the one before is full");
+                }
+            }
+            before = at;
+        }
+        assert_eq!(At::of(u32::MAX).page, PAGES - 1);
+    }
 }
