@@ -46,6 +46,14 @@ pub struct Found<'a> {
     pub distance: f32,
 }
 
+/// A candidate: what its row says is looked up once it is known to be among the nearest.
+#[derive(Clone, Copy)]
+struct Met<'a> {
+    place: Place,
+    segment: &'a Segment,
+    distance: f32,
+}
+
 /// What is looked for.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
@@ -165,9 +173,9 @@ struct Search<'a, 'w> {
     /// How many candidates are re-scored.
     want: usize,
     /// Found by codes.
-    coarse: Vec<Found<'a>>,
+    coarse: Vec<Met<'a>>,
     /// Found by exact vectors.
-    exact: Vec<Found<'a>>,
+    exact: Vec<Met<'a>>,
     vector: Vec<f32>,
     told: &'w mut Told,
 }
@@ -317,8 +325,8 @@ impl<'a, 'w> Search<'a, 'w> {
         }
         for Near { row, distance } in walked.near {
             if row < folded {
-                let found = Found::at(view, segment, row, distance, moment);
-                self.coarse.extend(found);
+                self.coarse
+                    .extend(Met::at(view, segment, row, distance, moment));
             }
         }
         Ok(())
@@ -395,8 +403,8 @@ impl<'a, 'w> Search<'a, 'w> {
                 self.scan_exactly(segment, &slice)?;
             } else {
                 for Near { row, distance } in segment.measure(wanted.query, &slice) {
-                    let found = Found::at(view, segment, row, distance, wanted.moment);
-                    self.coarse.extend(found);
+                    self.coarse
+                        .extend(Met::at(view, segment, row, distance, wanted.moment));
                 }
             }
             // Keeps memory at a few times k however many rows there are.
@@ -411,7 +419,7 @@ impl<'a, 'w> Search<'a, 'w> {
             if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
                 return Err(SearchError::Stopped);
             }
-            let Some(mut found) = Found::at(self.view, segment, *row, 0.0, wanted.moment) else {
+            let Some(mut found) = Met::at(self.view, segment, *row, 0.0, wanted.moment) else {
                 continue;
             };
             found
@@ -433,7 +441,7 @@ impl<'a, 'w> Search<'a, 'w> {
                 let Some(vector) = vector else {
                     continue;
                 };
-                let Some(mut found) = Found::at(view, segment, row, 0.0, moment) else {
+                let Some(mut found) = Met::at(view, segment, row, 0.0, moment) else {
                     continue;
                 };
                 if !takes(self.sets, found.segment, found.place.row) {
@@ -459,12 +467,13 @@ impl<'a, 'w> Search<'a, 'w> {
         }
         keep_nearest(&mut self.exact, self.wanted.k, by_distance_then_id);
         self.exact.sort_unstable_by(by_distance_then_id);
+        let found = self.exact.iter().filter_map(Met::found).collect();
         self.told.rescore_us += micros(watch);
-        Ok(self.exact)
+        Ok(found)
     }
 }
 
-impl<'a> Found<'a> {
+impl<'a> Met<'a> {
     /// What is found at a row's node, if anything.
     fn at(
         view: &'a View,
@@ -480,8 +489,20 @@ impl<'a> Found<'a> {
                 row: number,
             },
             segment,
-            row: segment.row(number)?,
             distance,
+        })
+    }
+
+    fn row(&self) -> Option<Row<'a>> {
+        self.segment.row(self.place.row)
+    }
+
+    fn found(&self) -> Option<Found<'a>> {
+        Some(Found {
+            place: self.place,
+            segment: self.segment,
+            row: self.row()?,
+            distance: self.distance,
         })
     }
 }
@@ -496,20 +517,21 @@ fn takes(sets: &[(SegmentId, RowSet)], segment: &Segment, row: u32) -> bool {
     set_of(sets, segment.id).is_none_or(|set| set.contains(row))
 }
 
-fn by_distance(a: &Found<'_>, b: &Found<'_>) -> Ordering {
+fn by_distance(a: &Met<'_>, b: &Met<'_>) -> Ordering {
     a.distance.total_cmp(&b.distance)
 }
 
 /// The order of answers. A view never shows two rows of one id at one sequence.
-fn by_distance_then_id(a: &Found<'_>, b: &Found<'_>) -> Ordering {
-    by_distance(a, b).then_with(|| a.row.id.cmp(b.row.id))
+fn by_distance_then_id(a: &Met<'_>, b: &Met<'_>) -> Ordering {
+    let id = |one: &Met<'_>| one.row().map_or("", |row| row.id);
+    by_distance(a, b).then_with(|| id(a).cmp(id(b)))
 }
 
 /// Drops all but the first `k` in an order; what stays is in none.
 fn keep_nearest<'a>(
-    found: &mut Vec<Found<'a>>,
+    found: &mut Vec<Met<'a>>,
     k: usize,
-    order: impl Fn(&Found<'a>, &Found<'a>) -> Ordering,
+    order: impl Fn(&Met<'a>, &Met<'a>) -> Ordering,
 ) {
     if found.len() > k {
         if let Some(last) = k.checked_sub(1) {

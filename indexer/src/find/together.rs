@@ -14,15 +14,17 @@ use shoal_runtime::clock::Stopwatch;
 
 use crate::{
     fields::{RowSet, plan},
-    find::{Found, Search, SearchError, count, micros, size},
-    index::packed::Stage,
+    find::{Met, Search, SearchError, count, micros, size},
+    index::packed::{MENDED_BEAM, Stage},
     segment::Segment,
 };
 
 /// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
-/// walk that has looked from fewer may not have come near it yet. Graphs are mended so that rows in few
-/// lists are found from as many.
-const TURN: usize = 32;
+/// walk that has looked from fewer may not have come near it yet. Graphs are mended so that each row is
+/// found from fewer ([`MENDED_BEAM`]), for a query is not as exactly the row as its code is.
+const TURN: usize = MENDED_BEAM + 4;
+/// A turn for less than one in so many of a walk's rows is not worth it.
+const WORTH: usize = 8;
 /// A segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
     segment: &'a Segment,
@@ -76,7 +78,8 @@ struct Going<'a> {
 impl Going<'_> {
     /// Whether it is to look from more rows, and has them.
     fn waits(&self) -> bool {
-        self.stage.places() < self.places && !self.stage.is_exhausted()
+        let places = self.stage.places();
+        places + places / WORTH < self.places && !self.stage.is_exhausted()
     }
 }
 
@@ -176,7 +179,7 @@ impl<'a> Search<'a, '_> {
             self.told.walked += 1;
             let below = segment.near(&stage).filter(|near| near.row < folded);
             let found =
-                below.filter_map(|near| Found::at(view, segment, near.row, near.distance, moment));
+                below.filter_map(|near| Met::at(view, segment, near.row, near.distance, moment));
             self.coarse.extend(found.take(self.want));
         }
         stage.end();

@@ -5,8 +5,9 @@
 //! nearest row that has one, and if none of them has, in place of the farthest there.
 //!
 //! A way to a row is not enough: a search takes the nearest rows only, and may end before it comes to
-//! the one row that leads on. So rows in few lists are looked for as a search would, and those that
-//! are not found get a place in the list of the nearest that was.
+//! the one row that leads on. So each row is looked for as a search would, and one that is not found
+//! gets a place in the list of the nearest that was. Nothing cheaper tells which ones these are: they
+//! are in few lists and in many, and the rows they list may list them or not.
 
 use crate::index::{
     adjacency::index,
@@ -20,11 +21,8 @@ use crate::index::{
 
 /// Rounds after which it is left at that: a place taken from one row may lose another.
 const ROUNDS: usize = 8;
-/// A row in so many lists is taken for found, and so is one in half as many as a list has places: to
-/// look for every row would cost a search each. It is a limit of work, no promise.
-const ENOUGH_LISTS: usize = 8;
-/// The beam a row has to be found with, less than what searches have as a rule.
-const BEAM: usize = 32;
+/// The beam a row has to be found with. A walk is narrower than that only if its caller says so.
+pub const BEAM: usize = 20;
 
 /// A graph to be mended.
 pub(in crate::index) struct Mend<'a, G> {
@@ -73,9 +71,7 @@ impl<G: Grow> Mend<'_, G> {
                 }
             }
         }
-        let enough = ENOUGH_LISTS.min(self.graph.degree(0) / 2);
-        let few = (0u32..).zip(&lists).filter(|(_, count)| **count < enough);
-        let mut doubtful: Vec<u32> = few.map(|(row, _)| row).collect();
+        let mut doubtful: Vec<u32> = (0..self.graph.rows()).collect();
         for _ in 0..ROUNDS {
             let mut given = Vec::new();
             for row in std::mem::take(&mut doubtful) {
