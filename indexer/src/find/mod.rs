@@ -497,6 +497,10 @@ impl<'a> Met<'a> {
         self.segment.row(self.place.row)
     }
 
+    fn id(&self) -> &'a str {
+        self.row().map_or("", |row| row.id)
+    }
+
     fn found(&self) -> Option<Found<'a>> {
         Some(Found {
             place: self.place,
@@ -523,8 +527,7 @@ fn by_distance(a: &Met<'_>, b: &Met<'_>) -> Ordering {
 
 /// The order of answers. A view never shows two rows of one id at one sequence.
 fn by_distance_then_id(a: &Met<'_>, b: &Met<'_>) -> Ordering {
-    let id = |one: &Met<'_>| one.row().map_or("", |row| row.id);
-    by_distance(a, b).then_with(|| id(a).cmp(id(b)))
+    by_distance(a, b).then_with(|| a.id().cmp(b.id()))
 }
 
 /// Drops all but the first `k` in an order; what stays is in none.
