@@ -29,7 +29,7 @@ fn root() -> PathBuf {
 fn is_source(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_hidden =
-        name.starts_with('.') && ![".ci", ".gitignore", ".dockerignore"].contains(&name);
+        name.starts_with('.') && ![".cargo", ".ci", ".gitignore", ".dockerignore"].contains(&name);
     let is_built = ["target", "__pycache__", "node_modules"].contains(&name);
     let is_data = DATA_FOLDERS
         .iter()

@@ -19,6 +19,11 @@ use memmap2::{MmapMut, MmapRaw};
 
 use crate::index::adjacency::{NONE, Place};
 
+/// Memory from this many bytes on is asked for in the system's large pages: a walk reads all over it,
+/// and the processor remembers where few pages are.
+#[cfg(target_os = "linux")]
+const LARGE: usize = 4 << 20;
+
 /// A place in a list, or another number of a row: [`NONE`] until it is set.
 #[repr(transparent)]
 pub(super) struct Link(AtomicU32);
@@ -64,8 +69,14 @@ impl Page {
     pub(super) fn new(bytes: usize, numbers: usize) -> io::Result<Self> {
         let bytes = bytes.next_multiple_of(size_of::<AtomicU32>());
         let all = bytes + numbers * size_of::<AtomicU32>();
+        let map = MmapMut::map_anon(all)?;
+        #[cfg(target_os = "linux")]
+        if all >= LARGE {
+            // Where the system has no large ones, small ones do.
+            map.advise(memmap2::Advice::HugePage).ok();
+        }
         Ok(Self {
-            map: MmapRaw::from(MmapMut::map_anon(all)?),
+            map: MmapRaw::from(map),
             bytes,
             numbers,
             filled: AtomicUsize::new(0),
