@@ -14,8 +14,8 @@ pub(crate) struct Log<'a> {
     partitions: Vec<Vec<&'a Record>>,
     keys: BTreeMap<&'a str, Vec<&'a Record>>,
     makers: HashMap<u64, &'a Operation>,
-    /// Where acknowledged writes are.
-    claimed: BTreeSet<Place>,
+    /// Records of nobody that say again what was there before a patch: which one's, by its stamp.
+    put_back: BTreeMap<Place, u64>,
     /// By partition: (acknowledged at, first moment that has it and all acknowledged earlier), by time.
     known_by: Vec<Vec<(u64, u64)>>,
     /// By partition: (invoked at, last moment without it and all invoked later), by time.
@@ -66,6 +66,7 @@ impl<'a> Log<'a> {
             counts: Vec::new(),
         };
         log.note_times(history);
+        log.note_put_back(history);
         log.note_counts();
         Ok(log)
     }
@@ -96,6 +97,54 @@ impl<'a> Log<'a> {
                 *moment = least;
             }
         }
+    }
+
+    /// A patch that turns out to be refused behind another record publishes that one once more; and if yet
+    /// another came between, decides on that, and may put it back, too.
+    fn note_put_back(&mut self, history: &History) {
+        let claimed: BTreeSet<Place> = history.acknowledged().map(|(_, _, at, _)| at).collect();
+        let mut put_back: BTreeMap<Place, u64> = BTreeMap::new();
+        for records in self.keys.values() {
+            // Of each patch under way, by its stamp: what it has to put back if it is refused.
+            let mut under_way: BTreeMap<u64, Option<Content>> = BTreeMap::new();
+            let mut before: Option<&Record> = None;
+            for record in records {
+                let content = before.and_then(|before| before.content);
+                let is_claimed = claimed.contains(&record.place);
+                let patch = stamp_of(record).filter(|stamp| self.is_patch(*stamp));
+                let of = under_way.iter().find(|(_, held)| **held == record.content);
+                let of = of.map(|(stamp, _)| *stamp).filter(|_| !is_claimed);
+                match (patch, of) {
+                    (_, Some(stamp)) => {
+                        let is_own = before.is_some_and(|before| {
+                            stamp_of(before) == Some(stamp)
+                                || put_back.get(&before.place) == Some(&stamp)
+                        });
+                        // What nobody else came between is the end of it.
+                        match is_own {
+                            true => under_way.remove(&stamp),
+                            false => under_way.insert(stamp, content),
+                        };
+                        put_back.insert(record.place, stamp);
+                    }
+                    (Some(stamp), None) if is_claimed => {
+                        under_way.remove(&stamp);
+                    }
+                    // One made anew follows what it is made of, or its own record before that.
+                    (Some(stamp), None) if before.and_then(stamp_of) != Some(stamp) => {
+                        under_way.insert(stamp, content);
+                    }
+                    _ => {}
+                }
+                before = Some(record);
+            }
+        }
+        self.put_back = put_back;
+    }
+
+    fn is_patch(&self, stamp: u64) -> bool {
+        let maker = self.maker(stamp);
+        maker.is_some_and(|maker| matches!(maker.call, Call::Patch { .. }))
     }
 
     fn note_counts(&mut self) {
@@ -175,34 +224,27 @@ impl<'a> Log<'a> {
     /// anew if that came behind yet another.
     pub(crate) fn base(&self, record: &Record) -> Option<&'a Record> {
         let patch = stamp_of(record);
+        let is_own = |one: &Record| stamp_of(one) == patch || self.put_back(one) == patch;
         let records = self.of_key(&record.key).iter();
         let mut earlier = records.rev().filter(|one| one.place < record.place);
-        earlier
-            .find(|one| {
-                stamp_of(one) != patch && !self.puts_back(one, |maker| Some(maker) == patch)
-            })
-            .copied()
+        earlier.find(|one| !is_own(one)).copied()
     }
 
-    /// Whether a record of nobody says what was there before a patch for which `by` holds, by its stamp: the patch
-    /// turned out to be refused there.
-    pub(crate) fn puts_back(&self, record: &Record, by: impl Fn(u64) -> bool) -> bool {
-        let is_patch = |stamp: &u64| {
-            let maker = self.maker(*stamp);
-            maker.is_some_and(|maker| matches!(maker.call, Call::Patch { .. })) && by(*stamp)
+    /// The stamp of the patch that put this record's content back, when it turned out to be refused.
+    pub(crate) fn put_back(&self, record: &Record) -> Option<u64> {
+        self.put_back.get(&record.place).copied()
+    }
+
+    /// Whether what this record put back did not stay: the patch saw what had come between, and was made anew
+    /// upon that, or put that back.
+    pub(crate) fn is_passing(&self, record: &Record) -> bool {
+        let Some(patch) = self.put_back(record) else {
+            return false;
         };
-        let earlier = self.of_key(&record.key).iter();
-        let earlier: Vec<_> = earlier.take_while(|one| one.place < record.place).collect();
-        let undoes = |at: usize| {
-            let patch = earlier
-                .get(at)
-                .and_then(|one| stamp_of(one))
-                .filter(is_patch);
-            let before = earlier.get(..at).into_iter().flatten();
-            let mut before = before.rev().filter(|one| stamp_of(one) != patch);
-            patch.is_some() && before.next().and_then(|one| one.content) == record.content
-        };
-        !self.claimed.contains(&record.place) && (0..earlier.len()).any(undoes)
+        let records = self.of_key(&record.key);
+        let at = records.iter().position(|one| one.place == record.place);
+        let next = at.and_then(|at| records.get(at + 1));
+        next.is_some_and(|next| stamp_of(next) == Some(patch) || self.put_back(next) == Some(patch))
     }
 
     /// Who made a record of this stamp.

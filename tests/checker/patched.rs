@@ -3,9 +3,10 @@
 use crate::{
     checker::{
         self, Anomaly, Promise,
-        history::{Call, Content, Outcome, Place},
+        history::{Call, Content, Outcome, Place, Record},
     },
-    planted::{self, breaks, is_right},
+    planted::{self, breaks, breaks_all, is_right},
+    story::Story,
 };
 
 #[test]
@@ -109,6 +110,50 @@ fn a_patch_that_was_put_back_behind_another_write_and_made_anew_upon_that_is_rig
     delete.outcome = Outcome::Written { place, version };
     story.history.operations.push(delete);
     breaks(&story, Promise::Conditions, upsert + 1);
+}
+
+/// A record that no operation is known to have made, behind all others.
+fn stray(story: &mut Story, content: Option<Content>) {
+    let place = Place {
+        partition: 0,
+        offset: story.ends()[0],
+    };
+    let version = story.history.records.last().unwrap().version + 1;
+    story.history.records.push(Record {
+        place,
+        key: "a0".into(),
+        version,
+        content,
+    });
+}
+
+#[test]
+fn a_refused_patch_puts_back_what_was_there_and_what_came_between() {
+    let mut story = planted::story();
+    story.upsert(0, "a0");
+    let there = story.live("a0", u64::MAX).unwrap().content;
+    story.patch(0, "a0");
+    let patch = story.history.operations.last_mut().unwrap();
+    patch.outcome = Outcome::Refused { why: "no".into() };
+    story.delete(0, "a0");
+    stray(&mut story, there);
+    stray(&mut story, None);
+    is_right(&story);
+    // A third time nothing had come between.
+    stray(&mut story, None);
+    breaks_all(&story, &[Promise::Writes]);
+}
+
+#[test]
+fn what_is_put_back_in_place_of_an_acknowledged_patch_is_caught() {
+    let mut story = planted::story();
+    story.upsert(0, "a0");
+    let there = story.live("a0", u64::MAX).unwrap().content;
+    let upsert = story.history.operations.len() - 1;
+    story.patch(0, "a0");
+    stray(&mut story, there);
+    story.upsert(0, "a0");
+    breaks(&story, Promise::Writes, upsert);
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) fn breaks(story: &Story, promise: Promise, operation: usize) -> Vec<A
 
 /// Every one of these promises is broken.
 #[track_caller]
-fn breaks_all(story: &Story, promises: &[Promise]) {
+pub(crate) fn breaks_all(story: &Story, promises: &[Promise]) {
     let found = checker::check(&story.history);
     for promise in promises {
         let is_broken = found.iter().any(|anomaly| anomaly.promise == *promise);

@@ -101,9 +101,8 @@ fn deletes(history: &History, log: &Log<'_>) -> Vec<Anomaly> {
     for key in history.run.keys.keys() {
         let records = log.of_key(key);
         // A patch that turns out to be of a point that is gone is mended by one more delete.
-        let made = records
-            .iter()
-            .filter(|record| record.content.is_none() && !log.puts_back(record, |_| true));
+        let made = records.iter();
+        let made = made.filter(|one| one.content.is_none() && log.put_back(one).is_none());
         let (made, possible) = (
             made.count(),
             possible.get(key.as_str()).copied().unwrap_or_default(),
@@ -131,7 +130,6 @@ fn order(history: &History, log: &Log<'_>) -> Vec<Anomaly> {
         let mut next = acknowledged.iter().peekable();
         // Of the writes so far the one that was begun last.
         let mut newest: Option<&Operation> = None;
-        let last = log.of_key(key).last().map(|last| last.place);
         for record in log.of_key(key) {
             let here = next.next_if(|(place, _)| *place <= record.place);
             let here = here.map(|(_, operation)| *operation);
@@ -143,8 +141,7 @@ fn order(history: &History, log: &Log<'_>) -> Vec<Anomaly> {
             };
             if let (Some(maker), Some(newest)) = (maker, newest)
                 && is_over(maker, newest)
-                // What a patch put back, and changed once more when it saw what it had come behind.
-                && (Some(record.place) == last || !log.puts_back(record, |_| true))
+                && !log.is_passing(record)
             {
                 found.push(Anomaly::new(
                     Promise::Writes,

@@ -245,7 +245,8 @@ fn a_shard_comes_back_from_lost_and_damaged_files_with_the_same_digest() {
     }
 }
 
-/// The last file below a folder, in the order of names, whose name holds `part`.
+/// The last file below a folder, in the order of names, whose name holds `part`; not in what is still being
+/// written.
 fn newest(folder: &Path, part: &str) -> Option<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -253,6 +254,9 @@ fn newest(folder: &Path, part: &str) -> Option<PathBuf> {
         // One that goes away meanwhile holds nothing.
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
+            if path.extension().is_some_and(|kind| kind == "tmp") {
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
             } else if path.file_name().unwrap().to_string_lossy().contains(part) {

@@ -25,6 +25,7 @@ use crate::{
 const TURN: usize = MENDED_BEAM + 4;
 /// A turn for less than one in so many of a walk's rows is not worth it.
 const WORTH: usize = 8;
+
 /// A segment whose graph is walked for any of its live rows.
 pub(super) struct Part<'a> {
     segment: &'a Segment,
@@ -71,8 +72,8 @@ struct Going<'a> {
     stage: Stage,
     /// How many rows it looks from before it waits for the others.
     places: usize,
-    /// The distances of the live rows it has met, as far as a whole beam of them.
-    met: Vec<f32>,
+    /// The rows it has met: how far they are, and whether they live.
+    met: Vec<(f32, bool)>,
 }
 
 impl Going<'_> {
@@ -103,8 +104,14 @@ impl<'a> Search<'a, '_> {
 
     /// Takes all walks as far as the share that each has of the nearest rows asks for.
     fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
+        let widest = going.iter().map(|one| one.part.walk.beam).max();
+        let widest = widest.unwrap_or_default();
         let found = self.coarse.iter().chain(&self.exact);
-        let others: Vec<f32> = found.map(|one| one.distance).collect();
+        let mut others: Vec<f32> = found.map(|one| one.distance).collect();
+        if others.len() > widest {
+            farthest(&mut others, widest);
+            others.truncate(widest);
+        }
         let mut near = Vec::new();
         loop {
             for one in going.iter_mut().filter(|one| one.waits()) {
@@ -113,19 +120,18 @@ impl<'a> Search<'a, '_> {
             }
             near.clone_from(&others);
             for one in &*going {
-                near.extend(&one.met);
+                let alive = one.met.iter().filter(|(_, is_alive)| *is_alive);
+                near.extend(alive.map(|(distance, _)| *distance));
             }
             for one in going.iter_mut() {
-                let Part {
-                    segment,
-                    walk,
-                    live,
-                    ..
-                } = &one.part;
-                let reach = farthest(&mut near, walk.beam);
-                let own = one.met.iter().filter(|distance| **distance <= reach);
-                let places = amid(share(walk.beam, own.count()), segment.nodes(), *live);
-                one.places = one.places.max(places);
+                let beam = one.part.walk.beam;
+                let reach = farthest(&mut near, beam);
+                let own = one.met.iter().filter(|(distance, _)| *distance <= reach);
+                let own = Own {
+                    met: own.clone().count(),
+                    alive: own.filter(|(_, is_alive)| *is_alive).count(),
+                };
+                one.places = one.places.max(own.places(beam, near.len()));
             }
             if !going.iter().any(Going::waits) {
                 return Ok(());
@@ -136,14 +142,16 @@ impl<'a> Search<'a, '_> {
         }
     }
 
-    /// Takes down the distances of the rows that a walk has met.
+    /// Takes down the rows that a walk has met: how far they are, and whether they may be answered with.
     fn meet(&self, one: &mut Going<'_>) {
-        let Part { segment, walk, .. } = one.part;
+        let segment = one.part.segment;
         let is_all_alive = segment.is_all_alive();
         let met = segment.near(&one.stage);
-        let met = met.filter(|met| is_all_alive || self.shows(segment, met.row));
         one.met.clear();
-        one.met.extend(met.take(walk.beam).map(|met| met.distance));
+        one.met.extend(met.map(|met| {
+            let is_alive = is_all_alive || self.shows(segment, met.row);
+            (met.distance, is_alive)
+        }));
     }
 
     fn shows(&self, segment: &Segment, row: u32) -> bool {
@@ -196,12 +204,24 @@ fn amid(beam: usize, nodes: u32, live: u32) -> usize {
     wide.max(beam)
 }
 
-/// How wide a beam a graph needs that has `own` of the nearest rows, where one graph of them all would
-/// need `beam`, as many as there are of these.
-fn share(beam: usize, own: usize) -> usize {
-    let square = beam.saturating_mul(own);
-    let root = square.isqrt();
-    root + usize::from(root * root < square)
+/// Rows of a graph that are as near as the nearest live ones of all graphs.
+struct Own {
+    /// All of them.
+    met: usize,
+    /// Those that live.
+    alive: usize,
+}
+
+impl Own {
+    /// From how many rows a walk has to look that has come to these, where `near` live rows were met in
+    /// all graphs: as wide a beam of live ones as its share of the nearest asks for, amid those that
+    /// have ended. Where none lives, from each of them, for live ones may lie behind.
+    fn places(&self, beam: usize, near: usize) -> usize {
+        let nearest = near.clamp(1, beam.max(1));
+        let wide = beam.saturating_mul(beam).saturating_mul(self.alive) / nearest;
+        let wide = wide.isqrt().saturating_mul(self.met);
+        wide.checked_div(self.alive).unwrap_or(self.met)
+    }
 }
 
 /// The farthest of the nearest so many distances; infinite where there are fewer.
@@ -215,7 +235,7 @@ fn farthest(distances: &mut [f32], among: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{amid, farthest, share};
+    use super::{Own, amid, farthest};
 
     #[test]
     fn a_beam_is_as_much_wider_as_there_are_more_rows_than_live_ones() {
@@ -230,10 +250,23 @@ mod tests {
 
     #[test]
     fn a_graph_with_few_of_the_nearest_needs_a_narrower_beam() {
-        assert_eq!(share(64, 64), 64);
-        assert_eq!(share(64, 32), 46);
-        assert_eq!(share(64, 9), 24);
-        assert_eq!(share(64, 0), 0);
+        let places = |met, alive, near| Own { met, alive }.places(64, near);
+        assert_eq!(places(64, 64, 128), 64);
+        assert_eq!(places(32, 32, 128), 45);
+        assert_eq!(places(9, 9, 128), 24);
+        assert_eq!(places(0, 0, 128), 0);
+        assert_eq!(places(20, 20, 20), 64, "all there are");
+    }
+
+    #[test]
+    fn ended_rows_take_no_place_of_live_ones() {
+        let places = |met, alive, near| Own { met, alive }.places(64, near);
+        assert_eq!(places(73, 64, 64), 73);
+        assert_eq!(places(64, 32, 64), 90);
+        assert_eq!(places(70, 2, 64), 385, "as far as it goes");
+        assert_eq!(places(70, 2, 2), 64 * 35);
+        assert_eq!(places(40, 0, 64), 40, "live ones may lie behind");
+        assert_eq!(places(70, 0, 0), 70);
     }
 
     #[test]

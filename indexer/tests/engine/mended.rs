@@ -1,4 +1,4 @@
-//! Rows in few lists are found: a graph is mended before it is sealed, and a growing one once it is at
+//! Rows are found by searches for themselves: a graph is mended before it is sealed, and a growing one once it is at
 //! rest.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::world::{DEADLINE, Live, World, vector};
 
 /// Enough for a walk to be cheaper than a scan.
 const ROWS: u64 = 4096;
-/// What graphs are mended for.
+/// Somewhat wider than what graphs are mended for.
 const BEAM: usize = 32;
 /// Of these rows so many may not find themselves; without mending a hundred do not.
 const MOST_LOST: usize = 20;

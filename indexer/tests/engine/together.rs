@@ -147,6 +147,31 @@ fn live_points_amid_deleted_ones_are_found() {
     live.close();
 }
 
+#[test]
+fn points_behind_deleted_ones_are_found() {
+    for in_regions in [false, true] {
+        let (world, live, points) = filled(in_regions);
+        let query = match in_regions {
+            true => placed_query(0, 3),
+            false => vector(900_003),
+        };
+        // All of the nearest: more than a beam of each segment, or of the one that holds them.
+        let mut order: Vec<(f32, &String)> = points
+            .iter()
+            .map(|(id, vector)| (cosine(&query, vector), id))
+            .collect();
+        order.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let count = usize::try_from(SEGMENTS).unwrap() * 2 * BEAM;
+        for (_, id) in order.iter().take(count) {
+            world.delete(id);
+        }
+        world.caught_up(&live);
+        let (recall, _) = look(&live, BEAM, std::iter::once(query));
+        assert!(recall > 0.95, "in regions: {in_regions}, {recall}");
+        live.close();
+    }
+}
+
 fn placed_query(segment: u64, seed: u64) -> Vec<f32> {
     let region = vector(100_000 + segment);
     let own = vector(700_000 + seed);

@@ -2,7 +2,7 @@
 //! read.
 //!
 //! It is asked of the system and given back to it at once, since a graph that is sealed leaves
-//! megabytes that an allocator would keep for a while; and pages that no row has come to yet are none.
+//! megabytes that an allocator would keep for a while; and what no row has come near yet takes none.
 //!
 //! Searches read codes as plain slices, which is what vector instructions want. Nothing safe hands
 //! out a part of a buffer while another part of it is written.

@@ -1,6 +1,6 @@
 //! Codes and edges of a graph that grows, in pages that never move.
 //!
-//! Each page holds as many rows as all before it, so there are few, and a row is found in its page by
+//! Each page but the first holds as many rows as all before it, so there are few, and a row is found in its page by
 //! its number alone: a walk does that for every code it reads.
 
 use std::{array, iter::repeat_with, sync::OnceLock};
