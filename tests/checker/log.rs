@@ -57,10 +57,7 @@ impl<'a> Log<'a> {
             partitions,
             keys,
             makers: makers.collect(),
-            claimed: history
-                .acknowledged()
-                .map(|(_, _, place, _)| place)
-                .collect(),
+            put_back: BTreeMap::new(),
             known_by: vec![Vec::new(); count],
             unknown_before: vec![Vec::new(); count],
             counts: Vec::new(),
