@@ -215,12 +215,12 @@ struct Own {
 impl Own {
     /// From how many rows a walk has to look that has come to these, where `near` live rows were met in
     /// all graphs: as wide a beam of live ones as its share of the nearest asks for, amid those that
-    /// have ended. Where none lives, from each of them, for live ones may lie behind.
+    /// have ended. Where none lives, from each of them and as many again, for live ones may lie behind.
     fn places(&self, beam: usize, near: usize) -> usize {
         let nearest = near.clamp(1, beam.max(1));
         let wide = beam.saturating_mul(beam).saturating_mul(self.alive) / nearest;
         let wide = wide.isqrt().saturating_mul(self.met);
-        wide.checked_div(self.alive).unwrap_or(self.met)
+        wide.checked_div(self.alive).unwrap_or(2 * self.met)
     }
 }
 
@@ -265,8 +265,8 @@ mod tests {
         assert_eq!(places(64, 32, 64), 90);
         assert_eq!(places(70, 2, 64), 385, "as far as it goes");
         assert_eq!(places(70, 2, 2), 64 * 35);
-        assert_eq!(places(40, 0, 64), 40, "live ones may lie behind");
-        assert_eq!(places(70, 0, 0), 70);
+        assert_eq!(places(40, 0, 64), 80, "live ones may lie behind");
+        assert_eq!(places(70, 0, 0), 140);
     }
 
     #[test]
