@@ -547,11 +547,14 @@ async fn a_shard_that_another_node_serves_is_not_claimed_before_it_can_be_served
     let often = Config::default().probe_interval;
     let world = World::start_in(None, 5, often, Some(of_other(true))).await;
     let control = world.control.clone();
-    let epoch = |control: &ControlHandle| {
-        let state = control.snapshot();
-        state.owner(&world.name, Partition(0)).unwrap().1
+    let epoch = {
+        let (control, name) = (control.clone(), world.name.clone());
+        move || {
+            let state = control.snapshot();
+            state.owner(&name, Partition(0)).map(|(_, epoch)| *epoch)
+        }
     };
-    let served = epoch(&control);
+    let served = blocking(move || eventually(DEADLINE, "the other's claim", epoch)).await;
     // It is open, and lacks the last record.
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     let opened = async {
