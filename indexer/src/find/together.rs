@@ -161,7 +161,9 @@ impl<'a> Search<'a, '_> {
 
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
-        let Going { part, stage, .. } = one;
+        let Going {
+            part, stage, met, ..
+        } = one;
         let Part {
             segment,
             folded,
@@ -178,9 +180,8 @@ impl<'a> Search<'a, '_> {
             }
             false => {
                 let enough = self.want.max(walk.beam - walk.beam / 4);
-                let seen = segment.near(&stage);
-                let seen = seen.filter(|near| self.shows(segment, near.row));
-                stage.is_exhausted() && seen.count() < enough
+                let alive = met.iter().filter(|(_, is_alive)| *is_alive);
+                stage.is_exhausted() && alive.count() < enough
             }
         };
         if !is_crowded {

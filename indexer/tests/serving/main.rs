@@ -516,17 +516,27 @@ async fn a_change_that_is_to_stay_in_another_region_is_not_made() {
     }
 }
 
+/// Where the owner's claim of the first shard is, once it was read back.
+async fn owned(world: &World) -> Offset {
+    let (control, name) = (world.control.clone(), world.name.clone());
+    let read_back = move || {
+        let state = control.snapshot();
+        state.owner(&name, Partition(0)).map(|(_, at)| *at)
+    };
+    blocking(move || eventually(DEADLINE, "the owner's claim", read_back)).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_is_let_go_and_taken_again_at_once_is_not_in_its_own_way() {
     let world = World::start(3).await;
+    let first = owned(&world).await;
     let state = world.control.snapshot();
-    let (_, first) = state.owner(&world.name, Partition(0)).unwrap();
     // Defined anew, it is another collection: the shard is let go and taken in one step.
     let again = state.collections.get(&world.name).unwrap().clone();
     let key = Key::Collection(world.name.clone());
     let again = Entry::Collection(Box::new(again));
     let defined = world.control.put(&key, &again).await.unwrap();
-    assert!(defined > *first);
+    assert!(defined > first);
     let (control, name) = (world.control.clone(), world.name.clone());
     let found = move || {
         let state = control.snapshot();
@@ -547,14 +557,7 @@ async fn a_shard_that_another_node_serves_is_not_claimed_before_it_can_be_served
     let often = Config::default().probe_interval;
     let world = World::start_in(None, 5, often, Some(of_other(true))).await;
     let control = world.control.clone();
-    let epoch = {
-        let (control, name) = (control.clone(), world.name.clone());
-        move || {
-            let state = control.snapshot();
-            state.owner(&name, Partition(0)).map(|(_, epoch)| *epoch)
-        }
-    };
-    let served = blocking(move || eventually(DEADLINE, "the other's claim", epoch)).await;
+    let served = owned(&world).await;
     // It is open, and lacks the last record.
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     let opened = async {
