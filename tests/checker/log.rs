@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{
     history::{Call, Content, History, Operation, Place, Record, Seen},
     moments::Moments,
+    put_back::{self, PutBack, stamp},
 };
 
 /// The records by key, and which operations are known to have made them.
@@ -14,8 +15,8 @@ pub(crate) struct Log<'a> {
     partitions: Vec<Vec<&'a Record>>,
     keys: BTreeMap<&'a str, Vec<&'a Record>>,
     makers: HashMap<u64, &'a Operation>,
-    /// Records of nobody that say again what was there before a patch: which one's, by its stamp.
-    put_back: BTreeMap<Place, u64>,
+    /// Records that may say again what was there before a patch.
+    put_back: BTreeMap<Place, PutBack>,
     /// By partition: (acknowledged at, first moment that has it and all acknowledged earlier), by time.
     known_by: Vec<Vec<(u64, u64)>>,
     /// By partition: (invoked at, last moment without it and all invoked later), by time.
@@ -96,47 +97,13 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// A patch that turns out to be refused behind another record publishes that one once more; and if yet
-    /// another came between, decides on that, and may put it back, too.
     fn note_put_back(&mut self, history: &History) {
         let claimed: BTreeSet<Place> = history.acknowledged().map(|(_, _, at, _)| at).collect();
-        let mut put_back: BTreeMap<Place, u64> = BTreeMap::new();
         for records in self.keys.values() {
-            // Of each patch under way, by its stamp: what it has to put back if it is refused.
-            let mut under_way: BTreeMap<u64, Option<Content>> = BTreeMap::new();
-            let mut before: Option<&Record> = None;
-            for record in records {
-                let content = before.and_then(|before| before.content);
-                let is_claimed = claimed.contains(&record.place);
-                let patch = stamp_of(record).filter(|stamp| self.is_patch(*stamp));
-                let of = under_way.iter().find(|(_, held)| **held == record.content);
-                let of = of.map(|(stamp, _)| *stamp).filter(|_| !is_claimed);
-                match (patch, of) {
-                    (_, Some(stamp)) => {
-                        let is_own = before.is_some_and(|before| {
-                            stamp_of(before) == Some(stamp)
-                                || put_back.get(&before.place) == Some(&stamp)
-                        });
-                        // What nobody else came between is the end of it.
-                        match is_own {
-                            true => under_way.remove(&stamp),
-                            false => under_way.insert(stamp, content),
-                        };
-                        put_back.insert(record.place, stamp);
-                    }
-                    (Some(stamp), None) if is_claimed => {
-                        under_way.remove(&stamp);
-                    }
-                    // One made anew follows what it is made of, or its own record before that.
-                    (Some(stamp), None) if before.and_then(stamp_of) != Some(stamp) => {
-                        under_way.insert(stamp, content);
-                    }
-                    _ => {}
-                }
-                before = Some(record);
-            }
+            let is_patch = |stamp| self.is_patch(stamp);
+            let found = put_back::put_back(records, is_patch, |place| claimed.contains(&place));
+            self.put_back.extend(found);
         }
-        self.put_back = put_back;
     }
 
     fn is_patch(&self, stamp: u64) -> bool {
@@ -216,32 +183,45 @@ impl<'a> Log<'a> {
         self.keys.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// The key's record that a patch was made of: the last one before it that is not the patch's own. One that finds
-    /// another record between what it was made of and itself is made anew, and published again; or put back, and made
-    /// anew if that came behind yet another.
-    pub(crate) fn base(&self, record: &Record) -> Option<&'a Record> {
-        let patch = stamp_of(record);
-        let is_own = |one: &Record| stamp_of(one) == patch || self.put_back(one) == patch;
-        let records = self.of_key(&record.key).iter();
-        let mut earlier = records.rev().filter(|one| one.place < record.place);
-        earlier.find(|one| !is_own(one)).copied()
+    /// The key's records that a patch may have been made of: the last one before it that is not the patch's own. One
+    /// that finds another record between what it was made of and itself is made anew, and published again; or put
+    /// back, and made anew if that came behind yet another. Of a record that may be its own or somebody else's, both hold.
+    pub(crate) fn bases(&self, record: &Record) -> Vec<Option<&'a Record>> {
+        let mut bases = Vec::new();
+        let records = self.of_key(&record.key).iter().copied().rev();
+        for earlier in records.filter(|one| one.place < record.place) {
+            let put_back = self.put_back.get(&earlier.place);
+            let (may_be_own, is_own) = match (stamp(record), put_back) {
+                (patch, _) if stamp(earlier) == patch => (true, true),
+                (Some(patch), Some(put_back)) => (put_back.may_be_of(patch), put_back.is_of(patch)),
+                _ => (false, false),
+            };
+            if !is_own {
+                bases.push(Some(earlier));
+            }
+            if !may_be_own {
+                return bases;
+            }
+        }
+        bases.push(None);
+        bases
     }
 
-    /// The stamp of the patch that put this record's content back, when it turned out to be refused.
-    pub(crate) fn put_back(&self, record: &Record) -> Option<u64> {
-        self.put_back.get(&record.place).copied()
+    /// Whether this record may be what a patch put back, when it turned out to be refused.
+    pub(crate) fn may_be_put_back(&self, record: &Record) -> bool {
+        self.put_back.contains_key(&record.place)
     }
 
     /// Whether what this record put back did not stay: the patch saw what had come between, and was made anew
     /// upon that, or put that back.
     pub(crate) fn is_passing(&self, record: &Record) -> bool {
-        let Some(patch) = self.put_back(record) else {
+        let Some(put_back) = self.put_back.get(&record.place) else {
             return false;
         };
         let records = self.of_key(&record.key);
         let at = records.iter().position(|one| one.place == record.place);
         let next = at.and_then(|at| records.get(at + 1));
-        next.is_some_and(|next| stamp_of(next) == Some(patch) || self.put_back(next) == Some(patch))
+        next.is_some_and(|next| put_back.goes_on(stamp(next), self.put_back.get(&next.place)))
     }
 
     /// Who made a record of this stamp.
@@ -301,9 +281,4 @@ pub(crate) fn is_shown(record: &Record, seen: &Seen) -> bool {
     record.version == seen.version
         && record.content.is_some_and(has)
         && seen.place.is_none_or(|place| place == record.place)
-}
-
-/// The stamp of a record; none of a delete.
-fn stamp_of(record: &Record) -> Option<u64> {
-    record.content.and_then(|content| content.stamp)
 }

@@ -28,6 +28,7 @@ pub(crate) mod history;
 mod log;
 pub(crate) mod mark;
 mod moments;
+mod put_back;
 mod sessions;
 mod tokens;
 mod versions;

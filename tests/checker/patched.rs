@@ -113,7 +113,7 @@ fn a_patch_that_was_put_back_behind_another_write_and_made_anew_upon_that_is_rig
 }
 
 /// A record that no operation is known to have made, behind all others.
-fn stray(story: &mut Story, content: Option<Content>) {
+fn stray(story: &mut Story, content: Option<Content>) -> Place {
     let place = Place {
         partition: 0,
         offset: story.ends()[0],
@@ -125,6 +125,7 @@ fn stray(story: &mut Story, content: Option<Content>) {
         version,
         content,
     });
+    place
 }
 
 #[test]
@@ -165,5 +166,57 @@ fn a_condition_on_another_version_is_caught() {
         panic!("a patch");
     };
     *if_version = Some(1);
+    breaks(&story, Promise::Conditions, patch);
+}
+
+#[test]
+fn patches_that_two_owners_make_anew_upon_each_other_are_right() {
+    let mut story = planted::story();
+    story.upsert(0, "a0");
+    let older = story.live("a0", u64::MAX).unwrap().content.unwrap();
+    let newer = story.upsert(0, "a0");
+    let newer = story.history.records.iter().find(|one| one.place == newer);
+    let newer = newer.unwrap().content.unwrap();
+    story.patch(0, "a0");
+    let ours = story.history.records.pop().unwrap().content.unwrap();
+    let patch = story.history.operations.len() - 1;
+    let mut theirs = story.history.operations[patch].clone();
+    theirs.number += 1;
+    theirs.outcome = Outcome::Unknown { why: "cut".into() };
+    let stamp = ours.stamp.unwrap() + 1;
+    for (operation, stamp) in [(patch, stamp - 1), (patch + 1, stamp)] {
+        if operation > patch {
+            story.history.operations.push(theirs.clone());
+        }
+        let call = &mut story.history.operations[operation].call;
+        *call = Call::Patch {
+            key: "a0".into(),
+            stamp,
+            with_vector: false,
+            if_version: None,
+        };
+    }
+    // Each finds the other's record before its own, and is made anew upon what stood right before it.
+    let [ours, theirs] = [stamp - 1, stamp].map(|stamp| {
+        [older, newer].map(|of| Content {
+            stamp: Some(stamp),
+            ..of
+        })
+    });
+    for content in [
+        ours[0], theirs[1], ours[1], theirs[0], ours[1], theirs[1], ours[0],
+    ] {
+        stray(&mut story, Some(content));
+    }
+    let place = stray(&mut story, Some(ours[1]));
+    let version = story.history.records.last().unwrap().version;
+    story.history.operations[patch].outcome = Outcome::Written { place, version };
+    is_right(&story);
+    // Of a vector that nothing before it had.
+    for at in story.history.records.len() - 4..story.history.records.len() - 1 {
+        let content = story.history.records[at].content.as_mut().unwrap();
+        content.of_vector = older.of_vector;
+        content.vector = older.vector;
+    }
     breaks(&story, Promise::Conditions, patch);
 }

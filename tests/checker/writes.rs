@@ -102,7 +102,7 @@ fn deletes(history: &History, log: &Log<'_>) -> Vec<Anomaly> {
         let records = log.of_key(key);
         // A patch that turns out to be of a point that is gone is mended by one more delete.
         let made = records.iter();
-        let made = made.filter(|one| one.content.is_none() && log.put_back(one).is_none());
+        let made = made.filter(|one| one.content.is_none() && !log.may_be_put_back(one));
         let (made, possible) = (
             made.count(),
             possible.get(key.as_str()).copied().unwrap_or_default(),
