@@ -32,7 +32,9 @@ pub struct Tasks {
 #[derive(Default)]
 struct State {
     tasks: JoinSet<()>,
-    threads: Vec<(String, JoinHandle<()>)>,
+    threads: Vec<JoinHandle<()>>,
+    /// Names of those that have not ended.
+    running: Vec<String>,
     first_failure: Option<Failure>,
 }
 
@@ -69,6 +71,7 @@ impl Tasks {
         E: Into<TaskError>,
     {
         let name = name.into();
+        let running = name.clone();
         let tasks = self.clone();
         let guarded = async move {
             let guard = PanicGuard {
@@ -79,7 +82,9 @@ impl Tasks {
             std::mem::forget(guard);
             tasks.ended(&name, outcome.map_err(Into::into));
         };
-        self.lock().tasks.spawn(guarded);
+        let mut state = self.lock();
+        state.running.push(running);
+        state.tasks.spawn(guarded);
     }
 
     /// Starts a thread that may block. It has to watch the cancellation itself.
@@ -97,6 +102,8 @@ impl Tasks {
         let name = name.into();
         let tasks = self.clone();
         let thread_name = name.clone();
+        // Held until it stands among those that run: the thread may be at its end at once.
+        let mut state = self.lock();
         let handle =
             thread::Builder::new().name(name.clone()).spawn(move || {
                 match catch_unwind(AssertUnwindSafe(body)) {
@@ -104,11 +111,17 @@ impl Tasks {
                     Err(_) => tasks.ended(&thread_name, Err("it panicked".into())),
                 }
             })?;
-        self.lock().threads.push((name, handle));
+        state.threads.push(handle);
+        state.running.push(name);
         Ok(())
     }
 
     fn ended(&self, name: &str, outcome: Result<(), TaskError>) {
+        {
+            let running = &mut self.lock().running;
+            let at = running.iter().position(|one| one == name);
+            at.map(|at| running.swap_remove(at));
+        }
         match outcome {
             Ok(()) => debug!(task = name, "task ended"),
             Err(cause) => {
@@ -137,19 +150,22 @@ impl Tasks {
                     break;
                 }
                 while tasks.join_next().await.is_some() {}
-                for (_, handle) in threads {
+                for handle in threads {
                     // A panic was caught inside, so joining only waits.
                     let _ended = tokio::task::spawn_blocking(move || handle.join()).await;
                 }
             }
         };
         let timed_out = tokio::time::timeout(grace, all).await.is_err();
-        let failure = self.lock().first_failure.clone();
-        match failure {
-            Some(failure) => Err(failure),
+        let state = self.lock();
+        match &state.first_failure {
+            Some(failure) => Err(failure.clone()),
             None if timed_out => Err(Failure {
                 task: "shutdown".into(),
-                detail: format!("tasks still ran {grace:?} after they were cancelled"),
+                detail: format!(
+                    "still running {grace:?} after the end was asked for: {}",
+                    state.running.join(", ")
+                ),
             }),
             None => Ok(()),
         }
@@ -251,6 +267,25 @@ mod tests {
             let failure = tasks.finish(GRACE).await.unwrap_err();
             assert_eq!(failure.task, "panics");
         }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_in_time_is_named() {
+        let tasks = Tasks::new(CancellationToken::new());
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let wait = move || {
+            // Until the test lets go.
+            let _ended = held.recv();
+            Ok::<_, Infallible>(())
+        };
+        tasks.spawn_thread("hangs", wait).unwrap();
+        tasks.spawn("ends", async { Ok::<_, Infallible>(()) });
+        tasks.cancel().cancel();
+        let failure = tasks.finish(Duration::ZERO).await.unwrap_err();
+        drop(let_go);
+        assert_eq!(failure.task, "shutdown");
+        assert!(failure.detail.ends_with(": hangs") || failure.detail.ends_with(", ends"));
+        assert!(failure.detail.contains("hangs"), "{failure}");
     }
 
     #[tokio::test]
