@@ -209,7 +209,7 @@ pub struct EngineConfig {
     /// every search dearer.
     pub seal_rows: u32,
     /// A growing segment of so many rows is sealed early once nothing was added for
-    /// `idle_seal_after`. Default 8192.
+    /// `idle_seal_after`. Default 4096.
     ///
     /// A sealed segment takes less memory and is searched faster. Lower makes more and smaller
     /// segments, which every search has to visit until they are merged.
@@ -290,7 +290,7 @@ impl Default for EngineConfig {
             batch_records: NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN),
             memtable_rows: 4096,
             seal_rows: 262_144,
-            idle_seal_rows: 8192,
+            idle_seal_rows: 4096,
             idle_seal_after: Duration::from_secs(3),
             compact_dead_share: 0.15,
             compact_dead_rows: 1024,

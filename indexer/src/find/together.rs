@@ -62,6 +62,7 @@ impl<'a> Part<'a> {
             part: self,
             places: TURN,
             met: Vec::new(),
+            live: Vec::new(),
         }
     }
 }
@@ -72,8 +73,10 @@ struct Going<'a> {
     stage: Stage,
     /// How many rows it looks from before it waits for the others.
     places: usize,
-    /// The rows it has met: how far they are, and whether they live.
-    met: Vec<(f32, bool)>,
+    /// How far the rows are that it has met, nearest first.
+    met: Vec<f32>,
+    /// Those that may be answered with.
+    live: Vec<f32>,
 }
 
 impl Going<'_> {
@@ -104,34 +107,26 @@ impl<'a> Search<'a, '_> {
 
     /// Takes all walks as far as the share that each has of the nearest rows asks for.
     fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
-        let widest = going.iter().map(|one| one.part.walk.beam).max();
-        let widest = widest.unwrap_or_default();
         let found = self.coarse.iter().chain(&self.exact);
         let mut others: Vec<f32> = found.map(|one| one.distance).collect();
-        if others.len() > widest {
-            farthest(&mut others, widest);
-            others.truncate(widest);
-        }
-        let mut near = Vec::new();
+        others.sort_unstable_by(f32::total_cmp);
         loop {
             for one in going.iter_mut().filter(|one| one.waits()) {
                 one.part.segment.go_on(&mut one.stage, one.places);
                 self.meet(one);
             }
-            near.clone_from(&others);
-            for one in &*going {
-                let alive = one.met.iter().filter(|(_, is_alive)| *is_alive);
-                near.extend(alive.map(|(distance, _)| *distance));
-            }
-            for one in going.iter_mut() {
-                let beam = one.part.walk.beam;
-                let reach = farthest(&mut near, beam);
-                let own = one.met.iter().filter(|(distance, _)| *distance <= reach);
+            let live = going.iter().map(|one| one.live.as_slice());
+            let lists: Vec<&[f32]> = live.chain([others.as_slice()]).collect();
+            let near = lists.iter().map(|list| list.len()).sum();
+            let reach = going.iter().map(|one| one.part.walk.beam);
+            let reach: Vec<f32> = reach.map(|beam| farthest(&lists, beam)).collect();
+            for (one, reach) in going.iter_mut().zip(reach) {
+                let within = |distances: &[f32]| distances.partition_point(|one| *one <= reach);
                 let own = Own {
-                    met: own.clone().count(),
-                    alive: own.filter(|(_, is_alive)| *is_alive).count(),
+                    met: within(&one.met),
+                    alive: within(&one.live),
                 };
-                one.places = one.places.max(own.places(beam, near.len()));
+                one.places = one.places.max(own.places(one.part.walk.beam, near));
             }
             if !going.iter().any(Going::waits) {
                 return Ok(());
@@ -142,16 +137,20 @@ impl<'a> Search<'a, '_> {
         }
     }
 
-    /// Takes down the rows that a walk has met: how far they are, and whether they may be answered with.
+    /// Takes down the rows that a walk has met.
     fn meet(&self, one: &mut Going<'_>) {
         let segment = one.part.segment;
-        let is_all_alive = segment.is_all_alive();
-        let met = segment.near(&one.stage);
         one.met.clear();
-        one.met.extend(met.map(|met| {
-            let is_alive = is_all_alive || self.shows(segment, met.row);
-            (met.distance, is_alive)
-        }));
+        one.met
+            .extend(segment.near(&one.stage).map(|met| met.distance));
+        one.live.clear();
+        if segment.is_all_alive() {
+            one.live.extend_from_slice(&one.met);
+            return;
+        }
+        let live = segment.near(&one.stage);
+        let live = live.filter(|met| self.shows(segment, met.row));
+        one.live.extend(live.map(|met| met.distance));
     }
 
     fn shows(&self, segment: &Segment, row: u32) -> bool {
@@ -162,7 +161,7 @@ impl<'a> Search<'a, '_> {
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
         let Going {
-            part, stage, met, ..
+            part, stage, live, ..
         } = one;
         let Part {
             segment,
@@ -180,8 +179,7 @@ impl<'a> Search<'a, '_> {
             }
             false => {
                 let enough = self.want.max(walk.beam - walk.beam / 4);
-                let alive = met.iter().filter(|(_, is_alive)| *is_alive);
-                stage.is_exhausted() && alive.count() < enough
+                stage.is_exhausted() && live.len() < enough
             }
         };
         if !is_crowded {
@@ -225,13 +223,20 @@ impl Own {
     }
 }
 
-/// The farthest of the nearest so many distances; infinite where there are fewer.
-fn farthest(distances: &mut [f32], among: usize) -> f32 {
-    let last = among.saturating_sub(1);
-    match distances.len() > last {
-        true => *distances.select_nth_unstable_by(last, f32::total_cmp).1,
-        false => f32::INFINITY,
+/// The farthest of the nearest so many distances in lists that are sorted; infinite where there are fewer.
+fn farthest(lists: &[&[f32]], among: usize) -> f32 {
+    let mut left = lists.to_vec();
+    let mut farthest = f32::INFINITY;
+    for _ in 0..among {
+        let heads = left.iter_mut();
+        let heads = heads.filter_map(|list| Some((*list.first()?, list)));
+        let Some((distance, list)) = heads.min_by(|a, b| a.0.total_cmp(&b.0)) else {
+            return f32::INFINITY;
+        };
+        *list = list.get(1..).unwrap_or_default();
+        farthest = distance;
     }
+    farthest
 }
 
 #[cfg(test)]
@@ -272,9 +277,8 @@ mod tests {
 
     #[test]
     fn the_farthest_is_of_so_many_nearest() {
-        let mut distances = [3.0, 1.0, 2.0];
-        assert_eq!(farthest(&mut distances, 2), 2.0);
-        assert_eq!(farthest(&mut distances, 3), 3.0);
-        assert_eq!(farthest(&mut distances, 4), f32::INFINITY);
+        let lists: [&[f32]; 3] = [&[1.0, 3.0], &[], &[2.0]];
+        let found = [1, 2, 3, 4].map(|among| farthest(&lists, among));
+        assert_eq!(found, [1.0, 2.0, 3.0, f32::INFINITY]);
     }
 }

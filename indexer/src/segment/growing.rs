@@ -15,11 +15,12 @@ use crate::{
     wal::Position,
 };
 
-/// A row and its life.
+/// A row and its life, which most looks at it are about: in one line of the cache.
+#[repr(C)]
 struct Kept {
-    new: NewRow,
     born: u64,
     died: AtomicU64,
+    new: NewRow,
 }
 
 /// Rows in memory, with the graph of those below [`Growing::folded`].
@@ -63,9 +64,9 @@ impl Growing {
             self.expiring.fetch_add(1, Ordering::AcqRel);
         }
         let index = self.rows.push(Kept {
-            new,
             born: born.0,
             died: AtomicU64::new(ALIVE),
+            new,
         });
         u32::try_from(index).expect("a segment is sealed long before 2^32 rows")
     }
@@ -99,6 +100,24 @@ impl Growing {
             born: kept.born,
             died: kept.died.load(Ordering::Acquire),
         })
+    }
+
+    /// Whether a search at `at` may answer with a row: what [`Row::is_visible`] says, for less.
+    pub fn is_visible(&self, row: u32, at: Sequence, now_ms: i64) -> bool {
+        let Some(kept) = self.kept(row) else {
+            return false;
+        };
+        kept.born <= at.0
+            && at.0 < kept.died.load(Ordering::Acquire)
+            && kept
+                .new
+                .expires_at_ms
+                .is_none_or(|expires| now_ms < expires)
+    }
+
+    /// Where a row's frame stands in the shard's own log.
+    pub fn wal(&self, row: u32) -> Option<Position> {
+        self.kept(row).map(|kept| kept.new.wal)
     }
 
     /// The id of a row.

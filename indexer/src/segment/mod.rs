@@ -58,6 +58,8 @@ pub struct Sequence(pub u64);
 
 /// A row that has not ended.
 const ALIVE: u64 = u64::MAX;
+/// Bytes of a frame beside its vector, as a rule: where it came from, its id, a short payload.
+const BESIDE_VECTOR_BYTES: usize = 512;
 /// A row that never expires.
 const NEVER: i64 = i64::MAX;
 
@@ -243,10 +245,7 @@ impl Segment {
     pub fn is_visible(&self, row: u32, moment: Moment) -> bool {
         let Moment { sequence, now_ms } = moment;
         match &self.rows {
-            Rows::Growing(growing) => {
-                let row = growing.row(row);
-                row.is_some_and(|row| row.is_visible(sequence, now_ms))
-            }
+            Rows::Growing(growing) => growing.is_visible(row, sequence, now_ms),
             Rows::Sealed(sealed) => sealed.is_visible(row, sequence, now_ms),
         }
     }
@@ -343,6 +342,9 @@ impl Segment {
                 .is_ok()
         });
         if ended {
+            if let Rows::Sealed(sealed) = &self.rows {
+                sealed.note_end(row);
+            }
             self.dead.fetch_add(1, Ordering::AcqRel);
             self.rides.ended(row);
         }
@@ -451,9 +453,9 @@ impl Segment {
     /// [`PointError`].
     pub fn frame(&self, row: u32, log: &wal::Reader) -> Result<Bytes, PointError> {
         match &self.rows {
-            Rows::Growing(_) => {
-                let known = self.row(row).ok_or_else(|| self.no_row(row))?;
-                Ok(log.read(known.wal)?)
+            Rows::Growing(growing) => {
+                let at = growing.wal(row).ok_or_else(|| self.no_row(row))?;
+                Ok(log.read(at)?)
             }
             Rows::Sealed(sealed) => sealed.frame(row)?.ok_or_else(|| self.no_row(row)),
         }
@@ -470,12 +472,16 @@ impl Segment {
         out: &mut Vec<f32>,
     ) -> Result<(), PointError> {
         match &self.rows {
-            Rows::Growing(_) => {
-                let frame = self.frame(row, log)?;
-                let words = entry::upsert_body(&frame)?.vector.as_chunks::<4>().0.iter();
-                out.clear();
-                out.extend(words.map(|word| f32::from_le_bytes(*word)));
-                Ok(())
+            Rows::Growing(growing) => {
+                let at = growing.wal(row).ok_or_else(|| self.no_row(row))?;
+                let vector_bytes = self.space().dim().len() * size_of::<f32>();
+                let read = log.visit(at, vector_bytes + BESIDE_VECTOR_BYTES, |frame| {
+                    let words = entry::upsert_body(frame)?.vector.as_chunks::<4>().0.iter();
+                    out.clear();
+                    out.extend(words.map(|word| f32::from_le_bytes(*word)));
+                    Ok::<_, EntryError>(())
+                });
+                Ok(read??)
             }
             Rows::Sealed(sealed) => Ok(sealed.vector(row, out)?),
         }

@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// Rows whose ends are noted in one word.
+const BITS: u32 = u64::BITS;
+
 /// A folder of a sealed segment's files.
 pub struct Sealed {
     /// What the folder says of itself.
@@ -40,6 +43,8 @@ pub struct Sealed {
     points: File,
     points_path: PathBuf,
     died: Vec<AtomicU64>,
+    /// A bit a row, set once it has ended: a walk looks at many rows, and these bits stay near.
+    ended: Vec<AtomicU64>,
 }
 
 impl Sealed {
@@ -80,6 +85,9 @@ impl Sealed {
         }
         Ok(Self {
             died: (0..manifest.rows).map(|_| AtomicU64::new(ALIVE)).collect(),
+            ended: (0..=manifest.rows / BITS)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             points: File::open(&points_path).map_err(io_error(&points_path))?,
             points_path,
             folder: folder.to_owned(),
@@ -118,10 +126,12 @@ impl Sealed {
 
     /// Whether a search at `at` may answer with a row: what [`Row::is_visible`] says, for less.
     pub fn is_visible(&self, row: u32, at: Sequence, now_ms: i64) -> bool {
-        let lives = self
-            .died(row)
-            .is_some_and(|died| at.0 < died.load(Ordering::Acquire));
-        lives
+        let lives_on = || {
+            let died = self.died(row);
+            died.is_some_and(|died| at.0 < died.load(Ordering::Acquire))
+        };
+        row < self.len()
+            && (!self.has_ended(row) || lives_on())
             && (!self.has_expiring()
                 || self
                     .table
@@ -132,6 +142,23 @@ impl Sealed {
     /// When a row ended.
     pub(super) fn died(&self, row: u32) -> Option<&AtomicU64> {
         self.died.get(usize::try_from(row).ok()?)
+    }
+
+    /// Notes that a row has ended: after that stands in [`Self::died`].
+    pub(super) fn note_end(&self, row: u32) {
+        if let Some(word) = self.ends(row) {
+            word.fetch_or(1 << (row % BITS), Ordering::AcqRel);
+        }
+    }
+
+    fn ends(&self, row: u32) -> Option<&AtomicU64> {
+        self.ended.get(usize::try_from(row / BITS).ok()?)
+    }
+
+    /// Whether a row has ended, as far as it is noted.
+    fn has_ended(&self, row: u32) -> bool {
+        let word = self.ends(row);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (row % BITS) != 0)
     }
 
     /// The graph.

@@ -5,7 +5,6 @@
 //! is being stored.
 
 use std::{
-    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -22,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::{
     dlq, metrics as names,
     segment::{
-        Segment, SegmentId,
+        PointError, Segment, SegmentId,
         growing::{Chunk, Growing},
         seal::SealError,
     },
@@ -30,6 +29,7 @@ use crate::{
         Shared, behind,
         checkpoint::{Done, Job, Storer},
         compact,
+        compact::{Mending, vector_of},
         cpu::CpuMeter,
         lock,
     },
@@ -195,8 +195,12 @@ impl Rounds<'_> {
             return;
         }
         let goes_on = || segment.len() == rows && !self.cancel.is_cancelled();
-        let mended = growing.graph.mend(&mut || Ok::<_, Infallible>(goes_on()));
-        rest.is_mended = mended == Ok(true);
+        let mended = growing.graph.mend(&mut Mending {
+            goes_on: || Ok::<_, PointError>(goes_on()),
+            vector: |row: u32, out: &mut Vec<f32>| vector_of(self.shared, segment, row, out),
+        });
+        // One that cannot be read now is tried again.
+        rest.is_mended = mended.is_ok_and(|is_mended| is_mended);
     }
 }
 

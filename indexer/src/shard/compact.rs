@@ -15,7 +15,7 @@ use crate::{
     catalog::CatalogError,
     index::{adjacency::Adjacency, packed, space::Space},
     segment::{
-        Place, Segment, SegmentId, Sequence,
+        Place, PointError, Segment, SegmentId, Sequence,
         entries::Entry,
         seal::{self, Origin, SealError, Sealer},
         sealed::Sealed,
@@ -115,7 +115,13 @@ pub fn seal(
     let Some(growing) = segment.as_growing() else {
         return Ok(None);
     };
-    if !growing.graph.mend(&mut paced(MEND_ROWS, &mut meanwhile))? {
+    let mut mending = Mending {
+        goes_on: paced(MEND_ROWS, &mut meanwhile),
+        vector: |row: u32, out: &mut Vec<f32>| vector_of(shared, segment, row, out),
+    };
+    let is_mended = growing.graph.mend(&mut mending)?;
+    drop(mending);
+    if !is_mended {
         return Ok(None);
     }
     let adjacency = growing.graph.adjacency(segment.len());
@@ -144,6 +150,44 @@ pub fn seal(
         log: &shared.log,
     };
     written(&sealer, meanwhile)
+}
+
+/// Mends a graph by the vectors that its rows were published with.
+pub(super) struct Mending<G, V> {
+    /// Whether to go on.
+    pub(super) goes_on: G,
+    /// A row's vector; false if it has none.
+    pub(super) vector: V,
+}
+
+impl<E, G, V> packed::Attend for Mending<G, V>
+where
+    G: FnMut() -> Result<bool, E>,
+    V: FnMut(u32, &mut Vec<f32>) -> Result<bool, E>,
+{
+    type Error = E;
+
+    fn goes_on(&mut self) -> Result<bool, E> {
+        (self.goes_on)()
+    }
+
+    fn vector(&mut self, row: u32, out: &mut Vec<f32>) -> Result<bool, E> {
+        (self.vector)(row, out)
+    }
+}
+
+/// The vector of a row that has not ended; false of one that has.
+pub(super) fn vector_of<E: From<PointError>>(
+    shared: &Shared,
+    segment: &Segment,
+    row: u32,
+    out: &mut Vec<f32>,
+) -> Result<bool, E> {
+    if segment.end_of(row).is_some() {
+        return Ok(false);
+    }
+    segment.vector(row, &shared.log, out)?;
+    Ok(true)
 }
 
 /// Writes a segment's folder and opens it.
@@ -349,7 +393,19 @@ impl Merge<'_> {
             }
         }
         let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
-        let edges = builder.finish(&mut paced(MEND_ROWS, &mut meanwhile))?;
+        let mut mending = Mending {
+            goes_on: paced(MEND_ROWS, &mut meanwhile),
+            vector: |node: u32, out: &mut Vec<f32>| {
+                let row = keys.get(usize::try_from(node).unwrap_or(usize::MAX));
+                let at = row.and_then(|row| usize::try_from(*row).ok());
+                let Some(origin) = at.and_then(|at| self.origins.get(at)) else {
+                    return Ok(false);
+                };
+                origin.segment.vector(origin.row, &self.shared.log, out)?;
+                Ok(true)
+            },
+        };
+        let edges = builder.finish(&mut mending)?;
         Ok(edges.map(|edges| edges.spread(&keys, rows)))
     }
 

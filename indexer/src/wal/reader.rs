@@ -4,7 +4,13 @@
 //! a segment cut away while it is being read stays readable to whoever is in it. A position that is not a frame's
 //! start cannot be told from damage and is reported as such.
 
-use std::{io, ops::ControlFlow, path::PathBuf, sync::Arc};
+use std::{
+    cell::Cell,
+    io,
+    ops::{ControlFlow, Range},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use shoal_runtime::ErrorKind;
@@ -19,6 +25,14 @@ use super::{
 
 /// Bytes read for one frame before its length is known: most frames take one read.
 const GUESS_BYTES: u64 = 4 << 10;
+
+/// Most memory that a thread keeps for the frames it looks at.
+const KEPT_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// Where a thread's frames are read to; taken for the time that one is looked at.
+    static FRAME: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Why a frame was not read.
 #[derive(Debug, thiserror::Error)]
@@ -113,22 +127,59 @@ impl Reader {
     /// # Errors
     /// See [`ReadError`]; a position inside a frame is `Corrupt`.
     pub fn read(&self, at: Position) -> Result<Bytes, ReadError> {
+        let mut bytes = Vec::new();
+        let frame_bytes = self.fill(at, GUESS_BYTES, &mut bytes)?;
+        bytes.truncate(frame_bytes);
+        Ok(Bytes::from(bytes).slice(frame::HEAD_BYTES..))
+    }
+
+    /// Calls `visit` with the payload of the frame at `at`, which is thought to have up to `guess_bytes`.
+    ///
+    /// It passes through memory that the thread keeps: what to use where one search reads many.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn visit<T>(
+        &self,
+        at: Position,
+        guess_bytes: usize,
+        visit: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, ReadError> {
+        let mut bytes = FRAME.take();
+        let guess_bytes = to_u64(guess_bytes + frame::HEAD_BYTES);
+        let filled = self.fill(at, guess_bytes, &mut bytes);
+        let visited = filled.map(|frame_bytes| {
+            let payload = bytes.get(frame::HEAD_BYTES..frame_bytes);
+            visit(payload.unwrap_or_default())
+        });
+        if bytes.len() <= KEPT_BYTES {
+            FRAME.set(bytes);
+        }
+        visited
+    }
+
+    /// Reads the frame at `at` into `bytes`, which becomes longer if need be; gives how long the frame is.
+    fn fill(
+        &self,
+        at: Position,
+        guess_bytes: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<usize, ReadError> {
         let (segment, limit) = self.shared.locate(at)?;
         let left_bytes = limit.bytes_since(at);
-        let mut bytes = vec![0; to_usize(left_bytes.min(GUESS_BYTES))];
         let failed = |source| ReadError::read(&segment, source);
         let corrupt = |fault| ReadError::corrupt(&segment, at, fault);
-        segment.read(at, &mut bytes).map_err(failed)?;
-        let frame_bytes = frame::decode_length(&bytes, left_bytes).map_err(corrupt)?;
-        let has_bytes = bytes.len();
-        bytes.resize(frame_bytes, 0);
-        if let Some(rest) = bytes.get_mut(has_bytes..).filter(|rest| !rest.is_empty()) {
-            segment
-                .read(at.plus(to_u64(has_bytes)), rest)
-                .map_err(failed)?;
+        let first_bytes = to_usize(left_bytes.min(guess_bytes));
+        let first = part(bytes, 0..first_bytes);
+        segment.read(at, first).map_err(failed)?;
+        let frame_bytes = frame::decode_length(first, left_bytes).map_err(corrupt)?;
+        if frame_bytes > first_bytes {
+            let rest = part(bytes, first_bytes..frame_bytes);
+            let at = at.plus(to_u64(first_bytes));
+            segment.read(at, rest).map_err(failed)?;
         }
-        frame::decode(at, &bytes).map_err(corrupt)?;
-        Ok(Bytes::from(bytes).slice(frame::HEAD_BYTES..))
+        frame::decode(at, part(bytes, 0..frame_bytes)).map_err(corrupt)?;
+        Ok(frame_bytes)
     }
 
     /// The frames that start at or after `from` and before `to`, in order, each in memory of its own.
@@ -170,6 +221,14 @@ impl Reader {
     pub fn end(&self) -> Position {
         self.shared.flushed()
     }
+}
+
+/// A part of memory that becomes as long as it takes.
+fn part(bytes: &mut Vec<u8>, range: Range<usize>) -> &mut [u8] {
+    if bytes.len() < range.end {
+        bytes.resize(range.end, 0);
+    }
+    bytes.get_mut(range).unwrap_or_default()
 }
 
 /// Frames in order; see [`Reader::iterate`].

@@ -1,15 +1,15 @@
 //! Memory of shards that a fresh process opens from their folders and searches.
 //!
 //! Nothing is written there: no log is read, no graph built. So it is what serving takes, without
-//! what building left in the allocator's hands.
+//! what building left in the allocator's hands, and what opening did.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shoal_indexer::shard::{recover, search::Ask};
-use shoal_runtime::clock::System;
+use shoal_runtime::clock::{Stopwatch, System};
 
 use crate::{
     arguments::Arguments,
@@ -17,6 +17,9 @@ use crate::{
     engine::{self, ask},
     process::{Memory, fresh},
 };
+
+/// How long it is searched before it is looked at: what opening has freed is given back by then.
+const SERVED: Duration = Duration::from_secs(3);
 
 /// What a fresh process held.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -61,10 +64,13 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         shards.push((opened, shared));
     }
     let beam = usize::from(collection.index.ef_search);
-    for query in &queries {
-        let question: Ask = ask(query, K, beam);
-        for (_, shared) in &shards {
-            shared.search(&question)?;
+    let watch = Stopwatch::start();
+    while watch.elapsed() < SERVED {
+        for query in &queries {
+            let question: Ask = ask(query, K, beam);
+            for (_, shared) in &shards {
+                shared.search(&question)?;
+            }
         }
     }
     let grown = Memory::own()? - before;

@@ -32,7 +32,7 @@ use crate::index::{
         self, Accept, OpenError, Stage, Walk, WriteError,
         connect::{Connect, Grow, Work},
         level_of,
-        mend::Mend,
+        mend::{Attend, Mend},
         walk::{self, Far, Layers, neighbours},
     },
     space::{QueryCode, Scale, Space},
@@ -256,12 +256,12 @@ impl Graph {
         self.row_of(key).map(|row| self.pages.code(row))
     }
 
-    /// Makes edges to rows that no walk comes to; false if `meanwhile`, called between rows, said no.
-    /// Not while a row is being added.
+    /// Makes edges to rows that no walk comes to; false if `attend`, which is asked for rows of the
+    /// segment, said no. Not while a row is being added.
     ///
     /// # Errors
-    /// Those of `meanwhile`.
-    pub fn mend<E>(&self, meanwhile: &mut impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    /// Those of `attend`.
+    pub fn mend<A: Attend>(&self, attend: &mut A) -> Result<bool, A::Error> {
         if self.rows() == 0 {
             return Ok(true);
         }
@@ -270,7 +270,10 @@ impl Graph {
             space: &self.space,
             work: &mut self.work(),
         };
-        mending.mend(meanwhile)
+        mending.mend(&mut Keyed {
+            graph: self,
+            attend,
+        })
     }
 
     /// Its edges, for a segment of `rows` rows: one that was never added has none. Not while a row
@@ -366,6 +369,24 @@ impl Graph {
     fn work(&self) -> MutexGuard<'_, Work> {
         // Scratch space: what a holder that panicked left in it is of no harm.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks for rows of the segment in place of the graph's.
+struct Keyed<'a, A> {
+    graph: &'a Graph,
+    attend: &'a mut A,
+}
+
+impl<A: Attend> Attend for Keyed<'_, A> {
+    type Error = A::Error;
+
+    fn goes_on(&mut self) -> Result<bool, A::Error> {
+        self.attend.goes_on()
+    }
+
+    fn vector(&mut self, row: u32, out: &mut Vec<f32>) -> Result<bool, A::Error> {
+        self.attend.vector(self.graph.key(row), out)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::index::{
         Aligned, WriteError,
         connect::{Connect, Grow, Work},
         header,
-        mend::Mend,
+        mend::{Attend, Mend},
         walk::{Far, Layers},
         write,
     },
@@ -90,27 +90,24 @@ impl Builder {
         &self.edges
     }
 
-    /// Its edges, after making some to rows that no walk comes to; `None` if `meanwhile`, which is
-    /// called once a row that is looked at, said no.
+    /// Its edges, after making some to rows that no walk comes to; `None` if `attend`, which is
+    /// asked once a row that is looked at, said no.
     ///
     /// # Errors
-    /// Those of `meanwhile`.
-    pub fn finish<E>(
-        mut self,
-        meanwhile: &mut impl FnMut() -> Result<bool, E>,
-    ) -> Result<Option<Adjacency>, E> {
-        Ok(self.mend(meanwhile)?.then_some(self.edges))
+    /// Those of `attend`.
+    pub fn finish<A: Attend>(mut self, attend: &mut A) -> Result<Option<Adjacency>, A::Error> {
+        Ok(self.mend(attend)?.then_some(self.edges))
     }
 
-    /// False if `meanwhile` said no.
-    fn mend<E>(&mut self, meanwhile: &mut impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    /// False if `attend` said no.
+    fn mend<A: Attend>(&mut self, attend: &mut A) -> Result<bool, A::Error> {
         let (space, mut work) = (self.space.clone(), std::mem::take(&mut self.work));
         let mending = Mend {
             graph: self,
             space: &space,
             work: &mut work,
         };
-        mending.mend(meanwhile)
+        mending.mend(attend)
     }
 
     /// Writes what [`Graph::open`](super::Graph::open) opens; gives its length in bytes.

@@ -7,7 +7,8 @@
 //! A way to a row is not enough: a search takes the nearest rows only, and may end before it comes to
 //! the one row that leads on. So each row is looked for as a search would, and one that is not found
 //! gets a place in the list of the nearest that was. Nothing cheaper tells which ones these are: they
-//! are in few lists and in many, and the rows they list may list them or not.
+//! are in few lists and in many, and the rows they list may list them or not. It is looked for by its
+//! vector where that is at hand, for what its code says is somewhere else, and is come to by another way.
 
 use crate::index::{
     adjacency::index,
@@ -16,13 +17,41 @@ use crate::index::{
         connect::{Grow, Work},
         walk::{Far, descend, neighbours},
     },
-    space::{Measure, Space, Visit},
+    space::{Measure, QueryCode, Space, Visit},
 };
 
 /// Rounds after which it is left at that: a place taken from one row may lose another.
 const ROUNDS: usize = 8;
 /// The beam a row has to be found with. A walk is narrower than that only if its caller says so.
 pub const BEAM: usize = 20;
+
+/// What mending asks of whoever has it done, between rows.
+pub trait Attend {
+    /// Why it fails.
+    type Error;
+
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// Its own.
+    fn goes_on(&mut self) -> Result<bool, Self::Error>;
+
+    /// The vector of a row of the graph as it was published, into `out`; false where its code has to do.
+    ///
+    /// # Errors
+    /// Its own.
+    fn vector(&mut self, _row: u32, _out: &mut Vec<f32>) -> Result<bool, Self::Error> {
+        Ok(false)
+    }
+}
+
+impl<E, F: FnMut() -> Result<bool, E>> Attend for F {
+    type Error = E;
+
+    fn goes_on(&mut self) -> Result<bool, E> {
+        self()
+    }
+}
 
 /// A graph to be mended.
 pub(in crate::index) struct Mend<'a, G> {
@@ -32,11 +61,8 @@ pub(in crate::index) struct Mend<'a, G> {
 }
 
 impl<G: Grow> Mend<'_, G> {
-    /// Makes edges to rows that no walk comes to; false if `meanwhile` said no.
-    pub(in crate::index) fn mend<E>(
-        mut self,
-        meanwhile: &mut impl FnMut() -> Result<bool, E>,
-    ) -> Result<bool, E> {
+    /// Makes edges to rows that no walk comes to; false if `attend` said no.
+    pub(in crate::index) fn mend<A: Attend>(mut self, attend: &mut A) -> Result<bool, A::Error> {
         for _ in 0..ROUNDS {
             let mut reached = Reached::new(self.graph.rows());
             reached.spread(self.graph, self.graph.entry());
@@ -46,7 +72,7 @@ impl<G: Grow> Mend<'_, G> {
                     lost += 1;
                     self.lead_to(row);
                     reached.spread(self.graph, row);
-                    if !meanwhile()? {
+                    if !attend.goes_on()? {
                         return Ok(false);
                     }
                 }
@@ -55,14 +81,11 @@ impl<G: Grow> Mend<'_, G> {
                 break;
             }
         }
-        self.mend_hidden(meanwhile)
+        self.mend_hidden(attend)
     }
 
     /// Makes edges to rows that searches for themselves do not find.
-    fn mend_hidden<E>(
-        &mut self,
-        meanwhile: &mut impl FnMut() -> Result<bool, E>,
-    ) -> Result<bool, E> {
+    fn mend_hidden<A: Attend>(&mut self, attend: &mut A) -> Result<bool, A::Error> {
         let mut lists = vec![0usize; index(self.graph.rows())];
         for row in 0..self.graph.rows() {
             for to in neighbours(self.graph, 0, row) {
@@ -72,14 +95,20 @@ impl<G: Grow> Mend<'_, G> {
             }
         }
         let mut doubtful: Vec<u32> = (0..self.graph.rows()).collect();
+        let mut vector = Vec::new();
         for _ in 0..ROUNDS {
             let mut given = Vec::new();
             for row in std::mem::take(&mut doubtful) {
-                if !meanwhile()? {
+                if !attend.goes_on()? {
                     return Ok(false);
                 }
-                let (own, near) = self.as_searched(row);
-                if near.first().is_some_and(|(nearest, _)| *nearest <= own) {
+                let query = match attend.vector(row, &mut vector)? {
+                    true => self.space.encode_query(&vector),
+                    false => self.space.query_of_code(self.graph.code(row)),
+                };
+                let (own, near) = self.as_searched(row, &query);
+                let is_first = near.first().is_some_and(|(nearest, _)| *nearest <= own);
+                if is_first || near.iter().any(|(_, found)| *found == row) {
                     continue;
                 }
                 given.extend(self.give_place(row, &near, &mut lists));
@@ -154,9 +183,8 @@ impl<G: Grow> Mend<'_, G> {
         farthest.map_or(0, |(place, _)| place)
     }
 
-    /// A row's distance from itself, and the nearest rows as a search with a narrow beam finds them.
-    fn as_searched(&mut self, row: u32) -> (f32, Vec<Far>) {
-        let query = self.space.query_of_code(self.graph.code(row));
+    /// How far a row is from a query, and the nearest rows as a search with a narrow beam finds them.
+    fn as_searched(&mut self, row: u32, query: &QueryCode) -> (f32, Vec<Far>) {
         query.visit(Find {
             graph: self.graph,
             work: self.work,

@@ -23,7 +23,7 @@ pub(in crate::index) use build::level_of;
 pub use build::{Builder, Options};
 pub use header::OpenError;
 pub(in crate::index) use header::stride;
-pub use mend::BEAM as MENDED_BEAM;
+pub use mend::{Attend, BEAM as MENDED_BEAM};
 pub use stage::Stage;
 pub use walk::{Accept, Walk};
 pub use write::{WriteError, write};
