@@ -21,7 +21,7 @@ use crate::{
 
 /// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
 /// walk that has looked from fewer may not have come near it yet. Graphs are mended so that each row is
-/// found from fewer ([`MENDED_BEAM`]), for a query is not as exactly the row as its code is.
+/// found from [`MENDED_BEAM`]; a few more keep recall where a fresh graph has it.
 const TURN: usize = MENDED_BEAM + 4;
 /// A turn for less than one in so many of a walk's rows is not worth it.
 const WORTH: usize = 8;

@@ -79,7 +79,7 @@ class System:
 
 class Shoal(System):
     name = "shoal"
-    settings = {"process": "shoal up: gateway, indexer, query node and a Kafka beside it", "stored": "one byte a component, re-scored"}
+    settings = {"process": "shoal up: gateway, indexer, query node and a Kafka beside it", "stored": "codes of one byte or of half a byte a component, by what suits, re-scored"}
 
     def __init__(self, folder, shoal):
         super().__init__(folder)
@@ -115,7 +115,7 @@ class Shoal(System):
 
         def is_folded():
             shard = self.call("GET", "/shards")["shards"][0]
-            return shard["live_points"] == len(rows) and shard["memtable_rows"] == 0
+            return shard["answered"] and shard["points"] == len(rows) and shard["memtable_rows"] == 0
 
         self.wait_for(is_folded, "rows in the graph")
         idle(self.pids)
@@ -153,6 +153,11 @@ class Pgvector(System):
             self.demote = 65534
             os.chown(self.folder, self.demote, -1)
             os.chmod(self.folder, 0o755)
+            # Who it runs as cannot look into root's folders.
+            libraries = package.with_name(package.name + ".libs")
+            for part in (self.bin.parent, libraries):
+                shutil.copytree(part, self.folder / part.relative_to(package.parent))
+            self.bin = self.folder / self.bin.relative_to(package.parent)
         as_user = {"user": self.demote} if self.demote else {}
         locale = ["--locale=C", "--encoding=UTF8", "--auth=trust"]
         init = [self.bin / "initdb", "-D", self.data, "-U", self.user, *locale]

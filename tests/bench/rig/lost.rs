@@ -32,13 +32,6 @@ pub(crate) fn self_lost(running: &Running, points: &[(&str, &[f32])]) -> anyhow:
                             hit.id == *id || f64::from(hit.distance) <= own + TIE
                         });
                         if !is_found {
-                            for k in [8, 16, 30] {
-                                let hits = running.search(vector, k, EF)?;
-                                eprintln!(
-                                    "LOST {id}: k {k}: {:?}",
-                                    hits.iter().position(|hit| hit.id == *id)
-                                );
-                            }
                             lost.fetch_add(1, Ordering::Relaxed);
                         }
                     }

@@ -15,7 +15,7 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         connect::{Grow, Work},
-        walk::{Far, descend, neighbours},
+        walk::{Far, descend, distance, neighbours},
     },
     space::{Measure, QueryCode, Space, Visit},
 };
@@ -106,9 +106,12 @@ impl<G: Grow> Mend<'_, G> {
                     true => self.space.encode_query(&vector),
                     false => self.space.query_of_code(self.graph.code(row)),
                 };
-                let (own, near) = self.as_searched(row, &query);
-                let is_first = near.first().is_some_and(|(nearest, _)| *nearest <= own);
-                if is_first || near.iter().any(|(_, found)| *found == row) {
+                let Some(near) = self.without(row, &query) else {
+                    continue;
+                };
+                // One of many at the same place: a search finds others of them.
+                let code = |row| self.graph.code(row);
+                if near.iter().any(|(_, found)| code(*found) == code(row)) {
                     continue;
                 }
                 given.extend(self.give_place(row, &near, &mut lists));
@@ -148,12 +151,10 @@ impl<G: Grow> Mend<'_, G> {
 
     fn lead_to(&mut self, row: u32) {
         let query = self.space.query_of_code(self.graph.code(row));
-        let (_, near) = query.visit(Find {
+        let near = query.visit(Around {
             graph: self.graph,
             work: self.work,
-            row,
             beam: self.graph.effort().1,
-            descends: false,
         });
         let from = near.iter().find(|near| self.has_room(near.1));
         let Some((_, from)) = from.or(near.first()).copied() else {
@@ -183,41 +184,60 @@ impl<G: Grow> Mend<'_, G> {
         farthest.map_or(0, |(place, _)| place)
     }
 
-    /// How far a row is from a query, and the nearest rows as a search with a narrow beam finds them.
-    fn as_searched(&mut self, row: u32, query: &QueryCode) -> (f32, Vec<Far>) {
+    /// The nearest rows that a search with a narrow beam comes to, if it does not come to this row.
+    ///
+    /// A search with a wider beam looks from the same rows first, and from others after that, so it comes
+    /// to every row that this one comes to.
+    fn without(&mut self, row: u32, query: &QueryCode) -> Option<Vec<Far>> {
         query.visit(Find {
             graph: self.graph,
             work: self.work,
             row,
-            beam: BEAM,
-            descends: true,
         })
     }
 }
 
-/// A row's distance from itself, and the nearest rows: as a search finds them, or of those that a walk at level 0 comes to from the entry
-/// itself, for one that goes down the levels may end among others.
+/// Looks for a row as a search does: the nearest rows if it is not found.
 struct Find<'a, G> {
     graph: &'a G,
     work: &'a mut Work,
     row: u32,
-    beam: usize,
-    descends: bool,
 }
 
 impl<G: Grow> Visit for Find<'_, G> {
-    type Output = (f32, Vec<Far>);
+    type Output = Option<Vec<Far>>;
 
-    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (f32, Vec<Far>) {
-        let (graph, entry) = (self.graph, self.graph.entry());
-        let own = measure.distance(graph.code(self.row), graph.bias(self.row));
-        let distance = measure.distance(graph.code(entry), graph.bias(entry));
-        let lowest = if self.descends { 1 } else { usize::MAX };
-        let (start, _) = descend(graph, measure, (distance, entry), lowest);
-        let scratch = &mut self.work.scratch;
-        scratch.spread(graph, measure, start, 0, self.beam);
-        (own, scratch.found().collect())
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Option<Vec<Far>> {
+        let Self { graph, work, row } = self;
+        let (start, _) = descend(graph, measure, from_entry(graph, measure), 1);
+        let scratch = &mut work.scratch;
+        let is_found = scratch.comes_to(graph, measure, start, BEAM, row);
+        (!is_found).then(|| scratch.found().collect())
     }
+}
+
+/// The nearest of the rows that a walk at level 0 comes to from the entry itself, for one that goes down
+/// the levels may end among others.
+struct Around<'a, G> {
+    graph: &'a G,
+    work: &'a mut Work,
+    beam: usize,
+}
+
+impl<G: Grow> Visit for Around<'_, G> {
+    type Output = Vec<Far>;
+
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> Vec<Far> {
+        let Self { graph, work, beam } = self;
+        let scratch = &mut work.scratch;
+        scratch.spread(graph, measure, from_entry(graph, measure), 0, beam);
+        scratch.found().collect()
+    }
+}
+
+fn from_entry<G: Grow, K: Kernel>(graph: &G, measure: &Measure<'_, K>) -> Far {
+    let entry = graph.entry();
+    (distance(graph, measure, entry), entry)
 }
 
 /// Rows that a walk at level 0 comes to.

@@ -5,7 +5,7 @@ use crate::index::{
     Near,
     adjacency::index,
     kernel::Kernel,
-    packed::walk::{Layers, Scratch, descend, distance},
+    packed::walk::{Layers, Scratch, Visits, descend, distance},
     space::{Measure, QueryCode, Visit},
 };
 
@@ -120,7 +120,7 @@ impl<L: Layers> Visit for GoOn<'_, L> {
 
     fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (usize, usize) {
         let places = self.places;
-        let stop = |at| at >= places;
+        let stop = |_: &Visits, at| at >= places;
         self.scratch
             .go_on(self.layers, measure, self.at, 0, self.limit, stop)
     }

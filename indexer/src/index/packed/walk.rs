@@ -193,8 +193,23 @@ impl Scratch {
         limit: usize,
     ) -> usize {
         self.set_out(layers, start);
-        let (_, distances) = self.go_on(layers, measure, 0, level, limit, |_| false);
+        let (_, distances) = self.go_on(layers, measure, 0, level, limit, |_, _| false);
         distances
+    }
+
+    /// Looks at neighbours on level 0 as [`Self::spread`] does, until a row is met; false if it is not.
+    #[inline(always)]
+    pub(in crate::index) fn comes_to<L: Layers, K: Kernel>(
+        &mut self,
+        layers: &L,
+        measure: &Measure<'_, K>,
+        start: Far,
+        limit: usize,
+        row: u32,
+    ) -> bool {
+        self.set_out(layers, start);
+        self.go_on(layers, measure, 0, 0, limit, |visits, _| visits.has(row));
+        self.visits.has(row)
     }
 
     /// Begins a spread: it has come to `start` and looked at no neighbour.
@@ -206,7 +221,8 @@ impl Scratch {
     }
 
     /// Goes on with a spread whose nearest row that was not looked from is `at` in the beam, until
-    /// `stop` says so of the place of such a row; gives that place, and how many distances it took.
+    /// `stop` says so of the rows met and the place of such a row; gives that place, and how many
+    /// distances it took.
     #[inline(always)]
     pub(in crate::index) fn go_on<L: Layers, K: Kernel>(
         &mut self,
@@ -215,11 +231,11 @@ impl Scratch {
         mut at: usize,
         level: usize,
         limit: usize,
-        stop: impl Fn(usize) -> bool,
+        stop: impl Fn(&Visits, usize) -> bool,
     ) -> (usize, usize) {
         let mut distances = 0;
         while let Some((_, row)) = self.beam.get_mut(at) {
-            if stop(at) {
+            if stop(&self.visits, at) {
                 break;
             }
             let from = *row;
@@ -409,7 +425,7 @@ fn put(nearest: &mut Vec<Far>, limit: usize, one: Far) -> usize {
 
 /// Rows a search has come to.
 #[derive(Default)]
-struct Visits {
+pub(in crate::index) struct Visits {
     bits: Vec<u64>,
     marked: Vec<u32>,
 }
@@ -426,6 +442,13 @@ impl Visits {
         if self.bits.len() < words {
             self.bits.resize(words, 0);
         }
+    }
+
+    /// Whether the row was marked.
+    #[inline(always)]
+    fn has(&self, row: u32) -> bool {
+        let word = self.bits.get(index(row >> 6));
+        word.is_some_and(|word| *word & 1 << (row & 63) != 0)
     }
 
     /// Whether the row was not marked before.
