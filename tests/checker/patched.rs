@@ -146,6 +146,27 @@ fn a_refused_patch_puts_back_what_was_there_and_what_came_between() {
 }
 
 #[test]
+fn deletes_that_two_refused_patches_may_have_put_back_are_not_excused_for_ever() {
+    let mut story = planted::story();
+    story.upsert(0, "a0");
+    for _ in 0..2 {
+        story.patch(0, "a0");
+        let patch = story.history.operations.last_mut().unwrap();
+        patch.outcome = Outcome::Unknown { why: "cut".into() };
+        let patched = story.history.records.pop().unwrap();
+        story.delete(0, "a0");
+        // Made of what was there before the delete, and behind it.
+        stray(&mut story, patched.content);
+    }
+    for _ in 0..3 {
+        stray(&mut story, None);
+    }
+    is_right(&story);
+    stray(&mut story, None);
+    breaks_all(&story, &[Promise::Writes]);
+}
+
+#[test]
 fn what_is_put_back_in_place_of_an_acknowledged_patch_is_caught() {
     let mut story = planted::story();
     story.upsert(0, "a0");

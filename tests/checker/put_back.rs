@@ -76,13 +76,18 @@ pub(super) fn put_back(
                 stamp(before) == Some(patch) || earlier.is_some_and(|one| one.may_be_of(patch))
             })
         };
+        // Of those who may have said the same twice, one is at its end.
+        let mut is_again = record.content == content;
         for patch in put_back.by.iter().copied() {
-            match (is_behind_own(patch), is_sure) {
+            match (is_behind_own(patch), is_sure || is_again) {
                 // What nobody else came between is the end of it.
-                (true, true) => _ = under_way.remove(&patch),
+                (true, true) => {
+                    under_way.remove(&patch);
+                    is_again = false;
+                }
                 (true, false) => {}
-                (false, true) => _ = under_way.insert(patch, vec![content]),
-                (false, false) => under_way.entry(patch).or_default().push(content),
+                (false, _) if is_sure => _ = under_way.insert(patch, vec![content]),
+                (false, _) => under_way.entry(patch).or_default().push(content),
             }
         }
         // One made anew follows what it is made of, or its own record before that.

@@ -197,9 +197,11 @@ impl Rounds<'_> {
         let goes_on = || segment.len() == rows && !self.cancel.is_cancelled();
         let mended = growing.graph.mend(&mut Mending {
             goes_on: || Ok::<_, PointError>(goes_on()),
-            vector: |row: u32, out: &mut Vec<f32>| vector_of(self.shared, segment, row, out),
+            // The code of one that cannot be read has to do.
+            vector: |row: u32, out: &mut Vec<f32>| {
+                Ok(vector_of::<PointError>(self.shared, segment, row, out).unwrap_or(false))
+            },
         });
-        // One that cannot be read now is tried again.
         rest.is_mended = mended.is_ok_and(|is_mended| is_mended);
     }
 }

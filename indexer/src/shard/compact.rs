@@ -176,14 +176,14 @@ where
     }
 }
 
-/// The vector of a row that has not ended; false of one that has.
+/// The vector of a row that searches have to find: it lives, or another rides on it. False of others.
 pub(super) fn vector_of<E: From<PointError>>(
     shared: &Shared,
     segment: &Segment,
     row: u32,
     out: &mut Vec<f32>,
 ) -> Result<bool, E> {
-    if segment.end_of(row).is_some() {
+    if segment.end_of(row).is_some() && segment.rides.riders(row).next().is_none() {
         return Ok(false);
     }
     segment.vector(row, &shared.log, out)?;

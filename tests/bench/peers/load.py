@@ -88,7 +88,7 @@ def cpu_seconds(pids):
     return sum(ticks.get(pid, 0) for pid in ours) / TICKS
 
 
-def idle(pids, looks=6, every=0.5, share=0.2, patience=1800):
+def idle(pids, looks=10, every=0.5, share=0.2, patience=1800):
     """Waits until the servers have little to do by themselves: a broker that is asked for news all the time takes a tenth of a processor."""
     quiet, before, until = 0, cpu_seconds(pids), time.monotonic() + patience
     while quiet < looks:

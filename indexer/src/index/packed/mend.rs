@@ -109,9 +109,7 @@ impl<G: Grow> Mend<'_, G> {
                 let Some(near) = self.without(row, &query) else {
                     continue;
                 };
-                // One of many at the same place: a search finds others of them.
-                let code = |row| self.graph.code(row);
-                if near.iter().any(|(_, found)| code(*found) == code(row)) {
+                if self.is_crowded_out(row, &query, &near) {
                     continue;
                 }
                 given.extend(self.give_place(row, &near, &mut lists));
@@ -124,6 +122,16 @@ impl<G: Grow> Mend<'_, G> {
             doubtful.append(&mut given);
         }
         Ok(true)
+    }
+
+    /// Whether a search that comes to a row would not keep it: others are nearer, as where longer vectors are nearer to
+    /// it than itself, or stand at the same place.
+    fn is_crowded_out(&self, row: u32, query: &QueryCode, near: &[Far]) -> bool {
+        let code = |row| self.graph.code(row);
+        let own = query.distance(code(row), self.graph.bias(row));
+        let worst = near.last().filter(|_| near.len() >= BEAM);
+        worst.is_some_and(|(worst, _)| *worst <= own)
+            || near.iter().any(|(_, found)| code(*found) == code(row))
     }
 
     /// Puts a row into the list of the nearest one that has room, else in place of the neighbour that
