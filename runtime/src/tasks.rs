@@ -272,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_end_in_time_is_named() {
         let tasks = Tasks::new(CancellationToken::new());
-        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let (let_go, held) = std::sync::mpsc::sync_channel::<()>(0);
         let wait = move || {
             // Until the test lets go.
             let _ended = held.recv();

@@ -29,9 +29,9 @@ use crate::{
         Shared, behind,
         checkpoint::{Done, Job, Storer},
         compact,
-        compact::{Mending, vector_of},
         cpu::CpuMeter,
         lock,
+        mending::{Mending, vector_of},
     },
     view::View,
 };

@@ -13,14 +13,17 @@ use shoal_schemas::PointId;
 
 use crate::{
     catalog::CatalogError,
-    index::{adjacency::Adjacency, packed, space::Space},
     segment::{
-        Place, PointError, Segment, SegmentId, Sequence,
+        Place, Segment, SegmentId, Sequence,
         entries::Entry,
         seal::{self, Origin, SealError, Sealer},
         sealed::Sealed,
     },
-    shard::Shared,
+    shard::{
+        Shared,
+        mending::{Mending, vector_of},
+        merge::Merge,
+    },
     view::View,
 };
 
@@ -29,9 +32,7 @@ const SLICE_ROWS: u32 = 512;
 /// Rows read or written in the time that one takes to be folded.
 const READ_ROWS: u32 = 32;
 /// Rows looked for, when edges are mended, in that time.
-const MEND_ROWS: u32 = 4;
-/// Rows whose edges are taken over in that time.
-const ADOPT_ROWS: u32 = 16;
+pub(super) const MEND_ROWS: u32 = 4;
 
 /// A new segment that is to take the place of old ones.
 pub struct Compacted {
@@ -152,44 +153,6 @@ pub fn seal(
     written(&sealer, meanwhile)
 }
 
-/// Mends a graph by the vectors that its rows were published with.
-pub(super) struct Mending<G, V> {
-    /// Whether to go on.
-    pub(super) goes_on: G,
-    /// A row's vector; false if it has none.
-    pub(super) vector: V,
-}
-
-impl<E, G, V> packed::Attend for Mending<G, V>
-where
-    G: FnMut() -> Result<bool, E>,
-    V: FnMut(u32, &mut Vec<f32>) -> Result<bool, E>,
-{
-    type Error = E;
-
-    fn goes_on(&mut self) -> Result<bool, E> {
-        (self.goes_on)()
-    }
-
-    fn vector(&mut self, row: u32, out: &mut Vec<f32>) -> Result<bool, E> {
-        (self.vector)(row, out)
-    }
-}
-
-/// The vector of a row that searches have to find: it lives, or another rides on it. False of others.
-pub(super) fn vector_of<E: From<PointError>>(
-    shared: &Shared,
-    segment: &Segment,
-    row: u32,
-    out: &mut Vec<f32>,
-) -> Result<bool, E> {
-    if segment.end_of(row).is_some() && segment.rides.riders(row).next().is_none() {
-        return Ok(false);
-    }
-    segment.vector(row, &shared.log, out)?;
-    Ok(true)
-}
-
 /// Writes a segment's folder and opens it.
 fn written(
     sealer: &Sealer<'_>,
@@ -204,7 +167,7 @@ fn written(
 }
 
 /// Calls `meanwhile` once for so many rows.
-fn paced<'a>(
+pub(super) fn paced<'a>(
     rows: u32,
     meanwhile: &'a mut impl FnMut() -> Result<bool, SealError>,
 ) -> impl FnMut() -> Result<bool, SealError> + 'a {
@@ -320,111 +283,6 @@ pub fn build(
         adopted,
         riding,
     }))
-}
-
-/// The graph of several segments' rows.
-struct Merge<'a> {
-    shared: &'a Shared,
-    /// The first one's edges are taken over.
-    inputs: &'a [Arc<Segment>],
-    moved: &'a HashMap<SegmentId, Vec<Option<u32>>>,
-    /// The rows of the new segment, those of the first input in front.
-    origins: &'a [Origin],
-    space: &'a Space,
-}
-
-impl Merge<'_> {
-    fn build(
-        &self,
-        mut meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
-    ) -> Result<Option<Adjacency>, SealError> {
-        let nodes = (0u32..).zip(self.origins);
-        let nodes = nodes.filter(|(_, origin)| origin.is_node);
-        let keys: Vec<u32> = nodes.map(|(row, _)| row).collect();
-        let options = packed::Options {
-            space: self.space.clone(),
-            parameters: self.shared.spec.collection.index,
-            rows: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-        };
-        let (mut vector, mut code) = (Vec::new(), Vec::new());
-        let mut builder = packed::Builder::new(options.clone());
-        if let Some(first) = self.inputs.first()
-            && let Some(sealed) = first.as_sealed()
-        {
-            let numbers = self.nodes_of(first, &keys);
-            let graph = sealed.graph();
-            let is_coded_alike = graph.space().is_same(self.space);
-            let adopt = packed::Adopt {
-                graph,
-                numbers: &numbers,
-                code: |row, out: &mut Vec<u8>| {
-                    // One that rides has no code in its graph.
-                    if is_coded_alike && !first.rides.is_rider(row) {
-                        out.extend_from_slice(graph.code(row).unwrap_or_default());
-                        return Ok(graph.bias(row));
-                    }
-                    // A row that has ended may have no vector, the one that rides on it has.
-                    if let Some(origin) = self.origin(first, row) {
-                        let (segment, row) = (&origin.segment, origin.row);
-                        segment.vector(row, &self.shared.log, &mut vector)?;
-                    }
-                    Ok(self.space.encode_row(&vector, out))
-                },
-            };
-            let mut looking = paced(ADOPT_ROWS, &mut meanwhile);
-            match adopt.build(options, &mut looking)? {
-                Some(adopted) => builder = adopted,
-                None => return Ok(None),
-            }
-        }
-        let adopted = usize::try_from(builder.rows()).unwrap_or(usize::MAX);
-        for row in keys.iter().skip(adopted) {
-            let at = usize::try_from(*row).unwrap_or(usize::MAX);
-            let Some(origin) = self.origins.get(at) else {
-                break;
-            };
-            let (segment, row) = (&origin.segment, origin.row);
-            segment.vector(row, &self.shared.log, &mut vector)?;
-            code.clear();
-            let bias = self.space.encode_row(&vector, &mut code);
-            builder.insert(&code, bias);
-            if !meanwhile()? {
-                return Ok(None);
-            }
-        }
-        let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
-        let mut mending = Mending {
-            goes_on: paced(MEND_ROWS, &mut meanwhile),
-            vector: |node: u32, out: &mut Vec<f32>| {
-                let row = keys.get(usize::try_from(node).unwrap_or(usize::MAX));
-                let at = row.and_then(|row| usize::try_from(*row).ok());
-                let Some(origin) = at.and_then(|at| self.origins.get(at)) else {
-                    return Ok(false);
-                };
-                origin.segment.vector(origin.row, &self.shared.log, out)?;
-                Ok(true)
-            },
-        };
-        let edges = builder.finish(&mut mending)?;
-        Ok(edges.map(|edges| edges.spread(&keys, rows)))
-    }
-
-    /// What the new segment holds for an input's row.
-    fn origin(&self, input: &Segment, row: u32) -> Option<&Origin> {
-        let numbers = self.moved.get(&input.id)?;
-        let new = (*numbers.get(usize::try_from(row).ok()?)?)?;
-        self.origins.get(usize::try_from(new).ok()?)
-    }
-
-    /// Which node of the new graph each of an input's rows is.
-    fn nodes_of(&self, input: &Segment, keys: &[u32]) -> Vec<Option<u32>> {
-        let rows = self.moved.get(&input.id).map_or(&[][..], Vec::as_slice);
-        let node = |new: u32| {
-            let node = keys.binary_search(&new).ok()?;
-            u32::try_from(node).ok()
-        };
-        rows.iter().map(|new| new.and_then(node)).collect()
-    }
 }
 
 /// What a new segment holds for a row of an old one.

@@ -16,6 +16,8 @@ mod gone;
 mod growing_file;
 pub mod lag;
 mod leftover;
+mod mending;
+mod merge;
 pub mod offline;
 pub mod recover;
 pub mod rescue;
