@@ -107,6 +107,9 @@ impl<'a> Search<'a, '_> {
 
     /// Takes all walks as far as the share that each has of the nearest rows asks for.
     fn take_turns(&self, going: &mut [Going<'_>]) -> Result<(), SearchError> {
+        // The same for all of them.
+        let beam = going.iter().map(|one| one.part.walk.beam).max();
+        let beam = beam.unwrap_or_default();
         let found = self.coarse.iter().chain(&self.exact);
         let mut others: Vec<f32> = found.map(|one| one.distance).collect();
         others.sort_unstable_by(f32::total_cmp);
@@ -118,15 +121,14 @@ impl<'a> Search<'a, '_> {
             let live = going.iter().map(|one| one.live.as_slice());
             let lists: Vec<&[f32]> = live.chain([others.as_slice()]).collect();
             let near = lists.iter().map(|list| list.len()).sum();
-            let reach = going.iter().map(|one| one.part.walk.beam);
-            let reach: Vec<f32> = reach.map(|beam| farthest(&lists, beam)).collect();
-            for (one, reach) in going.iter_mut().zip(reach) {
-                let within = |distances: &[f32]| distances.partition_point(|one| *one <= reach);
+            let reach = farthest(&lists, beam);
+            let within = |distances: &[f32]| distances.partition_point(|one| *one <= reach);
+            for one in going.iter_mut() {
                 let own = Own {
                     met: within(&one.met),
                     alive: within(&one.live),
                 };
-                one.places = one.places.max(own.places(one.part.walk.beam, near));
+                one.places = one.places.max(own.places(beam, near));
             }
             if !going.iter().any(Going::waits) {
                 return Ok(());

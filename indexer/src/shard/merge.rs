@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Rows whose edges are taken over in that time.
+/// Rows whose edges are taken over in the time that one is folded.
 const ADOPT_ROWS: u32 = 16;
 
 /// The graph of several segments' rows.

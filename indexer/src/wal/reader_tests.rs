@@ -53,6 +53,11 @@ fn every_frame_is_found_by_its_position_and_in_order() {
     let reader = wal.reader();
     for (at, bytes) in &written {
         assert_eq!(reader.read(*at).unwrap(), bytes);
+        // In memory that longer ones have left something in, thought to be shorter and longer.
+        for guess_bytes in [0, 8, bytes.len(), 1 << 20] {
+            let visited = reader.visit(*at, guess_bytes, <[u8]>::to_vec);
+            assert_eq!(&visited.unwrap(), bytes);
+        }
     }
     let all: Vec<_> = reader
         .iterate(Position::START, wal.end())

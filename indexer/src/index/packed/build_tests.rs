@@ -8,7 +8,7 @@ use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
 use super::{Builder, Options};
 use crate::index::{
     packed::tests::{METRICS, QUANTIZATIONS, space_of, vectors},
-    packed::{Adopt, Graph},
+    packed::{Adopt, Attend, Graph, MENDED_BEAM},
     space::Space,
 };
 
@@ -311,4 +311,52 @@ fn mending_leaves_short_rows_alone_that_longer_ones_are_nearer_to() {
     let changed = before.iter().zip(&mended.base);
     let changed = changed.filter(|(before, after)| before != after).count();
     assert!(changed * 20 < before.len(), "{changed} of {}", before.len());
+}
+
+/// Rows with the vectors they were made of.
+struct Published<'a>(&'a [Vec<f32>]);
+
+impl Attend for Published<'_> {
+    type Error = Infallible;
+
+    fn goes_on(&mut self) -> Result<bool, Infallible> {
+        Ok(true)
+    }
+
+    fn vector(&mut self, row: u32, out: &mut Vec<f32>) -> Result<bool, Infallible> {
+        out.clone_from(&self.0[usize::try_from(row).unwrap()]);
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_row_is_found_by_its_vector_where_it_was_looked_for_by_it() {
+    // Of so few components that codes of half a byte say something quite different.
+    let rows = vectors(dim(16), 4000);
+    let space = space_of(dim(16), Metric::Cosine, Quantization::I4, &rows);
+    let lost = |mend: &dyn Fn(&mut Builder)| {
+        let mut builder = built(&space, &rows);
+        mend(&mut builder);
+        let mut bytes = Vec::new();
+        builder.write_as_is(&mut bytes).unwrap();
+        let graph = Graph::open(bytes).unwrap();
+        let is_lost = |(row, vector): &(u32, &Vec<f32>)| {
+            let query = space.encode_query(vector);
+            let near = graph.search(&query, MENDED_BEAM, MENDED_BEAM, None).near;
+            // Nor would one that comes to it have kept it.
+            let own = graph.distance_to(&query, *row).unwrap();
+            near.iter().all(|near| near.row != *row) && near.iter().any(|near| near.distance > own)
+        };
+        (0u32..).zip(&rows).filter(is_lost).count()
+    };
+    let by_codes = lost(&|builder| {
+        builder.mend(&mut || Ok::<_, Infallible>(true)).unwrap();
+    });
+    let by_vectors = lost(&|builder| {
+        builder.mend(&mut Published(&rows)).unwrap();
+    });
+    assert!(
+        by_codes > 0 && by_vectors == 0,
+        "{by_vectors} of {by_codes}"
+    );
 }
