@@ -302,15 +302,16 @@ proptest! {
 #[test]
 fn mending_leaves_short_rows_alone_that_longer_ones_are_nearer_to() {
     // Up to ten times as long as others in about the same direction.
-    let rows = vectors(dim(16), 8000);
-    let space = space_of(dim(16), Metric::InnerProduct, Quantization::I8, &rows);
+    let rows = vectors(dim(8), 8000);
+    let space = space_of(dim(8), Metric::InnerProduct, Quantization::I8, &rows);
     let builder = built(&space, &rows);
     let before = builder.adjacency().base.clone();
     let mended = builder.finish(&mut || Ok::<_, Infallible>(true)).unwrap();
     let mended = mended.unwrap();
     let changed = before.iter().zip(&mended.base);
     let changed = changed.filter(|(before, after)| before != after).count();
-    assert!(changed * 20 < before.len(), "{changed} of {}", before.len());
+    // Rows in nobody's list are led to all the same, 4.1 % of the places; short ones would add .9 %.
+    assert!(changed * 22 < before.len(), "{changed} of {}", before.len());
 }
 
 /// Rows with the vectors they were made of.
