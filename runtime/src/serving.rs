@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -45,7 +45,8 @@ pub type Incoming = Pin<Box<dyn Stream<Item = io::Result<Connection<TcpStream>>>
 /// Serves a listener's connections on so many threads, until the tasks are cancelled.
 ///
 /// `serve` is called once on each thread with its connections. A new connection goes to the thread
-/// that has the fewest.
+/// that has the fewest; among several to one that has nothing to do at this moment, for busy connections
+/// would meet on one thread while another has as many that nobody uses.
 ///
 /// # Errors
 /// The system's own, when it has no more threads.
@@ -65,11 +66,19 @@ where
     for number in 0..threads.get() {
         let (sender, receiver) = mpsc::channel(HANDED_OVER);
         let open = Arc::new(AtomicUsize::new(0));
-        servers.push((sender, open.clone()));
+        let sleeps = Arc::new(AtomicBool::new(false));
+        servers.push(Server {
+            sender,
+            open: open.clone(),
+            sleeps: sleeps.clone(),
+        });
         let (serve, cancel) = (serve.clone(), tasks.cancel().clone());
         tasks.spawn_thread(format!("{name} {number}"), move || {
+            let wakes = sleeps.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                .on_thread_park(move || sleeps.store(true, Ordering::Relaxed))
+                .on_thread_unpark(move || wakes.store(false, Ordering::Relaxed))
                 .build()
                 .map_err(TaskError::from)?;
             let connections = ReceiverStream::new(receiver).map(move |accepted: Accepted| {
@@ -93,12 +102,9 @@ where
             });
             match stream {
                 Ok(stream) => {
-                    let least = servers
-                        .iter()
-                        .min_by_key(|(_, open)| open.load(Ordering::Relaxed));
-                    if let Some((server, open)) = least {
-                        open.fetch_add(1, Ordering::Relaxed);
-                        if server.send(stream).await.is_err() {
+                    if let Some(server) = servers.iter().min_by_key(|server| server.load()) {
+                        server.open.fetch_add(1, Ordering::Relaxed);
+                        if server.sender.send(stream).await.is_err() {
                             // Its thread has ended, so the tasks are being cancelled.
                             break;
                         }
@@ -113,6 +119,23 @@ where
         Ok::<_, std::convert::Infallible>(())
     });
     Ok(())
+}
+
+/// A thread that serves, as the listener sees it.
+struct Server {
+    sender: mpsc::Sender<Accepted>,
+    /// Its connections.
+    open: Arc<AtomicUsize>,
+    /// Whether it waits for something to do.
+    sleeps: Arc<AtomicBool>,
+}
+
+impl Server {
+    /// What a new connection would have to share it with: so many others, and whether they keep it busy.
+    fn load(&self) -> (usize, bool) {
+        let is_awake = !self.sleeps.load(Ordering::Relaxed);
+        (self.open.load(Ordering::Relaxed), is_awake)
+    }
 }
 
 thread_local! {
@@ -202,18 +225,24 @@ mod tests {
         convert::Infallible,
         future::{Ready, pending, ready},
         num::NonZeroUsize,
-        sync::{Arc, Mutex},
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicBool, AtomicUsize},
+        },
         task::{Context, Poll},
         thread::ThreadId,
         time::Duration,
     };
 
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::{
+        net::{TcpListener, TcpStream},
+        sync::mpsc,
+    };
     use tokio_stream::StreamExt as _;
     use tokio_util::sync::CancellationToken;
     use tower::{Layer as _, Service};
 
-    use super::{CountCalls, Incoming, on_threads, others_wait};
+    use super::{CountCalls, Incoming, Server, on_threads, others_wait};
     use crate::{tasks::Tasks, wait::eventually};
 
     /// Says at once what its caller gave.
@@ -296,5 +325,21 @@ mod tests {
         assert_eq!(spread, [2, 2, 2]);
         cancel.cancel();
         tasks.finish(Duration::from_secs(60)).await.unwrap();
+    }
+    #[test]
+    fn a_connection_goes_to_where_the_fewest_are_and_nothing_is_done() {
+        let server = |open, sleeps| Server {
+            sender: mpsc::channel(1).0,
+            open: Arc::new(AtomicUsize::new(open)),
+            sleeps: Arc::new(AtomicBool::new(sleeps)),
+        };
+        let chosen = |servers: [(usize, bool); 3]| {
+            let servers = servers.map(|(open, sleeps)| server(open, sleeps));
+            let least = servers.iter().map(Server::load).enumerate();
+            least.min_by_key(|(_, load)| *load).map(|(at, _)| at)
+        };
+        assert_eq!(chosen([(1, false), (1, true), (1, false)]), Some(1));
+        assert_eq!(chosen([(2, true), (1, false), (2, true)]), Some(1));
+        assert_eq!(chosen([(1, false), (1, false), (0, false)]), Some(2));
     }
 }

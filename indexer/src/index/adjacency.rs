@@ -139,11 +139,18 @@ impl Adjacency {
 }
 
 impl Level {
-    /// Puts a row on the level, behind those there are; nothing if it is there.
+    /// Puts a row on the level; nothing if it is there. One that comes behind all others takes no time.
     pub(super) fn stand(&mut self, row: u32, degree: usize) {
-        if self.rows.last().is_none_or(|last| *last < row) {
-            self.rows.push(row);
-            self.links.extend(std::iter::repeat_n(NONE, degree));
+        let is_behind = self.rows.last().is_none_or(|last| *last < row);
+        let at = match is_behind {
+            true => Err(self.rows.len()),
+            false => self.rows.binary_search(&row),
+        };
+        if let Err(at) = at {
+            self.rows.insert(at, row);
+            let places = at.saturating_mul(degree);
+            let empty = std::iter::repeat_n(NONE, degree);
+            self.links.splice(places..places, empty);
         }
     }
 }

@@ -111,7 +111,7 @@ fn its_edges_are_those_of_a_graph_that_is_built_at_once() {
     assert!(loaded.adjacency(2000) == *builder.adjacency());
     assert!(graph.mend(&mut || Ok::<_, Infallible>(true)).unwrap());
     let mended = builder.finish(&mut || Ok::<_, Infallible>(true)).unwrap();
-    assert!(graph.adjacency(2000) == mended.unwrap());
+    assert!(graph.adjacency(2000) == mended.unwrap().edges);
 }
 
 #[test]

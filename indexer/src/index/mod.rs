@@ -15,6 +15,7 @@ mod prefetch;
 pub mod rotation;
 pub mod space;
 pub mod target;
+mod zeros;
 
 /// A row near a query, with its distance in the collection's metric.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -25,14 +25,15 @@ impl Asked {
     /// From components.
     pub(super) fn new(components: &[i8]) -> Self {
         let bytes = components.len().div_ceil(2).next_multiple_of(LANES);
-        let half = |first: usize| {
-            let halves = components.iter().skip(first).step_by(2).copied();
-            let filled = halves.chain(std::iter::repeat(0)).take(bytes);
-            filled.collect::<Vec<i8>>()
-        };
+        let (mut low, mut high) = (vec![0; bytes], vec![0; bytes]);
+        let places = low.iter_mut().zip(&mut high);
+        for (pair, (low, high)) in components.chunks(2).zip(places) {
+            *low = pair.first().copied().unwrap_or_default();
+            *high = pair.get(1).copied().unwrap_or_default();
+        }
         Self {
-            low: half(0),
-            high: half(1),
+            low,
+            high,
             sum: components.iter().map(|one| i32::from(*one)).sum(),
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     fields::{self, Estimate, RowSet},
     index::{Near, distance::Query, packed, space::Space},
     rule::SourceIndex,
-    segment::{growing::Growing, rides::Rides, sealed::Sealed},
+    segment::{growing::Growing, rides::Rides, sealed::Sealed, vectors::Precision},
     view::Moment,
     wal::{self, Position},
 };
@@ -484,6 +484,23 @@ impl Segment {
                 Ok(read??)
             }
             Rows::Sealed(sealed) => Ok(sealed.vector(row, out)?),
+        }
+    }
+
+    /// How its vectors are kept in a file; `None` while it is growing.
+    pub fn precision(&self) -> Option<Precision> {
+        let sealed = self.as_sealed()?;
+        Some(sealed.manifest.precision)
+    }
+
+    /// Appends a row's vector as its file has it; nothing while it is growing.
+    ///
+    /// # Errors
+    /// [`PointError`].
+    pub fn copy_vector(&self, row: u32, out: &mut Vec<u8>) -> Result<(), PointError> {
+        match self.as_sealed() {
+            Some(sealed) => Ok(sealed.copy_vector(row, out)?),
+            None => Ok(()),
         }
     }
 

@@ -15,6 +15,7 @@
 //! | `entries.bin` | deletes and refusals ([`super::entries`]) |
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
     io::{ErrorKind as ErrorKindIo, Write},
     path::Path,
@@ -226,8 +227,12 @@ pub fn survey(
         if precision == Precision::F32 && !extent.is_needed() {
             break;
         }
+        let is_known = origin.segment.precision() == Some(Precision::F16);
+        if is_known && !extent.is_needed() {
+            continue;
+        }
         origin.segment.vector(origin.row, log, &mut vector)?;
-        if origin.alive && !fits_f16(&vector) {
+        if origin.alive && !is_known && !fits_f16(&vector) {
             precision = Precision::F32;
         }
         extent.include(&vector);
@@ -255,6 +260,8 @@ pub struct Sealer<'a> {
     pub survey: &'a Survey,
     /// Their edges.
     pub adjacency: &'a Adjacency,
+    /// Those that are nodes of the graph, in their order, where they were coded for it already.
+    pub nodes: Option<&'a packed::Coded>,
     /// Deletes and refusals.
     pub entries: &'a [Entry],
     /// Where points of growing segments stand.
@@ -327,17 +334,21 @@ impl Sealer<'_> {
         let (mut vector, mut bytes) = (Vec::new(), Vec::new());
         for origin in self.origins {
             let row = origin.row()?;
-            if origin.alive || origin.is_node {
+            let is_copied = origin.alive && origin.segment.precision() == Some(*precision);
+            let is_coded = self.nodes.is_some() || !origin.is_node;
+            if origin.alive && !is_copied || !is_coded {
                 origin.segment.vector(origin.row, self.log, &mut vector)?;
             }
-            biases.push(match origin.is_node {
-                true => space.encode_row(&vector, &mut codes),
-                // No walk comes to it, and no scan looks at it.
-                false => {
-                    codes.resize(codes.len() + space.code_bytes(), 0);
-                    0.0
-                }
-            });
+            if self.nodes.is_none() {
+                biases.push(match origin.is_node {
+                    true => space.encode_row(&vector, &mut codes),
+                    // No walk comes to it, and no scan looks at it.
+                    false => {
+                        codes.resize(codes.len() + space.code_bytes(), 0);
+                        0.0
+                    }
+                });
+            }
             let mut place = PointPlace::default();
             if origin.alive {
                 let frame = origin.segment.frame(origin.row, self.log)?;
@@ -363,15 +374,26 @@ impl Sealer<'_> {
             }
             table.push(&row, place)?;
             bytes.clear();
-            precision.encode(&vector, &mut bytes);
+            match is_copied {
+                true => origin.segment.copy_vector(origin.row, &mut bytes)?,
+                false => precision.encode(&vector, &mut bytes),
+            }
             vectors.put(&bytes)?;
             if !meanwhile()? {
                 return Ok(None);
             }
         }
         let mut graph = Sink::create(folder.join(GRAPH_FILE))?;
-        let codes = codes.chunks_exact(space.code_bytes()).zip(biases);
-        packed::write(&mut graph, space, self.adjacency, codes)?;
+        match self.nodes {
+            Some(nodes) => {
+                let codes = self.codes_of(nodes);
+                packed::write(&mut graph, space, self.adjacency, codes)?;
+            }
+            None => {
+                let codes = codes.chunks_exact(space.code_bytes()).zip(biases);
+                packed::write(&mut graph, space, self.adjacency, codes)?;
+            }
+        }
         columns.extend_to(rows);
         let mut fields = Sink::create(folder.join(FIELDS_FILE))?;
         fields.put(&columns.seal())?;
@@ -390,6 +412,23 @@ impl Sealer<'_> {
             entries.finish()?,
         ];
         Ok(Some(marks.into()))
+    }
+
+    /// The codes of all rows; zeros for one that is no node, which no walk comes to and no scan looks at.
+    fn codes_of<'c>(
+        &'c self,
+        nodes: &'c packed::Coded,
+    ) -> impl Iterator<Item = (Cow<'c, [u8]>, f32)> {
+        let mut numbers = 0u32..;
+        self.origins.iter().map(move |origin| {
+            match origin.is_node.then(|| numbers.next()).flatten() {
+                Some(node) => {
+                    let (code, bias) = nodes.of(node);
+                    (Cow::Borrowed(code), bias)
+                }
+                None => (Cow::Owned(vec![0; self.survey.space.code_bytes()]), 0.0),
+            }
+        })
     }
 }
 

@@ -198,6 +198,14 @@ impl Sealed {
         self.vectors.read(row, out)
     }
 
+    /// Appends a row's vector as it stands in its file.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn copy_vector(&self, row: u32, out: &mut Vec<u8>) -> Result<(), FileError> {
+        self.vectors.copy(row, out)
+    }
+
     /// What records without a row said while it was growing.
     ///
     /// # Errors

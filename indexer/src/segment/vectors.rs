@@ -18,6 +18,8 @@ use crate::segment::files::{FileError, io_error};
 
 /// Components read at once: all of a usual row.
 const PART: usize = 2048;
+/// Components converted at once.
+const TOGETHER: usize = 64;
 
 /// How a component is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +44,11 @@ impl Precision {
     pub fn encode(self, vector: &[f32], out: &mut Vec<u8>) {
         match self {
             Self::F16 => {
-                for component in vector {
-                    out.extend_from_slice(&f16::from_f32(*component).to_le_bytes());
+                let mut halves = [f16::ZERO; TOGETHER];
+                for part in vector.chunks(TOGETHER) {
+                    let halves = halves.get_mut(..part.len()).unwrap_or_default();
+                    halves.convert_from_f32_slice(part);
+                    out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
                 }
             }
             Self::F32 => {
@@ -57,9 +62,15 @@ impl Precision {
 
 /// Whether f16 holds every component as it is.
 pub fn fits_f16(vector: &[f32]) -> bool {
-    vector
-        .iter()
-        .all(|component| f16::from_f32(*component).to_f32().to_bits() == component.to_bits())
+    let (mut halves, mut again) = ([f16::ZERO; TOGETHER], [0.0; TOGETHER]);
+    vector.chunks(TOGETHER).all(|part| {
+        let halves = halves.get_mut(..part.len()).unwrap_or_default();
+        let again = again.get_mut(..part.len()).unwrap_or_default();
+        halves.convert_from_f32_slice(part);
+        halves.convert_to_f32_slice(again);
+        let mut pairs = part.iter().zip(again);
+        pairs.all(|(one, again)| one.to_bits() == again.to_bits())
+    })
 }
 
 /// A file of exact vectors.
@@ -89,8 +100,7 @@ impl Vectors {
     /// # Errors
     /// [`FileError::Io`].
     pub fn read(&self, row: u32, out: &mut Vec<f32>) -> Result<(), FileError> {
-        let row_bytes = u64::try_from(self.row_bytes).unwrap_or(u64::MAX);
-        let at = u64::from(row) * row_bytes;
+        let at = self.at(row);
         out.resize(self.row_bytes / self.precision.bytes(), 0.0);
         match self.precision {
             Precision::F16 => {
@@ -117,6 +127,21 @@ impl Vectors {
             }
         }
         Ok(())
+    }
+
+    /// Appends a row's bytes as they stand in the file.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn copy(&self, row: u32, out: &mut Vec<u8>) -> Result<(), FileError> {
+        let held = out.len();
+        out.resize(held + self.row_bytes, 0);
+        let place = out.get_mut(held..).unwrap_or_default();
+        self.read_at(self.at(row), place)
+    }
+
+    fn at(&self, row: u32) -> u64 {
+        u64::from(row) * u64::try_from(self.row_bytes).unwrap_or(u64::MAX)
     }
 
     fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), FileError> {
@@ -161,13 +186,18 @@ mod tests {
             }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("vectors");
-            std::fs::write(&path, bytes).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
             let vectors = Vectors::open(&path, rows[0].len(), precision).unwrap();
             let mut read = Vec::new();
             for (number, row) in (0u32..).zip(&rows) {
                 vectors.read(number, &mut read).unwrap();
                 prop_assert_eq!(&read, row);
             }
+            let mut copied = Vec::new();
+            for (number, _) in (0u32..).zip(&rows) {
+                vectors.copy(number, &mut copied).unwrap();
+            }
+            prop_assert_eq!(copied, bytes);
             prop_assert!(vectors.read(u32::try_from(rows.len()).unwrap(), &mut read).is_err());
         }
     }

@@ -30,7 +30,7 @@ use crate::{
 /// Rows the writer moves over a turn: well under a millisecond of work.
 const SLICE_ROWS: u32 = 512;
 /// Rows read or written in the time that one takes to be folded.
-const READ_ROWS: u32 = 32;
+pub(super) const READ_ROWS: u32 = 32;
 /// Rows looked for, when edges are mended, in that time.
 pub(super) const MEND_ROWS: u32 = 4;
 
@@ -147,6 +147,7 @@ pub fn seal(
         origins: &origins,
         survey: &survey,
         adjacency: &adjacency,
+        nodes: None,
         entries: &entries,
         log: &shared.log,
     };
@@ -254,7 +255,7 @@ pub fn build(
             origins: &origins,
             space: &survey.space,
         };
-        let Some(adjacency) = graph.build(&mut meanwhile)? else {
+        let Some(built) = graph.build(&mut meanwhile)? else {
             return Ok(None);
         };
         let folder = shared.spec.segment_folder(id);
@@ -264,7 +265,8 @@ pub fn build(
             shape,
             origins: &origins,
             survey: &survey,
-            adjacency: &adjacency,
+            adjacency: &built.edges,
+            nodes: Some(&built.coded),
             entries: &entries,
             log: &shared.log,
         };

@@ -3,14 +3,17 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    index::{adjacency::Adjacency, packed, space::Space},
+    index::{
+        packed::{self, Built},
+        space::Space,
+    },
     segment::{
         Segment, SegmentId,
         seal::{Origin, SealError},
     },
     shard::{
         Shared,
-        compact::{MEND_ROWS, paced},
+        compact::{MEND_ROWS, READ_ROWS, paced},
         mending::Mending,
     },
 };
@@ -30,11 +33,12 @@ pub(super) struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// Builds it; `None` if `meanwhile` ended the work.
+    /// Builds it: edges of all rows, codes of those that are nodes, in their order; `None` if
+    /// `meanwhile` ended the work.
     pub(super) fn build(
         &self,
         mut meanwhile: &mut impl FnMut() -> Result<bool, SealError>,
-    ) -> Result<Option<Adjacency>, SealError> {
+    ) -> Result<Option<Built>, SealError> {
         let nodes = (0u32..).zip(self.origins);
         let nodes = nodes.filter(|(_, origin)| origin.is_node);
         let keys: Vec<u32> = nodes.map(|(row, _)| row).collect();
@@ -74,17 +78,40 @@ impl Merge<'_> {
                 None => return Ok(None),
             }
         }
-        let adopted = usize::try_from(builder.rows()).unwrap_or(usize::MAX);
-        for row in keys.iter().skip(adopted) {
+        let adopted = builder.rows();
+        let others = keys
+            .iter()
+            .skip(usize::try_from(adopted).unwrap_or(usize::MAX));
+        let mut reading = paced(READ_ROWS, &mut meanwhile);
+        for row in others {
             let at = usize::try_from(*row).unwrap_or(usize::MAX);
             let Some(origin) = self.origins.get(at) else {
                 break;
             };
-            let (segment, row) = (&origin.segment, origin.row);
-            segment.vector(row, &self.shared.log, &mut vector)?;
-            code.clear();
-            let bias = self.space.encode_row(&vector, &mut code);
-            builder.insert(&code, bias);
+            match self.coded(origin) {
+                Some((code, bias)) => builder.push(code, bias),
+                None => {
+                    let (segment, row) = (&origin.segment, origin.row);
+                    segment.vector(row, &self.shared.log, &mut vector)?;
+                    code.clear();
+                    let bias = self.space.encode_row(&vector, &mut code);
+                    builder.push(&code, bias)
+                }
+            };
+            if !reading()? {
+                return Ok(None);
+            }
+        }
+        drop(reading);
+        let mut nodes = self.along_edges(&keys);
+        nodes.retain(|node| *node >= adopted);
+        // Those that stand above level 0 in front, by their numbers; all others stay in order.
+        nodes.sort_by_key(|node| match builder.stands_above(*node) {
+            true => (false, *node),
+            false => (true, 0),
+        });
+        for node in nodes {
+            builder.connect(node);
             if !meanwhile()? {
                 return Ok(None);
             }
@@ -102,8 +129,34 @@ impl Merge<'_> {
                 Ok(true)
             },
         };
-        let edges = builder.finish(&mut mending)?;
-        Ok(edges.map(|edges| edges.spread(&keys, rows)))
+        let built = builder.finish(&mut mending)?;
+        Ok(built.map(|built| Built {
+            edges: built.edges.spread(&keys, rows),
+            ..built
+        }))
+    }
+
+    /// A row's code and bias, where the segment it comes from has them in this very space.
+    fn coded<'o>(&self, origin: &'o Origin) -> Option<(&'o [u8], f32)> {
+        let (segment, row) = (&origin.segment, origin.row);
+        let graph = segment.as_sealed()?.graph();
+        let has_code = graph.space().is_same(self.space) && !segment.rides.is_rider(row);
+        has_code.then_some((graph.code(row)?, graph.bias(row)))
+    }
+
+    /// The nodes of the new graph, each as a rule behind a neighbour: what one is compared with is what
+    /// the one before was, and near the processor still.
+    fn along_edges(&self, keys: &[u32]) -> Vec<u32> {
+        let nodes = self.inputs.iter().flat_map(|input| {
+            let rows = match input.as_sealed() {
+                Some(sealed) => sealed.graph().along_edges(),
+                None => (0..input.len()).collect(),
+            };
+            let nodes = self.nodes_of(input, keys);
+            let node = move |row: u32| *nodes.get(usize::try_from(row).ok()?)?;
+            rows.into_iter().filter_map(node)
+        });
+        nodes.collect()
     }
 
     /// What the new segment holds for an input's row.

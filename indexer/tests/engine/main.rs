@@ -11,6 +11,7 @@ mod asks;
 mod behind;
 mod copies;
 mod mended;
+mod precision;
 mod resolve;
 mod rides;
 mod together;
@@ -35,7 +36,7 @@ use shoal_schemas::{
 };
 use shoal_topic::TopicPartition;
 
-use world::{DEADLINE, Live, TOPIC, World, churn, vector};
+use world::{DEADLINE, Live, TOPIC, World, assert_coded, churn, vector};
 
 #[test]
 fn updates_replace_and_tombstones_remove() {
@@ -129,6 +130,7 @@ fn endless_updates_are_compacted_and_lose_no_point() {
         (rows < 200 * 6).then_some(rows)
     });
     assert!(u64::from(rows) >= progress.points);
+    assert_coded(&live);
     let last = |id: u64| {
         (0..40)
             .rev()

@@ -25,7 +25,7 @@ use shoal_schemas::{
 
 use crate::{
     files_below,
-    world::{DEADLINE, Live, World, vector},
+    world::{DEADLINE, Live, World, assert_coded, vector},
 };
 
 const CATEGORIES: u64 = 5;
@@ -133,6 +133,7 @@ impl Ridden {
         let progress = self.world.caught_up(&self.live);
         assert_eq!(progress.points, self.points.len() as u64);
         check(&self.live, &self.points);
+        assert_coded(&self.live);
     }
 
     fn close(self) {

@@ -164,8 +164,13 @@ impl World {
     }
 
     pub(crate) fn record_with(&self, id: &str, seed: u64, payload: Payload) -> Record {
+        self.record_of(id, &vector(seed), payload)
+    }
+
+    pub(crate) fn record_of(&self, id: &str, vector: &[f32], payload: Payload) -> Record {
+        let metric = self.collection.metric;
         let point = Point {
-            vector: Vector::new(&vector(seed), self.collection.dim, Metric::Cosine).unwrap(),
+            vector: Vector::new(vector, self.collection.dim, metric).unwrap(),
             payload,
             model: None,
             event_time_ms: None,
@@ -236,6 +241,30 @@ impl Live {
         let hits = self.shared.search(&Ask::nearest(vector(seed), k));
         hits.unwrap().into_iter().map(|hit| hit.id).collect()
     }
+}
+
+/// Every node of a sealed graph that answers has the code of its vector, wherever that came from.
+pub(crate) fn assert_coded(live: &Live) -> usize {
+    let (view, _) = live.shared.moment();
+    let (mut vector, mut seen) = (Vec::new(), 0);
+    for segment in &view.segments {
+        let Some(sealed) = segment.as_sealed() else {
+            continue;
+        };
+        let graph = sealed.graph();
+        for row in 0..segment.len() {
+            if segment.end_of(row).is_some() || segment.rides.is_rider(row) {
+                continue;
+            }
+            segment.vector(row, &live.shared.log, &mut vector).unwrap();
+            let mut code = Vec::new();
+            let bias = graph.space().encode_row(&vector, &mut code);
+            assert_eq!(graph.code(row), Some(code.as_slice()), "row {row}");
+            assert_eq!(graph.bias(row).to_bits(), bias.to_bits(), "row {row}");
+            seen += 1;
+        }
+    }
+    seen
 }
 
 /// A direction that depends on the seed alone.

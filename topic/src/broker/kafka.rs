@@ -180,6 +180,9 @@ fn java(options: &BrokerOptions, dir: &Path, main: &[OsString]) -> Vec<OsString>
             "-XX:MaxGCPauseMillis=20",
             "-XX:ParallelGCThreads=2",
             "-XX:ConcGCThreads=1",
+            // Java's second compiler takes a good part of a processor for minutes, from what runs
+            // beside this broker.
+            "-XX:TieredStopAtLevel=1",
         ]
         .map(OsString::from),
     );

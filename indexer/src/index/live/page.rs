@@ -15,14 +15,12 @@ use std::{
     },
 };
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::MmapRaw;
 
-use crate::index::adjacency::{NONE, Place};
-
-/// Memory from this many bytes on is asked for in the system's large pages: a walk reads all over it,
-/// and the processor remembers where few pages are.
-#[cfg(target_os = "linux")]
-const LARGE: usize = 4 << 20;
+use crate::index::{
+    adjacency::{NONE, Place},
+    zeros::zeros,
+};
 
 /// A place in a list, or another number of a row: [`NONE`] until it is set.
 #[repr(transparent)]
@@ -69,14 +67,8 @@ impl Page {
     pub(super) fn new(bytes: usize, numbers: usize) -> io::Result<Self> {
         let bytes = bytes.next_multiple_of(size_of::<AtomicU32>());
         let all = bytes + numbers * size_of::<AtomicU32>();
-        let map = MmapMut::map_anon(all)?;
-        #[cfg(target_os = "linux")]
-        if all >= LARGE {
-            // Where the system has no large ones, small ones do.
-            map.advise(memmap2::Advice::HugePage).ok();
-        }
         Ok(Self {
-            map: MmapRaw::from(map),
+            map: MmapRaw::from(zeros(all)?),
             bytes,
             numbers,
             filled: AtomicUsize::new(0),

@@ -11,7 +11,7 @@ use crate::index::{
         build::{Builder, Options},
         connect::Grow,
         prune,
-        walk::{Far, neighbours},
+        walk::{Far, Visits, neighbours},
     },
     space::{Measure, Visit},
 };
@@ -88,8 +88,8 @@ impl Builder {
         self.edges.entry = number(graph.entry()).or(top.copied()).unwrap_or(0);
         let mut around = Around::default();
         let mut lonely = Vec::new();
-        for (old, new) in (0u32..).zip(numbers) {
-            let Some(new) = *new else { continue };
+        for old in graph.along_edges() {
+            let Some(new) = number(old) else { continue };
             for level in 0..=self.edges.level(new) {
                 around.look(graph, level, old, &number, self.degree(level));
                 if around.kept == around.rows.len() && around.kept <= self.degree(level) {
@@ -130,7 +130,10 @@ impl Builder {
 #[derive(Default)]
 struct Around {
     rows: Vec<u32>,
+    /// Rows that keep none, by their old numbers.
     dropped: Vec<u32>,
+    /// Old rows that were come to.
+    met: Visits,
     /// How many of them, in front, were neighbours before.
     kept: usize,
     /// Its neighbours before.
@@ -149,6 +152,9 @@ impl Around {
     ) {
         self.rows.clear();
         self.dropped.clear();
+        self.met.start(index(graph.rows()));
+        // Its neighbours' neighbour is the row itself.
+        self.met.mark(row);
         self.take(graph.neighbours(row, level), number);
         self.kept = self.rows.len();
         self.before = graph.neighbours(row, level).len();
@@ -161,18 +167,16 @@ impl Around {
             self.take(graph.neighbours(through, level), number);
             at += 1;
         }
-        // Its neighbours' neighbour is the row itself.
-        self.rows.retain(|found| number(row) != Some(*found));
     }
 
     fn take(&mut self, neighbours: &[u32], number: &impl Fn(u32) -> Option<u32>) {
         for neighbour in neighbours {
-            let (into, row) = match number(*neighbour) {
-                Some(new) => (&mut self.rows, new),
-                None => (&mut self.dropped, *neighbour),
-            };
-            if !into.contains(&row) {
-                into.push(row);
+            if !self.met.mark(*neighbour) {
+                continue;
+            }
+            match number(*neighbour) {
+                Some(new) => self.rows.push(new),
+                None => self.dropped.push(*neighbour),
             }
         }
     }

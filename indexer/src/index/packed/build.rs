@@ -35,6 +35,28 @@ pub struct Options {
     pub rows: u32,
 }
 
+/// A graph that was built.
+pub struct Built {
+    /// Its edges.
+    pub edges: Adjacency,
+    /// Its rows.
+    pub coded: Coded,
+}
+
+/// Rows by their codes.
+pub struct Coded {
+    codes: Codes,
+    biases: Vec<f32>,
+}
+
+impl Coded {
+    /// A row's code and bias.
+    pub fn of(&self, row: u32) -> (&[u8], f32) {
+        let bias = self.biases.get(index(row)).copied();
+        (self.codes.of(row), bias.unwrap_or(0.0))
+    }
+}
+
 /// A graph being built.
 pub struct Builder {
     pub(super) space: Space,
@@ -90,13 +112,19 @@ impl Builder {
         &self.edges
     }
 
-    /// Its edges, after making some to rows that no walk comes to; `None` if `attend`, which is
+    /// What was built, after making edges to rows that no walk comes to; `None` if `attend`, which is
     /// asked once a row that is looked at, said no.
     ///
     /// # Errors
     /// Those of `attend`.
-    pub fn finish<A: Attend>(mut self, attend: &mut A) -> Result<Option<Adjacency>, A::Error> {
-        Ok(self.mend(attend)?.then_some(self.edges))
+    pub fn finish<A: Attend>(mut self, attend: &mut A) -> Result<Option<Built>, A::Error> {
+        Ok(self.mend(attend)?.then_some(Built {
+            edges: self.edges,
+            coded: Coded {
+                codes: self.codes,
+                biases: self.biases,
+            },
+        }))
     }
 
     /// False if `attend` said no.
@@ -126,8 +154,13 @@ impl Builder {
         write(out, &self.space, &self.edges, codes)
     }
 
-    /// Adds a row without edges.
-    pub(super) fn push(&mut self, code: &[u8], bias: f32) -> u32 {
+    /// Whether a row stands above level 0.
+    pub fn stands_above(&self, row: u32) -> bool {
+        level_of(row, self.m) > 0
+    }
+
+    /// Adds a row without edges, which [`Builder::connect`] gives it; gives its number.
+    pub fn push(&mut self, code: &[u8], bias: f32) -> u32 {
         debug_assert_eq!(code.len(), self.space.code_bytes());
         let row = self.edges.rows;
         self.codes.push(code);
@@ -169,12 +202,11 @@ impl Builder {
         self.work = work;
     }
 
-    /// Finds a new row's neighbours and makes it theirs.
-    fn connect(&mut self, row: u32) {
+    /// Finds the neighbours of a row that was pushed, and makes it theirs. Any order will do; rows that
+    /// stand above level 0 take the least time where they come by their numbers.
+    pub fn connect(&mut self, row: u32) {
         let level = level_of(row, self.m);
-        if row > 0 {
-            self.find_neighbours(row, level);
-        }
+        self.find_neighbours(row, level);
         for upper in self.edges.upper.iter_mut().take(level) {
             upper.stand(row, self.edges.upper_degree);
         }

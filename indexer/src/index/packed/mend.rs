@@ -15,6 +15,7 @@ use crate::index::{
     kernel::Kernel,
     packed::{
         connect::{Grow, Work},
+        reached::Reached,
         walk::{Far, descend, distance, neighbours},
     },
     space::{Measure, QueryCode, Space, Visit},
@@ -63,6 +64,7 @@ pub(in crate::index) struct Mend<'a, G> {
 impl<G: Grow> Mend<'_, G> {
     /// Makes edges to rows that no walk comes to; false if `attend` said no.
     pub(in crate::index) fn mend<A: Attend>(mut self, attend: &mut A) -> Result<bool, A::Error> {
+        let mut order = Vec::new();
         for _ in 0..ROUNDS {
             let mut reached = Reached::new(self.graph.rows());
             reached.spread(self.graph, self.graph.entry());
@@ -77,15 +79,20 @@ impl<G: Grow> Mend<'_, G> {
                     }
                 }
             }
+            order = reached.into_order();
             if lost == 0 {
                 break;
             }
         }
-        self.mend_hidden(attend)
+        self.mend_hidden(order, attend)
     }
 
-    /// Makes edges to rows that searches for themselves do not find.
-    fn mend_hidden<A: Attend>(&mut self, attend: &mut A) -> Result<bool, A::Error> {
+    /// Makes edges to those of `doubtful` that searches for themselves do not find.
+    fn mend_hidden<A: Attend>(
+        &mut self,
+        mut doubtful: Vec<u32>,
+        attend: &mut A,
+    ) -> Result<bool, A::Error> {
         let mut lists = vec![0usize; index(self.graph.rows())];
         for row in 0..self.graph.rows() {
             for to in neighbours(self.graph, 0, row) {
@@ -94,7 +101,6 @@ impl<G: Grow> Mend<'_, G> {
                 }
             }
         }
-        let mut doubtful: Vec<u32> = (0..self.graph.rows()).collect();
         let mut vector = Vec::new();
         for _ in 0..ROUNDS {
             let mut given = Vec::new();
@@ -246,34 +252,4 @@ impl<G: Grow> Visit for Around<'_, G> {
 fn from_entry<G: Grow, K: Kernel>(graph: &G, measure: &Measure<'_, K>) -> Far {
     let entry = graph.entry();
     (distance(graph, measure, entry), entry)
-}
-
-/// Rows that a walk at level 0 comes to.
-struct Reached {
-    bits: Vec<bool>,
-    next: Vec<u32>,
-}
-
-impl Reached {
-    fn new(rows: u32) -> Self {
-        Self {
-            bits: vec![false; index(rows)],
-            next: Vec::new(),
-        }
-    }
-
-    fn has(&self, row: u32) -> bool {
-        self.bits.get(index(row)).copied().unwrap_or(true)
-    }
-
-    fn spread<G: Grow>(&mut self, graph: &G, from: u32) {
-        self.next.push(from);
-        while let Some(row) = self.next.pop() {
-            if let Some(bit) = self.bits.get_mut(index(row))
-                && !std::mem::replace(bit, true)
-            {
-                self.next.extend(neighbours(graph, 0, row));
-            }
-        }
-    }
 }

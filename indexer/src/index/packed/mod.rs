@@ -13,6 +13,7 @@ pub(in crate::index) mod connect;
 mod header;
 pub(in crate::index) mod mend;
 mod prune;
+mod reached;
 mod stage;
 pub(in crate::index) mod walk;
 mod write;
@@ -20,7 +21,7 @@ mod write;
 pub use adopt::Adopt;
 pub use aligned::Aligned;
 pub(in crate::index) use build::level_of;
-pub use build::{Builder, Options};
+pub use build::{Builder, Built, Coded, Options};
 pub use header::OpenError;
 pub(in crate::index) use header::stride;
 pub use mend::{Attend, BEAM as MENDED_BEAM};
@@ -32,6 +33,7 @@ use crate::index::{
     adjacency::{index, places, places_of, until_none},
     packed::{
         header::{Header, Layout},
+        reached::Reached,
         walk::Layers,
     },
     space::{QueryCode, Space},
@@ -131,6 +133,11 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
     /// About the distance to a row; `None` if there is no such row.
     pub fn distance_to(&self, query: &QueryCode, row: u32) -> Option<f32> {
         Some(query.distance(self.code(row)?, self.bias(row)))
+    }
+
+    /// All rows, each as a rule behind a neighbour of it.
+    pub fn along_edges(&self) -> Vec<u32> {
+        Reached::order_of_all(&self.layers())
     }
 
     /// A row's code.

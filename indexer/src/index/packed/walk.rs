@@ -423,7 +423,7 @@ fn put(nearest: &mut Vec<Far>, limit: usize, one: Far) -> usize {
     at
 }
 
-/// Rows a search has come to.
+/// Rows that were come to.
 #[derive(Default)]
 pub(in crate::index) struct Visits {
     bits: Vec<u64>,
@@ -432,7 +432,7 @@ pub(in crate::index) struct Visits {
 
 impl Visits {
     /// Forgets all, and makes room for so many rows.
-    fn start(&mut self, rows: usize) {
+    pub(in crate::index) fn start(&mut self, rows: usize) {
         for row in self.marked.drain(..) {
             if let Some(word) = self.bits.get_mut(index(row >> 6)) {
                 *word = 0;
@@ -453,7 +453,7 @@ impl Visits {
 
     /// Whether the row was not marked before.
     #[inline(always)]
-    fn mark(&mut self, row: u32) -> bool {
+    pub(in crate::index) fn mark(&mut self, row: u32) -> bool {
         let Some(word) = self.bits.get_mut(index(row >> 6)) else {
             return false;
         };
