@@ -22,7 +22,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::mpsc::{self, error::SendError},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,8 @@ pub type Incoming = Pin<Box<dyn Stream<Item = io::Result<Connection<TcpStream>>>
 /// Serves a listener's connections on so many threads, until the tasks are cancelled.
 ///
 /// `serve` is called once on each thread with its connections. A new connection goes to the thread
-/// that has the fewest; among several to one that has nothing to do at this moment, for busy connections
+/// that has the fewest; among several to one that has nothing to do at this moment, and then to the one
+/// that got none for the longest time. For connections that are opened together are used together, and
 /// would meet on one thread while another has as many that nobody uses.
 ///
 /// # Errors
@@ -64,31 +65,13 @@ where
 {
     let mut servers = Vec::new();
     for number in 0..threads.get() {
-        let (sender, receiver) = mpsc::channel(HANDED_OVER);
-        let open = Arc::new(AtomicUsize::new(0));
-        let sleeps = Arc::new(AtomicBool::new(false));
-        servers.push(Server {
-            sender,
-            open: open.clone(),
-            sleeps: sleeps.clone(),
-        });
-        let (serve, cancel) = (serve.clone(), tasks.cancel().clone());
-        tasks.spawn_thread(format!("{name} {number}"), move || {
-            let wakes = sleeps.clone();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .on_thread_park(move || sleeps.store(true, Ordering::Relaxed))
-                .on_thread_unpark(move || wakes.store(false, Ordering::Relaxed))
-                .build()
-                .map_err(TaskError::from)?;
-            let connections = ReceiverStream::new(receiver).map(move |accepted: Accepted| {
-                let stream = TcpStream::from_std(accepted)?;
-                Ok(Connection::counted(stream, Open(open.clone())))
-            });
-            let serving = serve(Box::pin(connections), cancel);
-            runtime.block_on(serving).map_err(Into::into)
-        })?;
+        servers.push(Server::start(
+            tasks,
+            format!("{name} {number}"),
+            serve.clone(),
+        )?);
     }
+    let mut accepted_so_far = 0;
     let cancel = tasks.cancel().clone();
     tasks.spawn(format!("{name} listener"), async move {
         loop {
@@ -102,9 +85,9 @@ where
             });
             match stream {
                 Ok(stream) => {
-                    if let Some(server) = servers.iter().min_by_key(|server| server.load()) {
-                        server.open.fetch_add(1, Ordering::Relaxed);
-                        if server.sender.send(stream).await.is_err() {
+                    if let Some(server) = servers.iter_mut().min_by_key(|server| server.load()) {
+                        accepted_so_far += 1;
+                        if server.take(stream, accepted_so_far).await.is_err() {
                             // Its thread has ended, so the tasks are being cancelled.
                             break;
                         }
@@ -128,13 +111,57 @@ struct Server {
     open: Arc<AtomicUsize>,
     /// Whether it waits for something to do.
     sleeps: Arc<AtomicBool>,
+    /// Which of all connections was the last one it got.
+    newest: u64,
 }
 
 impl Server {
-    /// What a new connection would have to share it with: so many others, and whether they keep it busy.
-    fn load(&self) -> (usize, bool) {
+    fn start<S, F, E>(tasks: &Tasks, name: String, serve: S) -> io::Result<Self>
+    where
+        S: Fn(Incoming, CancellationToken) -> F + Send + 'static,
+        F: Future<Output = Result<(), E>>,
+        E: Into<TaskError>,
+    {
+        let (sender, receiver) = mpsc::channel(HANDED_OVER);
+        let open = Arc::new(AtomicUsize::new(0));
+        let sleeps = Arc::new(AtomicBool::new(false));
+        let server = Self {
+            sender,
+            open: open.clone(),
+            sleeps: sleeps.clone(),
+            newest: 0,
+        };
+        let cancel = tasks.cancel().clone();
+        tasks.spawn_thread(name, move || {
+            let wakes = sleeps.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .on_thread_park(move || sleeps.store(true, Ordering::Relaxed))
+                .on_thread_unpark(move || wakes.store(false, Ordering::Relaxed))
+                .build()
+                .map_err(TaskError::from)?;
+            let connections = ReceiverStream::new(receiver).map(move |accepted: Accepted| {
+                let stream = TcpStream::from_std(accepted)?;
+                Ok(Connection::counted(stream, Open(open.clone())))
+            });
+            let serving = serve(Box::pin(connections), cancel);
+            runtime.block_on(serving).map_err(Into::into)
+        })?;
+        Ok(server)
+    }
+
+    /// What a new connection would have to share it with: so many others, whether they keep it busy,
+    /// and when the last one came.
+    fn load(&self) -> (usize, bool, u64) {
         let is_awake = !self.sleeps.load(Ordering::Relaxed);
-        (self.open.load(Ordering::Relaxed), is_awake)
+        (self.open.load(Ordering::Relaxed), is_awake, self.newest)
+    }
+
+    /// Hands it a connection, the so many-th of all.
+    async fn take(&mut self, stream: Accepted, number: u64) -> Result<(), SendError<Accepted>> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.newest = number;
+        self.sender.send(stream).await
     }
 }
 
@@ -227,7 +254,7 @@ mod tests {
         num::NonZeroUsize,
         sync::{
             Arc, Mutex,
-            atomic::{AtomicBool, AtomicUsize},
+            atomic::{AtomicBool, AtomicUsize, Ordering},
         },
         task::{Context, Poll},
         thread::ThreadId,
@@ -326,20 +353,76 @@ mod tests {
         cancel.cancel();
         tasks.finish(Duration::from_secs(60)).await.unwrap();
     }
+
     #[test]
-    fn a_connection_goes_to_where_the_fewest_are_and_nothing_is_done() {
-        let server = |open, sleeps| Server {
+    fn a_connection_goes_to_where_the_fewest_are_and_nothing_was_done_for_longest() {
+        let server = |(open, sleeps, newest)| Server {
             sender: mpsc::channel(1).0,
             open: Arc::new(AtomicUsize::new(open)),
             sleeps: Arc::new(AtomicBool::new(sleeps)),
+            newest,
         };
-        let chosen = |servers: [(usize, bool); 3]| {
-            let servers = servers.map(|(open, sleeps)| server(open, sleeps));
+        let chosen = |servers: [(usize, bool, u64); 3]| {
+            let servers = servers.map(server);
             let least = servers.iter().map(Server::load).enumerate();
             least.min_by_key(|(_, load)| *load).map(|(at, _)| at)
         };
-        assert_eq!(chosen([(1, false), (1, true), (1, false)]), Some(1));
-        assert_eq!(chosen([(2, true), (1, false), (2, true)]), Some(1));
-        assert_eq!(chosen([(1, false), (1, false), (0, false)]), Some(2));
+        assert_eq!(
+            chosen([(1, false, 1), (1, true, 3), (1, false, 2)]),
+            Some(1)
+        );
+        assert_eq!(chosen([(2, true, 1), (1, false, 3), (2, true, 2)]), Some(1));
+        assert_eq!(chosen([(1, true, 3), (1, true, 2), (1, true, 4)]), Some(1));
+    }
+
+    #[test]
+    fn a_thread_is_known_to_sleep_or_not() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let tasks = Tasks::new(CancellationToken::new());
+        let (begin, begun) = std::sync::mpsc::sync_channel(1);
+        let begun = Arc::new(Mutex::new(begun));
+        let serve = move |mut connections: Incoming, cancel: CancellationToken| {
+            let begun = begun.clone();
+            async move {
+                let busy = async {
+                    while let Some(connection) = connections.next().await {
+                        // As long as the test says, without giving way to anything.
+                        begun.lock().unwrap().recv().unwrap();
+                        drop(connection);
+                    }
+                };
+                tokio::select! {
+                    () = cancel.cancelled() => Ok::<_, Infallible>(()),
+                    () = busy => Ok(()),
+                }
+            }
+        };
+        let mut server = {
+            let _entered = runtime.enter();
+            Server::start(&tasks, "test".to_owned(), serve).unwrap()
+        };
+        let sleeps = server.sleeps.clone();
+        let comes_to = |wanted| {
+            eventually(
+                Duration::from_secs(60),
+                "the thread to sleep or not",
+                || (sleeps.load(Ordering::Relaxed) == wanted).then_some(()),
+            );
+        };
+        comes_to(true);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        runtime.block_on(server.take(stream, 7)).unwrap();
+        comes_to(false);
+        assert_eq!(server.load(), (1, true, 7));
+        begin.send(()).unwrap();
+        comes_to(true);
+        assert_eq!(server.load(), (0, false, 7));
+        tasks.cancel().cancel();
+        runtime
+            .block_on(tasks.finish(Duration::from_secs(60)))
+            .unwrap();
     }
 }

@@ -163,7 +163,8 @@ impl Space {
         self.step
     }
 
-    /// Whether a code of the other says the same in this one.
+    /// Whether a code of the other says the same in this one. Compaction keeps codes where it does, for ever:
+    /// another way of coding has to be another space.
     pub fn is_same(&self, other: &Self) -> bool {
         self.to_header() == other.to_header()
     }

@@ -38,9 +38,9 @@ use crate::{
 const RECORDS_PER_SECOND: u32 = 500;
 const SEARCHES_PER_SECOND: u32 = 50;
 const CLIENTS: usize = 2;
-/// How many times as long as the other parts the one with the steady load takes: about as long as so
-/// many records take to make a compaction of the shard due, so that its part in the load is what it is
-/// in the long run. The full load before it leaves rows that make one due soon.
+/// How many times as long as the other parts the one with the steady load takes: with parts of
+/// ten seconds and all rows about as long as so many records take to make a compaction of the shard due, so
+/// that its part in the load is what it is in the long run. The full load before leaves one due soon.
 const STEADY_PARTS: u32 = 4;
 /// Not counted: load comes up, caches fill.
 const WARM_UP: Duration = Duration::from_secs(1);
