@@ -105,11 +105,14 @@ impl Merge<'_> {
         drop(reading);
         let mut nodes = self.along_edges(&keys);
         nodes.retain(|node| *node >= adopted);
-        // Those that stand above level 0 in front, by their numbers; all others stay in order.
-        nodes.sort_by_key(|node| match builder.stands_above(*node) {
-            true => (false, *node),
-            false => (true, 0),
-        });
+        // The first one and those that stand above level 0 in front, by their numbers; all others stay in
+        // order.
+        nodes.sort_by_key(
+            |node| match *node == adopted || builder.stands_above(*node) {
+                true => (false, *node),
+                false => (true, 0),
+            },
+        );
         for node in nodes {
             builder.connect(node);
             if !meanwhile()? {

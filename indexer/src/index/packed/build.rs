@@ -202,8 +202,9 @@ impl Builder {
         self.work = work;
     }
 
-    /// Finds the neighbours of a row that was pushed, and makes it theirs. Any order will do; rows that
-    /// stand above level 0 take the least time where they come by their numbers.
+    /// Finds the neighbours of a row that was pushed, and makes it theirs. Row 0, where walks start
+    /// until one stands above level 0, has to come first; behind it any order will do, and rows that stand
+    /// above level 0 take the least time where they come by their numbers.
     pub fn connect(&mut self, row: u32) {
         let level = level_of(row, self.m);
         self.find_neighbours(row, level);

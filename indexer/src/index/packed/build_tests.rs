@@ -181,7 +181,7 @@ fn rows_are_connected_in_any_order() {
     let rows = vectors(dim(16), 1200);
     let space = Space::new(dim(16), Metric::Cosine, Quantization::I8).unwrap();
     let rising = built(&space, &rows);
-    // On from nothing, where row 0 is not the first, and on from some.
+    // On from nothing, where row 0 is the first by the order below, and on from some.
     for adopted_rows in [0, 300] {
         let first = packed(&mut built(&space, &rows[..adopted_rows]));
         let mut builder = match adopted_rows {
