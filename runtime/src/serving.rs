@@ -355,7 +355,8 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_goes_to_where_the_fewest_are_and_nothing_was_done_for_longest() {
+    fn a_connection_goes_to_where_the_fewest_are_then_to_who_sleeps_then_to_who_got_none_for_longest()
+     {
         let server = |(open, sleeps, newest)| Server {
             sender: mpsc::channel(1).0,
             open: Arc::new(AtomicUsize::new(open)),
@@ -397,10 +398,7 @@ mod tests {
                 }
             }
         };
-        let mut server = {
-            let _entered = runtime.enter();
-            Server::start(&tasks, "test".to_owned(), serve).unwrap()
-        };
+        let mut server = Server::start(&tasks, "test".to_owned(), serve).unwrap();
         let sleeps = server.sleeps.clone();
         let comes_to = |wanted| {
             eventually(

@@ -103,8 +103,7 @@ impl Merge<'_> {
             }
         }
         drop(reading);
-        let mut nodes = self.along_edges(&keys);
-        nodes.retain(|node| *node >= adopted);
+        let mut nodes = self.along_edges(&keys, adopted);
         // The first one and those that stand above level 0 in front, by their numbers; all others stay in
         // order.
         nodes.sort_by_key(
@@ -147,19 +146,24 @@ impl Merge<'_> {
         has_code.then_some((graph.code(row)?, graph.bias(row)))
     }
 
-    /// The nodes of the new graph, each as a rule behind a neighbour: what one is compared with is what
-    /// the one before was, and near the processor still.
-    fn along_edges(&self, keys: &[u32]) -> Vec<u32> {
-        let nodes = self.inputs.iter().flat_map(|input| {
+    /// The nodes of the new graph from `first` on, each as a rule behind a neighbour: what one is compared
+    /// with is what the one before was, and near the processor still.
+    fn along_edges(&self, keys: &[u32], first: u32) -> Vec<u32> {
+        let is_wanted = |node: &u32| *node >= first;
+        let mut all = Vec::new();
+        for input in self.inputs {
+            let nodes = self.nodes_of(input, keys);
+            if !nodes.iter().flatten().any(is_wanted) {
+                continue;
+            }
             let rows = match input.as_sealed() {
                 Some(sealed) => sealed.graph().along_edges(),
                 None => (0..input.len()).collect(),
             };
-            let nodes = self.nodes_of(input, keys);
-            let node = move |row: u32| *nodes.get(usize::try_from(row).ok()?)?;
-            rows.into_iter().filter_map(node)
-        });
-        nodes.collect()
+            let node = |row: u32| *nodes.get(usize::try_from(row).ok()?)?;
+            all.extend(rows.into_iter().filter_map(node).filter(is_wanted));
+        }
+        all
     }
 
     /// What the new segment holds for an input's row.

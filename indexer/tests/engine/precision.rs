@@ -1,5 +1,5 @@
-//! Compaction keeps vectors to the last bit, and codes as they would be made anew: where files keep
-//! halves of floats, where they keep whole ones, and where segments of both kinds become one.
+//! Compaction keeps vectors to the last bit, and codes as they would be made anew, where files keep
+//! halves of floats, and where they no longer can.
 
 use std::{collections::BTreeSet, time::Duration};
 

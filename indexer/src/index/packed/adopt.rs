@@ -134,7 +134,7 @@ struct Around {
     dropped: Vec<u32>,
     /// Old rows that were come to.
     met: Visits,
-    /// How many of them, in front, were neighbours before.
+    /// How many of `rows`, in front, were neighbours before.
     kept: usize,
     /// Its neighbours before.
     before: usize,

@@ -26,7 +26,8 @@ impl Reached {
         }
     }
 
-    /// All rows in order: those that no edge leads to come where they are met by their numbers.
+    /// All rows in order: behind those that the entry leads to come the others, by their numbers and along
+    /// their own edges.
     pub(super) fn order_of_all<L: Layers>(layers: &L) -> Vec<u32> {
         let mut reached = Self::new(layers.rows());
         reached.spread(layers, layers.entry());
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_behind_a_neighbour_each_once_and_those_without_an_edge_last() {
+    fn rows_come_behind_a_neighbour_each_once_and_last_those_that_the_entry_does_not_lead_to() {
         let lists = Lists(vec![
             [3, 2],
             [5, NONE],
