@@ -198,7 +198,7 @@ pub struct EngineConfig {
     /// A turn is one write to the shard's own log and one publication to searches: more raises
     /// throughput, and the time until the first record of a turn is searchable.
     pub batch_records: NonZeroUsize,
-    /// Rows that may wait for the graph, scanned exactly by every search. Default 4096.
+    /// Rows that may wait for the graph, scanned exactly by every search. Default 2048.
     ///
     /// Full pauses the partition. Lower it for faster searches during bulk loads; too low and
     /// ingest stops and goes.
@@ -288,7 +288,7 @@ impl Default for EngineConfig {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             batch_records: NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN),
-            memtable_rows: 4096,
+            memtable_rows: 2048,
             seal_rows: 262_144,
             idle_seal_rows: 4096,
             idle_seal_after: Duration::from_secs(3),

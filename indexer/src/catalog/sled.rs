@@ -172,7 +172,9 @@ impl Store for Sled {
         checkpoint: u64,
     ) -> Result<(), CatalogError> {
         let entries = changes.iter().map(|(id, state)| (id, state.encode()));
-        let entries: Vec<(&PointId, Vec<u8>)> = entries.collect();
+        let mut entries: Vec<(&PointId, Vec<u8>)> = entries.collect();
+        // Neighbours go into one page while it is at hand.
+        entries.sort_unstable_by_key(|(id, _)| *id);
         let bytes: usize = (entries.iter())
             .map(|(id, entry)| id.as_str().len() + entry.len())
             .sum();

@@ -8,6 +8,7 @@
 //! memtable is always scanned, exactly. A row that rides is found where its carrier's node is met
 //! ([`View::shown`]), and nowhere else.
 
+mod kept;
 mod together;
 
 use std::cmp::Ordering;
@@ -20,14 +21,14 @@ use crate::{
         self, RowSet,
         plan::{self, COSTS, Plan},
     },
-    find::together::Part,
+    find::{kept::Kept, together::Part},
     index::{Near, distance::Query, packed::Accept},
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
 };
 
-/// Rows looked at before a scan drops the farther ones and asks whether to go on.
+/// Rows measured before a scan asks whether to go on.
 const SLICE_ROWS: usize = 4096;
 
 /// Exact vectors read between two looks at whether anybody still waits: well below a millisecond.
@@ -146,13 +147,14 @@ pub fn nearest<'a>(
         }
     }
     told.plan_us += micros(watch);
+    let want = wanted.rescore.max(wanted.k);
     let mut search = Search {
         view,
         wanted,
         sets: &sets,
-        want: wanted.rescore.max(wanted.k),
-        coarse: Vec::new(),
-        exact: Vec::new(),
+        want,
+        coarse: Kept::new(want, by_distance),
+        exact: Kept::new(want.max(wanted.beam), by_distance_then_id),
         vector: Vec::new(),
         told,
     };
@@ -173,9 +175,9 @@ struct Search<'a, 'w> {
     /// How many candidates are re-scored.
     want: usize,
     /// Found by codes.
-    coarse: Vec<Met<'a>>,
-    /// Found by exact vectors.
-    exact: Vec<Met<'a>>,
+    coarse: Kept<'a>,
+    /// Found by exact vectors: those that may be answered with, and as many as tell walks how far to go.
+    exact: Kept<'a>,
     vector: Vec<f32>,
     told: &'w mut Told,
 }
@@ -324,9 +326,10 @@ impl<'a, 'w> Search<'a, 'w> {
             return self.scan(segment, folded, set);
         }
         for Near { row, distance } in walked.near {
-            if row < folded {
-                self.coarse
-                    .extend(Met::at(view, segment, row, distance, moment));
+            if row < folded
+                && let Some(met) = Met::at(view, segment, row, distance, moment)
+            {
+                self.coarse.push(met);
             }
         }
         Ok(())
@@ -383,33 +386,37 @@ impl<'a, 'w> Search<'a, 'w> {
     fn scan_rows(
         &mut self,
         segment: &'a Segment,
-        rows: impl Iterator<Item = u32>,
+        mut rows: impl Iterator<Item = u32>,
     ) -> Result<(), SearchError> {
-        let (view, wanted, sets) = (self.view, self.wanted, self.sets);
-        let mut rows = rows.filter(|row| {
-            let shown = view.shown(segment, *row, wanted.moment);
-            shown.is_some_and(|(shown, row)| takes(sets, shown, row))
-        });
         loop {
             let slice: Vec<u32> = rows.by_ref().take(SLICE_ROWS).collect();
             if slice.is_empty() {
                 return Ok(());
             }
-            if (wanted.stop)() {
+            if (self.wanted.stop)() {
                 return Err(SearchError::Stopped);
             }
-            self.told.distances += count(slice.len());
-            if wanted.exact {
-                self.scan_exactly(segment, &slice)?;
-            } else {
-                for Near { row, distance } in segment.measure(wanted.query, &slice) {
-                    self.coarse
-                        .extend(Met::at(view, segment, row, distance, wanted.moment));
-                }
+            match self.wanted.exact {
+                true => self.scan_exactly(segment, &slice)?,
+                false => self.scan_codes(segment, slice),
             }
-            // Keeps memory at a few times k however many rows there are.
-            keep_nearest(&mut self.coarse, self.want, by_distance);
-            keep_nearest(&mut self.exact, wanted.k, by_distance_then_id);
+        }
+    }
+
+    /// Measures rows by their codes, and looks whether those are to be seen that are near enough: that is in
+    /// another place of memory. Where most have ended it is looked first, for that takes less than a distance.
+    fn scan_codes(&mut self, segment: &'a Segment, mut rows: Vec<u32>) {
+        if segment.live() < segment.len() / 2 {
+            rows.retain(|row| self.matching(segment, *row).is_some());
+        }
+        let measured = segment.measure(self.wanted.query, &rows);
+        self.told.distances += count(measured.len());
+        for Near { row, distance } in measured {
+            if self.coarse.may_take(distance)
+                && let Some(met) = self.matching(segment, row)
+            {
+                self.coarse.push(Met { distance, ..met });
+            }
         }
     }
 
@@ -419,9 +426,10 @@ impl<'a, 'w> Search<'a, 'w> {
             if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
                 return Err(SearchError::Stopped);
             }
-            let Some(mut found) = Met::at(self.view, segment, *row, 0.0, wanted.moment) else {
+            let Some(mut found) = self.matching(segment, *row) else {
                 continue;
             };
+            self.told.distances += 1;
             found
                 .segment
                 .vector(found.place.row, wanted.log, &mut self.vector)?;
@@ -431,9 +439,12 @@ impl<'a, 'w> Search<'a, 'w> {
         Ok(())
     }
 
+    /// Measures the rows of a segment that no graph has yet.
+    ///
+    /// As with codes it is looked only of those near enough whether they are to be seen; but a filter, which
+    /// leaves few rows as a rule, is asked before.
     fn scan_memtable(&mut self, segment: &'a Segment, folded: u32) {
-        let (view, moment) = (self.view, self.wanted.moment);
-        for chunk in view.chunks.iter().filter(|c| c.segment == segment.id) {
+        for chunk in self.view.chunks.iter().filter(|c| c.segment == segment.id) {
             for row in folded.max(chunk.first_row)..chunk.end_row() {
                 let Some(vector) = chunk.row(row) else {
                     break;
@@ -441,33 +452,38 @@ impl<'a, 'w> Search<'a, 'w> {
                 let Some(vector) = vector else {
                     continue;
                 };
-                let Some(mut found) = Met::at(view, segment, row, 0.0, moment) else {
-                    continue;
-                };
-                if !takes(self.sets, found.segment, found.place.row) {
+                if !self.sets.is_empty() && self.matching(segment, row).is_none() {
                     continue;
                 }
-                found.distance = self.wanted.query.distance(vector.as_slice());
+                let distance = self.wanted.query.distance(vector.as_slice());
                 self.told.distances += 1;
-                self.exact.push(found);
+                if self.exact.may_take(distance)
+                    && let Some(met) = self.matching(segment, row)
+                {
+                    self.exact.push(Met { distance, ..met });
+                }
             }
         }
+    }
+
+    /// What a search may answer with that meets a row, its distance not measured yet.
+    fn matching(&self, segment: &'a Segment, row: u32) -> Option<Met<'a>> {
+        let found = Met::at(self.view, segment, row, 0.0, self.wanted.moment)?;
+        takes(self.sets, found.segment, found.place.row).then_some(found)
     }
 
     /// Re-scores the best candidates and gives the nearest of all.
     fn finish(mut self) -> Result<Vec<Found<'a>>, SearchError> {
         let watch = Stopwatch::start();
         // What is exact already takes none of the places of what is not.
-        keep_nearest(&mut self.coarse, self.want, by_distance);
-        for mut one in self.coarse {
+        for mut one in self.coarse.nearest() {
             one.segment
                 .vector(one.place.row, self.wanted.log, &mut self.vector)?;
             one.distance = self.wanted.query.distance(&self.vector);
             self.exact.push(one);
         }
-        keep_nearest(&mut self.exact, self.wanted.k, by_distance_then_id);
-        self.exact.sort_unstable_by(by_distance_then_id);
-        let found = self.exact.iter().filter_map(Met::found).collect();
+        let nearest = self.exact.first(self.wanted.k);
+        let found = nearest.iter().filter_map(Met::found).collect();
         self.told.rescore_us += micros(watch);
         Ok(found)
     }
@@ -530,20 +546,6 @@ fn by_distance_then_id(a: &Met<'_>, b: &Met<'_>) -> Ordering {
     by_distance(a, b).then_with(|| a.id().cmp(b.id()))
 }
 
-/// Drops all but the first `k` in an order; what stays is in none.
-fn keep_nearest<'a>(
-    found: &mut Vec<Met<'a>>,
-    k: usize,
-    order: impl Fn(&Met<'a>, &Met<'a>) -> Ordering,
-) {
-    if found.len() > k {
-        if let Some(last) = k.checked_sub(1) {
-            found.select_nth_unstable_by(last, order);
-        }
-        found.truncate(k);
-    }
-}
-
 fn size(rows: u32) -> usize {
     usize::try_from(rows).unwrap_or(usize::MAX)
 }
@@ -555,3 +557,7 @@ fn count(rows: usize) -> u64 {
 fn micros(watch: Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "find_tests.rs"]
+mod tests;

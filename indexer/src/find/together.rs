@@ -110,8 +110,8 @@ impl<'a> Search<'a, '_> {
         // The same for all of them.
         let beam = going.iter().map(|one| one.part.walk.beam).max();
         let beam = beam.unwrap_or_default();
-        let found = self.coarse.iter().chain(&self.exact);
-        let mut others: Vec<f32> = found.map(|one| one.distance).collect();
+        let others = self.coarse.distances().chain(self.exact.distances());
+        let mut others: Vec<f32> = others.collect();
         others.sort_unstable_by(f32::total_cmp);
         loop {
             for one in going.iter_mut().filter(|one| one.waits()) {
@@ -189,7 +189,9 @@ impl<'a> Search<'a, '_> {
             let below = segment.near(&stage).filter(|near| near.row < folded);
             let found =
                 below.filter_map(|near| Met::at(view, segment, near.row, near.distance, moment));
-            self.coarse.extend(found.take(self.want));
+            for met in found.take(self.want) {
+                self.coarse.push(met);
+            }
         }
         stage.end();
         match is_crowded {

@@ -151,10 +151,15 @@ impl Alone {
 
     /// Writes a point with a vector of its own.
     pub(crate) fn publish(&self, collection: &Collection, number: u16) {
+        self.publish_at(collection, number, number);
+    }
+
+    /// Writes a point with the vector that another number has.
+    pub(crate) fn publish_at(&self, collection: &Collection, number: u16, at: u16) {
         let to = home(collection);
         let record = Record {
             key: Some(format!("id-{number}").into()),
-            value: Some(format!("{{\"vector\": [1.0, {number}.0, 2.0]}}").into()),
+            value: Some(format!("{{\"vector\": [1.0, {at}.0, 2.0]}}").into()),
             timestamp_ms: 1_700_000_000_000,
             ..Record::default()
         };

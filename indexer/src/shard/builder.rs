@@ -38,8 +38,8 @@ use crate::{
 
 /// How many steps building gives way to everything else, as `nice` counts.
 const STEPS: i32 = 5;
-/// Rows of a segment folded before the builder looks at anything else.
-const FOLD_ROWS: u32 = 64;
+/// Rows of a segment folded before the builder looks at anything else, and for which it is woken.
+pub(super) const FOLD_ROWS: u32 = 64;
 /// Rows folded for each row that a compaction inserts: ingest at full speed holds neither up.
 const FOLD_ROWS_COMPACTING: u32 = 2;
 /// How long a segment that could not be written rests.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Rows the writer moves over a turn: well under a millisecond of work.
-const SLICE_ROWS: u32 = 512;
+const SLICE_ROWS: usize = 512;
 /// Rows read or written in the time that one takes to be folded.
 pub(super) const READ_ROWS: u32 = 32;
 /// Rows looked for, when edges are mended, in that time.
@@ -50,6 +50,8 @@ pub struct Compacted {
     pub adopted: HashMap<Place, u32>,
     /// New rows that ride on ones of segments that stay.
     pub riding: Vec<(u32, Place)>,
+    /// The new segment's rows, in the order of their ids.
+    by_id: Vec<u32>,
 }
 
 /// Which sealed segments are worth rebuilding together now; empty if none.
@@ -276,15 +278,25 @@ pub fn build(
         }
         entries.clear();
     }
+    let by_id = output.as_deref().map(by_id).unwrap_or_default();
     Ok(Some(Compacted {
         id,
         output,
+        by_id,
         entries,
         origins: places,
         moved,
         adopted,
         riding,
     }))
+}
+
+/// A segment's rows as the catalog has their ids: side by side there, they are looked up for less.
+fn by_id(segment: &Segment) -> Vec<u32> {
+    let ids = segment.rows().map(|(number, row)| (row.id, number));
+    let mut ids: Vec<(&str, u32)> = ids.collect();
+    ids.sort_unstable();
+    ids.into_iter().map(|(_, number)| number).collect()
 }
 
 /// What a new segment holds for a row of an old one.
@@ -360,7 +372,8 @@ fn is_needed(shared: &Shared, entry: &Entry) -> bool {
 /// A compaction whose rows the writer is moving over.
 pub struct Moving {
     compacted: Compacted,
-    next_row: u32,
+    /// How many rows were moved over.
+    moved: usize,
 }
 
 impl Moving {
@@ -405,7 +418,7 @@ impl Moving {
         shared.moving.store(compacted.output.clone());
         Self {
             compacted,
-            next_row: 0,
+            moved: 0,
         }
     }
 
@@ -444,8 +457,9 @@ impl Moving {
         let Some(output) = &self.compacted.output else {
             return Ok(true);
         };
-        let end = output.len().min(self.next_row.saturating_add(SLICE_ROWS));
-        for number in self.next_row..end {
+        let left = self.compacted.by_id.get(self.moved..).unwrap_or_default();
+        let slice = left.get(..SLICE_ROWS).unwrap_or(left);
+        for number in slice.iter().copied() {
             let Some(row) = output.row(number).filter(|row| !row.is_dead()) else {
                 continue;
             };
@@ -461,8 +475,8 @@ impl Moving {
                 shared.catalog.put(id, state);
             }
         }
-        self.next_row = end;
-        Ok(end == output.len())
+        self.moved += slice.len();
+        Ok(slice.len() == left.len())
     }
 
     /// Replaces the old segments in the view, which is complete from `complete_from` on: the

@@ -25,7 +25,7 @@ use crate::{
         growing::{Chunk, Growing},
         indexed,
     },
-    shard::{Progress, Shared, compact::Moving, lock},
+    shard::{Progress, Shared, builder::FOLD_ROWS, compact::Moving, lock},
     view::View,
     wal::{self, Position, Wal},
 };
@@ -528,19 +528,26 @@ impl Writer {
             contested: self.contested,
             points: self.points,
         }));
-        self.shared.work_changed.notify_all();
+        // Fewer wait until it looks by itself: searches scan them for less than it takes to wake it for each.
+        if self.waiting_rows() >= FOLD_ROWS {
+            self.shared.work_changed.notify_all();
+        }
         crash::point("applied");
     }
 
     /// Whether the memtable has no room for another turn.
     pub fn is_full(&self) -> bool {
+        self.waiting_rows() >= self.shared.spec.engine.memtable_rows
+    }
+
+    /// Rows that are in no graph yet.
+    fn waiting_rows(&self) -> u32 {
         let view = self.shared.view.load();
         let waiting = view
             .segments
             .iter()
-            .map(|segment| segment.len().saturating_sub(segment.folded()))
-            .sum::<u32>();
-        waiting >= self.shared.spec.engine.memtable_rows
+            .map(|segment| segment.len().saturating_sub(segment.folded()));
+        waiting.sum()
     }
 
     /// Waits a moment for the builder to make room.

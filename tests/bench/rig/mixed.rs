@@ -4,9 +4,11 @@
 //! come in as fast as the indexer takes them? And how many searches a second do two clients get,
 //! each asking one after the other, while 500 records a second come in? Each loaded part has an
 //! idle one before it, on the shard at rest. Records replace the points' vectors, so the set keeps
-//! its size. Everything shares the machine: broker, indexer, clients and producer.
+//! its size. Everything shares the machine: broker, indexer, clients and producer. The producer has a
+//! thread to itself, so that what it does is not in the latencies of clients.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc,
@@ -47,7 +49,11 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// At full speed so many records may be published and not applied: the indexer never waits for
 /// one, and has soon caught up afterwards.
 const AHEAD: u64 = 20_000;
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// At full speed, how often some is published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(2);
+/// In so many portions what the indexer may take goes out before it is looked how far it has come: all of it at
+/// once would meet each search, or none, for a whole part.
+const PORTIONS: u64 = 100;
 
 /// What comes in beside the searches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +64,19 @@ enum Load {
 }
 
 /// Everything the parts share.
-struct Bench<'a> {
+struct Bench {
     embeddings: Arc<Embeddings>,
-    collection: &'a Collection,
+    collection: Collection,
     indexer: Role,
+    feed: Arc<Feed>,
+}
+
+/// What publishes the records.
+struct Feed {
+    embeddings: Arc<Embeddings>,
+    collection: Collection,
+    /// The indexer's.
+    grpc: SocketAddr,
     publisher: Publisher,
     /// Records published so far.
     published: AtomicU64,
@@ -99,12 +114,18 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     place.publish(&collection, &embeddings.points).await?;
     let data = place.folder().join("indexer");
     let indexer = start(arguments, &place, &data, rows)?;
-    let mut bench = Bench {
-        embeddings,
-        collection: &collection,
-        indexer,
+    let feed = Feed {
+        embeddings: embeddings.clone(),
+        collection: collection.clone(),
+        grpc: indexer.grpc,
         publisher: place.publisher(&collection).await?,
         published: AtomicU64::new(rows as u64),
+    };
+    let mut bench = Bench {
+        embeddings,
+        collection,
+        indexer,
+        feed: Arc::new(feed),
     };
     bench.settle(rows).await?;
 
@@ -197,11 +218,11 @@ fn start(arguments: &Arguments, place: &Place, data: &Path, rows: usize) -> anyh
     block_in_place(|| Role::sealing_indexer(arguments, place, data, rows))
 }
 
-impl Bench<'_> {
+impl Bench {
     /// Waits until everything is in the graph and the indexer has nothing to do.
     async fn settle(&mut self, rows: usize) -> anyhow::Result<()> {
-        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
-        let published = self.published.load(Ordering::Relaxed);
+        let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
+        let published = self.feed.published.load(Ordering::Relaxed);
         let is_done = |status: &v1::ShardStatus| is_folded(status) && next(status) >= published;
         shard.wait(&mut self.indexer, rows, is_done).await?;
         idle(&mut self.indexer).await
@@ -215,7 +236,9 @@ impl Bench<'_> {
         searches: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<(T, f64)> {
         let ends = CancellationToken::new();
-        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        // An error ends the feed, too.
+        let _ended = ends.clone().drop_guard();
+        let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
         let found = async {
             let (watch, before) = (Stopwatch::start(), applied(&mut shard).await?);
             let found = searches.await?;
@@ -223,67 +246,19 @@ impl Bench<'_> {
             ends.cancel();
             anyhow::Ok((found, records as f64 / watch.seconds()))
         };
-        let feed = async {
-            match load {
-                Load::Idle => Ok(()),
-                Load::Steady => self.feed_steadily(&ends).await,
-                Load::Full => self.feed_fully(&ends).await,
-            }
-        };
+        let feed = blocking({
+            let (feed, ends) = (self.feed.clone(), ends.clone());
+            move || feed.run(load, &ends)
+        });
         let limit = 10 * (WARM_UP + time) + Duration::from_secs(60);
         let both = tokio::time::timeout(limit, async { tokio::try_join!(found, feed) });
         let (found, ()) = both.await??;
         Ok(found)
     }
 
-    /// Publishes the next record: a point gets another point's vector.
-    async fn publish(&self, deliveries: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
-        let number = self.published.fetch_add(1, Ordering::Relaxed) as usize;
-        let points = &self.embeddings.points;
-        // Not the same pairs in each turn over the points.
-        let other = (number + number / points.len()) % points.len();
-        if let (Some((id, _)), Some((_, point))) =
-            (points.get(number % points.len()), points.get(other))
-        {
-            let delivery = self.publisher.publish(id, point).await?;
-            deliveries.spawn(async move {
-                delivery.await?;
-                Ok(())
-            });
-        }
-        while let Some(done) = deliveries.try_join_next() {
-            done??;
-        }
-        Ok(())
-    }
-
-    async fn feed_steadily(&self, ends: &CancellationToken) -> anyhow::Result<()> {
-        let mut deliveries = JoinSet::new();
-        let mut ticks = interval(Duration::from_secs(1) / RECORDS_PER_SECOND);
-        while !ends.is_cancelled() {
-            ticks.tick().await;
-            self.publish(&mut deliveries).await?;
-        }
-        finish(deliveries).await
-    }
-
-    async fn feed_fully(&self, ends: &CancellationToken) -> anyhow::Result<()> {
-        let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
-        let mut deliveries = JoinSet::new();
-        let mut ticks = interval(LOOK_EVERY);
-        while !ends.is_cancelled() {
-            ticks.tick().await;
-            let limit = applied(&mut shard).await? + AHEAD;
-            while self.published.load(Ordering::Relaxed) < limit && !ends.is_cancelled() {
-                self.publish(&mut deliveries).await?;
-            }
-        }
-        finish(deliveries).await
-    }
-
     /// Asks at fixed times whatever comes back; a latency begins when its search is due.
     async fn at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
-        let shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+        let shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
         let watch = Stopwatch::start();
         let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
         let mut ticks = interval(period);
@@ -315,7 +290,7 @@ impl Bench<'_> {
         let watch = Stopwatch::start();
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
-            let mut shard = Shard::connect(self.indexer.grpc, self.collection).await?;
+            let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
             let embeddings = self.embeddings.clone();
             clients.spawn(async move {
                 let first = client * embeddings.queries.len() / CLIENTS;
@@ -340,6 +315,73 @@ impl Bench<'_> {
             rate += done??;
         }
         Ok(rate)
+    }
+}
+
+impl Feed {
+    /// Publishes what the load says until it ends, on the calling thread.
+    fn run(&self, load: Load, ends: &CancellationToken) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            match load {
+                Load::Idle => Ok(()),
+                Load::Steady => self.steadily(ends).await,
+                Load::Full => self.fully(ends).await,
+            }
+        })
+    }
+
+    /// Publishes the next record: a point gets another point's vector.
+    async fn publish(&self, deliveries: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+        let number = self.published.fetch_add(1, Ordering::Relaxed) as usize;
+        let points = &self.embeddings.points;
+        // Not the same pairs in each turn over the points.
+        let other = (number + number / points.len()) % points.len();
+        if let (Some((id, _)), Some((_, point))) =
+            (points.get(number % points.len()), points.get(other))
+        {
+            let delivery = self.publisher.publish(id, point).await?;
+            deliveries.spawn(async move {
+                delivery.await?;
+                Ok(())
+            });
+        }
+        while let Some(done) = deliveries.try_join_next() {
+            done??;
+        }
+        Ok(())
+    }
+
+    async fn steadily(&self, ends: &CancellationToken) -> anyhow::Result<()> {
+        let mut deliveries = JoinSet::new();
+        let mut ticks = interval(Duration::from_secs(1) / RECORDS_PER_SECOND);
+        while !ends.is_cancelled() {
+            ticks.tick().await;
+            self.publish(&mut deliveries).await?;
+        }
+        finish(deliveries).await
+    }
+
+    async fn fully(&self, ends: &CancellationToken) -> anyhow::Result<()> {
+        let mut shard = Shard::connect(self.grpc, &self.collection).await?;
+        let mut deliveries = JoinSet::new();
+        let mut ticks = interval(PUBLISH_EVERY);
+        while !ends.is_cancelled() {
+            let limit = applied(&mut shard).await? + AHEAD;
+            let due = limit.saturating_sub(self.published.load(Ordering::Relaxed));
+            for portion in 0..PORTIONS {
+                if ends.is_cancelled() {
+                    break;
+                }
+                ticks.tick().await;
+                for _ in due * portion / PORTIONS..due * (portion + 1) / PORTIONS {
+                    self.publish(&mut deliveries).await?;
+                }
+            }
+        }
+        finish(deliveries).await
     }
 }
 
