@@ -88,9 +88,10 @@ impl View {
         u64::try_from(bytes.sum::<usize>()).unwrap_or(u64::MAX)
     }
 
-    /// Rows in the memtable that are in no graph yet.
+    /// Rows in the memtable that are in no graph yet, those of a segment that waits to be sealed too.
     pub fn memtable_rows(&self) -> u32 {
-        let growing = self.growing();
-        growing.len().saturating_sub(growing.folded())
+        let segments = self.segments.iter();
+        let waiting = segments.map(|segment| segment.len().saturating_sub(segment.folded()));
+        waiting.sum()
     }
 }

@@ -529,7 +529,7 @@ impl Writer {
             points: self.points,
         }));
         // Fewer wait until it looks by itself: searches scan them for less than it takes to wake it for each.
-        if self.waiting_rows() >= FOLD_ROWS {
+        if self.shared.view.load().memtable_rows() >= FOLD_ROWS {
             self.shared.work_changed.notify_all();
         }
         crash::point("applied");
@@ -537,17 +537,7 @@ impl Writer {
 
     /// Whether the memtable has no room for another turn.
     pub fn is_full(&self) -> bool {
-        self.waiting_rows() >= self.shared.spec.engine.memtable_rows
-    }
-
-    /// Rows that are in no graph yet.
-    fn waiting_rows(&self) -> u32 {
-        let view = self.shared.view.load();
-        let waiting = view
-            .segments
-            .iter()
-            .map(|segment| segment.len().saturating_sub(segment.folded()));
-        waiting.sum()
+        self.shared.view.load().memtable_rows() >= self.shared.spec.engine.memtable_rows
     }
 
     /// Waits a moment for the builder to make room.

@@ -65,8 +65,6 @@ enum Load {
 
 /// Everything the parts share.
 struct Bench {
-    embeddings: Arc<Embeddings>,
-    collection: Collection,
     indexer: Role,
     feed: Arc<Feed>,
 }
@@ -115,15 +113,13 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let data = place.folder().join("indexer");
     let indexer = start(arguments, &place, &data, rows)?;
     let feed = Feed {
-        embeddings: embeddings.clone(),
-        collection: collection.clone(),
         grpc: indexer.grpc,
         publisher: place.publisher(&collection).await?,
+        embeddings,
+        collection,
         published: AtomicU64::new(rows as u64),
     };
     let mut bench = Bench {
-        embeddings,
-        collection,
         indexer,
         feed: Arc::new(feed),
     };
@@ -221,7 +217,7 @@ fn start(arguments: &Arguments, place: &Place, data: &Path, rows: usize) -> anyh
 impl Bench {
     /// Waits until everything is in the graph and the indexer has nothing to do.
     async fn settle(&mut self, rows: usize) -> anyhow::Result<()> {
-        let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
+        let mut shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
         let published = self.feed.published.load(Ordering::Relaxed);
         let is_done = |status: &v1::ShardStatus| is_folded(status) && next(status) >= published;
         shard.wait(&mut self.indexer, rows, is_done).await?;
@@ -238,7 +234,7 @@ impl Bench {
         let ends = CancellationToken::new();
         // An error ends the feed, too.
         let _ended = ends.clone().drop_guard();
-        let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
+        let mut shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
         let found = async {
             let (watch, before) = (Stopwatch::start(), applied(&mut shard).await?);
             let found = searches.await?;
@@ -258,12 +254,12 @@ impl Bench {
 
     /// Asks at fixed times whatever comes back; a latency begins when its search is due.
     async fn at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
-        let shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
+        let shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
         let watch = Stopwatch::start();
         let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
         let mut ticks = interval(period);
         let mut asked = JoinSet::new();
-        for (number, vector) in (0u32..).zip(self.embeddings.queries.iter().cycle()) {
+        for (number, vector) in (0u32..).zip(self.feed.embeddings.queries.iter().cycle()) {
             let due = period * number;
             if due >= WARM_UP + time {
                 break;
@@ -290,8 +286,8 @@ impl Bench {
         let watch = Stopwatch::start();
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
-            let mut shard = Shard::connect(self.indexer.grpc, &self.collection).await?;
-            let embeddings = self.embeddings.clone();
+            let mut shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
+            let embeddings = self.feed.embeddings.clone();
             clients.spawn(async move {
                 let first = client * embeddings.queries.len() / CLIENTS;
                 let (mut answered, mut from) = (0usize, None);
