@@ -7,21 +7,23 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    error::Error as _,
     future::Future,
+    iter,
     sync::{PoisonError, RwLock},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use shoal_runtime::grpc;
+use shoal_runtime::{chain, grpc::Link};
 use shoal_schemas::{headers::TRACEPARENT, v1};
-use tonic::{Code, Request, Response, Status, metadata::MetadataValue, transport::Channel};
+use tonic::{Code, Request, Response, Status, TimeoutExpired, metadata::MetadataValue};
 use tracing::debug;
 
 use crate::client::{CallError, ShardCall, ShardClient};
 
 /// The generated client.
-type Stub = v1::shard_client::ShardClient<Channel>;
+type Stub = v1::shard_client::ShardClient<Link>;
 
 /// Connections to indexers, by address.
 #[derive(Debug)]
@@ -55,13 +57,13 @@ impl Channels {
             return Ok(stub.clone());
         }
         drop(open);
-        let endpoint = grpc::endpoint(address, self.connect_timeout);
-        let endpoint = endpoint.map_err(|error| CallError::Unreachable {
+        let link = Link::to(address, self.connect_timeout);
+        let link = link.map_err(|error| CallError::Unreachable {
             address: address.to_owned(),
             detail: format!("its claim names no address that reads: {error}"),
         })?;
-        let channel = endpoint.connect_lazy();
-        let stub = Stub::new(channel)
+        let origin = link.origin().clone();
+        let stub = Stub::with_origin(link, origin)
             .max_decoding_message_size(self.max_message_bytes)
             .max_encoding_message_size(self.max_message_bytes);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
@@ -103,32 +105,33 @@ fn timed_out(address: &str, timeout: Duration) -> CallError {
 }
 
 fn refusal(address: &str, status: &Status, timeout: Duration) -> CallError {
+    let address = address.to_owned();
+    // What the transport itself failed with has a source; a node that dies while it answers shows
+    // as all kinds of codes.
+    if let Some(detail) = broken(status) {
+        return CallError::Unreachable { address, detail };
+    }
     match status.code() {
         Code::Unavailable => CallError::Unreachable {
-            address: address.to_owned(),
+            address,
             detail: status.message().to_owned(),
         },
-        Code::DeadlineExceeded => timed_out(address, timeout),
-        // What the transport itself failed with has a source; a node that dies while it answers
-        // shows as all kinds of codes. tonic's own time limit shows as CANCELLED, here with one.
-        _ if is_broken(status) => CallError::Unreachable {
-            address: address.to_owned(),
-            detail: status.message().to_owned(),
-        },
-        Code::Cancelled => timed_out(address, timeout),
+        Code::DeadlineExceeded | Code::Cancelled => timed_out(&address, timeout),
         code => CallError::Refused {
-            address: address.to_owned(),
+            address,
             code: i32::from(code),
             detail: status.message().to_owned(),
         },
     }
 }
 
-/// Whether the transport failed, and not because time was over.
-pub(super) fn is_broken(status: &Status) -> bool {
-    let first = std::error::Error::source(status);
-    let mut sources = std::iter::successors(first, |error| error.source());
-    first.is_some() && !sources.any(|error| error.is::<tonic::TimeoutExpired>())
+/// What the transport failed with, if it did: not because time was over, nor because our own
+/// message cannot be sent.
+pub(super) fn broken(status: &Status) -> Option<String> {
+    let first = status.source()?;
+    let mut sources = iter::successors(Some(first), |error| (**error).source());
+    let is_other = sources.any(|error| error.is::<TimeoutExpired>() || error.is::<Status>());
+    (!is_other).then(|| chain(first).to_string())
 }
 
 /// A verb of the service, put over the connection to an address.

@@ -13,7 +13,7 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::client::{ShardCall, grpc::is_broken};
+use crate::client::{ShardCall, grpc::broken};
 
 /// One region's query nodes.
 #[derive(Clone, Debug)]
@@ -166,10 +166,8 @@ async fn answered<U>(
 }
 
 fn refusal(status: &Status) -> RegionError {
-    if is_broken(status) {
-        return RegionError::Unreachable {
-            detail: status.message().to_owned(),
-        };
+    if let Some(detail) = broken(status) {
+        return RegionError::Unreachable { detail };
     }
     match status.code() {
         // tonic's own time limit shows as CANCELLED.

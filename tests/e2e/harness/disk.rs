@@ -75,10 +75,12 @@ impl Disk {
         assert!(status.unwrap().success());
     }
 
-    /// Fills it up until only so many bytes are free.
+    /// Fills it up until only so many bytes are free, on top of what an earlier call has put there.
     pub(crate) fn fill_up(&self, left_bytes: u64) {
         let folder = self.seen_from_outside();
-        let mut ballast = File::create(folder.join("ballast")).unwrap();
+        let ballast = folder.join("ballast");
+        let mut options = File::options();
+        let mut ballast = options.create(true).append(true).open(ballast).unwrap();
         let block = vec![0u8; 4096];
         while self.free_bytes() > left_bytes {
             ballast.write_all(&block).unwrap();

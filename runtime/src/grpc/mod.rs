@@ -10,6 +10,8 @@
 //! go out together with both. So [`Connection`] says that it does not, and gathers what is
 //! written until it is flushed, so that larger messages do not take more writes than before.
 
+mod link;
+
 use std::{
     io,
     pin::Pin,
@@ -23,6 +25,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tonic::transport::{Endpoint, Error, Server, server::Connected};
+
+pub use link::{Answer, Link, LinkError};
 
 /// Calls of one connection at a time.
 pub const MAX_STREAMS: u32 = 1000;
