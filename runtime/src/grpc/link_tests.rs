@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, extract::DefaultBodyLimit};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body as _;
@@ -67,7 +67,8 @@ impl Serving {
     }
 
     async fn echo() -> Self {
-        let router = Router::new().fallback(|body: Bytes| async { body });
+        let echo = Router::new().fallback(|body: Bytes| async { body });
+        let router = echo.layer(DefaultBodyLimit::disable());
         Self::start("127.0.0.1:0".parse().unwrap(), router).await
     }
 
@@ -206,9 +207,12 @@ async fn a_connection_closes_with_the_last_that_holds_it() {
         timeout: PATIENCE,
     };
     let link = Link::with_ping(&address, PATIENCE, never).unwrap();
-    let asking = tokio::spawn(async move { drop(call(&link, Bytes::new()).await) });
-    let (mut caller, _) = listener.accept().await.unwrap();
-    asking.abort();
+    let accepted = tokio::select! {
+        _ = call(&link, Bytes::new()) => panic!("nobody answers"),
+        accepted = listener.accept() => accepted,
+    };
+    let (mut caller, _) = accepted.unwrap();
+    drop(link);
     let mut said = Vec::new();
     timeout(PATIENCE, caller.read_to_end(&mut said))
         .await
