@@ -4,7 +4,13 @@
 //! come in as fast as the indexer takes them? And how many searches a second do two clients get,
 //! each asking one after the other, while 500 records a second come in? Each loaded part has an
 //! idle one before it, on the shard at rest. Records replace the points' vectors, so the set keeps
-//! its size. Everything shares the machine: broker, indexer, clients and producer. The producer has a
+//! its size.
+//!
+//! Beside 500 records a second parts are short and take turns, for as many records as make a
+//! compaction due: what a machine can do and what state a shard is in change from one ten seconds to the next, and each
+//! part is held against the idle ones before and after it. One in which a segment is being built, by compaction
+//! or to be sealed, goes on until it is: that work is in the load whole, and in no idle part.
+//! Everything shares the machine: broker, indexer, clients and producer. The producer has a
 //! thread to itself, so that what it does is not in the latencies of clients.
 
 use std::{
@@ -12,7 +18,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,19 +37,28 @@ use crate::{
     arguments::Arguments,
     client::{Shard, is_folded},
     embeddings::{Embeddings, collection},
+    engine::settings,
     figures::{Latencies, Repeats, round, say},
     place::Place,
-    rest::idle,
+    rest::{at_rest, idle},
     role::Role,
 };
 
 const RECORDS_PER_SECOND: u32 = 500;
 const SEARCHES_PER_SECOND: u32 = 50;
 const CLIENTS: usize = 2;
-/// How many times as long as the other parts the one with the steady load takes: with parts of
-/// ten seconds and all rows about as long as so many records take to make a compaction of the shard due, so
-/// that its part in the load is what it is in the long run. The full load before leaves one due soon.
-const STEADY_PARTS: u32 = 4;
+/// Parts with the steady load a repeat, of half as long as the others: with others of ten seconds and
+/// all rows as many records come in as make a compaction of the shard due, so that its part in the load is
+/// what it is in the long run.
+const STEADY_PARTS: u32 = 8;
+/// What the names of threads begin with that build segments.
+const BUILDER: &str = "builder";
+/// Share of a processor above which the builder builds a segment. Folding takes a tenth.
+const BUILDS: f64 = 0.3;
+/// How often it is looked whether it does.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A growing segment is not sealed because nothing comes in for the time of an idle part.
+const IDLE_SEAL_AFTER: (&str, &str) = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_AFTER", "12s");
 /// Not counted: load comes up, caches fill.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// At full speed so many records may be published and not applied: the indexer never waits for
@@ -123,11 +138,12 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         indexer,
         feed: Arc::new(feed),
     };
-    bench.settle(rows).await?;
+    at_rest(&mut bench.indexer, &data, &bench.feed.collection, rows).await?;
 
     let (mut idle_fixed, mut full_fixed) = (Fixed::default(), Fixed::default());
     let (mut idle_rate, mut steady_rate) = (Repeats::default(), Repeats::default());
     let (mut full_records, mut steady_records) = (Repeats::default(), Repeats::default());
+    let (mut ratios, mut built_beside) = (Repeats::default(), Repeats::default());
     for repeat in 0..repeats {
         let (quiet, _) = bench
             .with(Load::Idle, time, bench.at_fixed_rate(time))
@@ -136,18 +152,18 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             .with(Load::Full, time, bench.at_fixed_rate(time))
             .await?;
         bench.settle(rows).await?;
-        let (alone, _) = bench.with(Load::Idle, time, bench.saturated(time)).await?;
-        let long = STEADY_PARTS * time;
-        let (beside, steady) = bench
-            .with(Load::Steady, long, bench.saturated(long))
-            .await?;
+        let turns = bench.take_turns(time / 2).await?;
         bench.settle(rows).await?;
+        let (alone, beside, steady) = (turns.alone(), turns.beside(), turns.records());
         say(format!(
             "repeat {repeat}: 50 searches/s p99 {:.2} ms idle, {:.2} ms beside {records:.0} records/s; \
-             {alone:.0} searches/s idle, {beside:.0} beside {steady:.0} records/s",
+             {alone:.0} searches/s idle, {beside:.0} beside {steady:.0} records/s: {:.3}",
             quiet.at(0.99),
             loaded.at(0.99),
+            turns.ratio(),
         ))?;
+        ratios.push(turns.ratio());
+        built_beside.push(turns.built_beside / turns.built);
         idle_fixed.push(&quiet);
         full_fixed.push(&loaded);
         idle_rate.push(alone);
@@ -158,11 +174,11 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let Bench { indexer, .. } = bench;
     blocking(move || indexer.stop()).await?;
     let p99_ratio = full_fixed.p99.median() / idle_fixed.p99.median();
-    let qps_ratio = steady_rate.median() / idle_rate.median();
+    let qps_ratio = ratios.median();
     say(format!(
-        "\nmedian (lowest - highest) of {repeats} parts of {} s each, the steady ones of {}",
+        "\nmedian (lowest - highest) of {repeats} repeats: parts of {} s, at saturation {STEADY_PARTS} of {}",
         time.as_secs(),
-        (STEADY_PARTS * time).as_secs()
+        (time / 2).as_secs_f64()
     ))?;
     for (name, fixed) in [("idle", &idle_fixed), ("full speed", &full_fixed)] {
         say(format!(
@@ -176,10 +192,15 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         full_records.text("records/s")
     ))?;
     say(format!(
-        "  {CLIENTS} clients: idle {}  beside {} {}  x {qps_ratio:.3}, more is better",
+        "  {CLIENTS} clients: idle {}  beside {} {}  x {}, more is better",
         idle_rate.text("searches/s"),
         steady_records.text("records/s"),
-        steady_rate.text("searches/s")
+        steady_rate.text("searches/s"),
+        ratios.text("")
+    ))?;
+    say(format!(
+        "  of the builder's processor time {} fell into parts beside records",
+        built_beside.text("")
     ))?;
     Ok(json!({
         "name": "mixed",
@@ -188,6 +209,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             "full_speed_records_per_second": round(full_records.median()),
             "queries_per_second_beside_500": round(steady_rate.median()),
             "queries_per_second_spread": steady_rate.spread(),
+            "share_of_building_beside": round(built_beside.median()),
         },
         "reference": {
             "idle": idle_fixed.figures(),
@@ -196,6 +218,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         },
         "ratio": round(qps_ratio),
         "qps_ratio_500": round(qps_ratio),
+        "qps_ratio_spread": ratios.spread(),
         "p99_ratio_full": round(p99_ratio),
         "settings": {
             "rows": rows,
@@ -203,7 +226,8 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             "records_per_second": RECORDS_PER_SECOND,
             "clients": CLIENTS,
             "seconds": time.as_secs(),
-            "steady_seconds": (STEADY_PARTS * time).as_secs(),
+            "steady_parts": STEADY_PARTS,
+            "steady_seconds": (time / 2).as_secs_f64(),
             "partitions": 1,
         },
         "repeats": repeats,
@@ -211,7 +235,65 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
 }
 
 fn start(arguments: &Arguments, place: &Place, data: &Path, rows: usize) -> anyhow::Result<Role> {
-    block_in_place(|| Role::sealing_indexer(arguments, place, data, rows))
+    let limit = settings(rows).idle_seal_rows.to_string();
+    let limit = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str());
+    block_in_place(|| Role::indexer_with(arguments, place, data, &[limit, IDLE_SEAL_AFTER]))
+}
+
+/// Searches a second in parts that took turns.
+#[derive(Default)]
+struct Turns {
+    /// One more than of the others, for there is one before and one after each of them.
+    idle: Vec<Rate>,
+    steady: Vec<(Rate, f64)>,
+    /// Processor time of the builder from the first part to the last, seconds, and in the steady parts' searches.
+    built: f64,
+    built_beside: f64,
+}
+
+/// What clients got in one part.
+#[derive(Clone, Copy)]
+struct Rate {
+    per_second: f64,
+    seconds: f64,
+    /// Processor time of the builder meanwhile, seconds.
+    built: f64,
+}
+
+impl Turns {
+    fn alone(&self) -> f64 {
+        mean(self.idle.iter().map(|one| (one.per_second, one.seconds)))
+    }
+
+    fn beside(&self) -> f64 {
+        let steady = self.steady.iter();
+        mean(steady.map(|(one, _)| (one.per_second, one.seconds)))
+    }
+
+    /// Records a second that were applied.
+    fn records(&self) -> f64 {
+        let steady = self.steady.iter();
+        mean(steady.map(|(one, records)| (*records, one.seconds)))
+    }
+
+    /// Of each steady part to the idle ones before and after it, by how long it took.
+    fn ratio(&self) -> f64 {
+        let pairs = self.steady.iter().zip(self.idle.windows(2));
+        mean(pairs.map(|((one, _), idle)| {
+            let idle = idle.iter().map(|idle| idle.per_second).sum::<f64>() / idle.len() as f64;
+            (one.per_second / idle, one.seconds)
+        }))
+    }
+}
+
+/// Of values with their weights.
+fn mean(values: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for (value, weight) in values {
+        sum += value * weight;
+        weights += weight;
+    }
+    sum / weights
 }
 
 impl Bench {
@@ -281,36 +363,94 @@ impl Bench {
         Ok(latencies)
     }
 
-    /// Searches a second of clients that each ask one query after the other.
-    async fn saturated(&self, time: Duration) -> anyhow::Result<f64> {
-        let watch = Stopwatch::start();
+    /// Has clients ask as fast as they are answered, at rest and beside the steady load in turns.
+    async fn take_turns(&self, time: Duration) -> anyhow::Result<Turns> {
+        let mut turns = Turns::default();
+        let before = self.indexer.cpu_seconds_of(BUILDER)?;
+        for _ in 0..STEADY_PARTS {
+            turns.idle.push(self.at_rest(time).await?);
+            let steady = self.saturated(time, Load::Steady);
+            turns
+                .steady
+                .push(self.with(Load::Steady, time, steady).await?);
+            // What waits is folded by then.
+            self.build_ends().await?;
+        }
+        turns.idle.push(self.at_rest(time).await?);
+        turns.built = self.indexer.cpu_seconds_of(BUILDER)? - before;
+        Ok(turns)
+    }
+
+    /// Searches a second at rest: of a part in which no segment was built.
+    async fn at_rest(&self, time: Duration) -> anyhow::Result<Rate> {
+        loop {
+            self.build_ends().await?;
+            let idle = self.saturated(time, Load::Idle);
+            let (rate, _) = self.with(Load::Idle, time, idle).await?;
+            if rate.built < LOOK_EVERY.as_secs_f64() {
+                return Ok(rate);
+            }
+        }
+    }
+
+    /// Searches a second of clients that each ask one query after the other; beside a load until no segment is
+    /// being built.
+    async fn saturated(&self, time: Duration, load: Load) -> anyhow::Result<Rate> {
+        let (answered, ends) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
             let mut shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
             let embeddings = self.feed.embeddings.clone();
+            let (answered, ends) = (answered.clone(), ends.clone());
             clients.spawn(async move {
                 let first = client * embeddings.queries.len() / CLIENTS;
-                let (mut answered, mut from) = (0usize, None);
                 for vector in embeddings.queries.iter().cycle().skip(first) {
-                    shard.search(vector).await?;
-                    let now = watch.elapsed();
-                    if now >= WARM_UP {
-                        from.get_or_insert(now);
-                        answered += 1;
-                    }
-                    if now >= WARM_UP + time {
+                    if ends.is_cancelled() {
                         break;
                     }
+                    shard.search(vector).await?;
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
-                let seconds = watch.elapsed() - from.unwrap_or_default();
-                anyhow::Ok((answered - 1) as f64 / seconds.as_secs_f64())
+                anyhow::Ok(())
             });
         }
-        let mut rate = 0.0;
-        while let Some(done) = clients.join_next().await {
-            rate += done??;
+        // They end with an error, too.
+        let _ended = ends.clone().drop_guard();
+        tokio::time::sleep(WARM_UP).await;
+        let (watch, before) = (Stopwatch::start(), answered.load(Ordering::Relaxed));
+        let built = self.indexer.cpu_seconds_of(BUILDER)?;
+        tokio::time::sleep(time).await;
+        if load != Load::Idle {
+            self.build_ends().await?;
         }
-        Ok(rate)
+        let answered = answered.load(Ordering::Relaxed) - before;
+        let seconds = watch.seconds();
+        let built = self.indexer.cpu_seconds_of(BUILDER)? - built;
+        ends.cancel();
+        while let Some(done) = clients.join_next().await {
+            done??;
+        }
+        Ok(Rate {
+            per_second: answered as f64 / seconds,
+            seconds,
+            built,
+        })
+    }
+
+    /// Waits until the builder has nothing to do but to fold.
+    async fn build_ends(&self) -> anyhow::Result<()> {
+        let used = || self.indexer.cpu_seconds_of(BUILDER);
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.tick().await;
+        let mut before = used()?;
+        loop {
+            ticks.tick().await;
+            let now = used()?;
+            if now - before < BUILDS * LOOK_EVERY.as_secs_f64() {
+                return Ok(());
+            }
+            before = now;
+        }
     }
 }
 

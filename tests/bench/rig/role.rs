@@ -228,6 +228,22 @@ impl Role {
         cpu_seconds(self.process.id())
     }
 
+    /// Processor time used so far by the threads whose names begin so, seconds.
+    pub(crate) fn cpu_seconds_of(&self, threads: &str) -> anyhow::Result<f64> {
+        let mut seconds = 0.0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            // One may end meanwhile.
+            let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else {
+                continue;
+            };
+            let (name, fields) = stat_fields(&stat)?;
+            if name.starts_with(threads) {
+                seconds += seconds_of(fields)?;
+            }
+        }
+        Ok(seconds)
+    }
+
     /// Ends it in good order.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.process), Signal::TERM)?;
@@ -255,8 +271,18 @@ impl Drop for Role {
 /// Processor time a process has used so far, seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is a name that may hold anything but ends at the last parenthesis.
-    let (_, fields) = stat.rsplit_once(')').context("stat names its program")?;
+    seconds_of(stat_fields(&stat)?.1)
+}
+
+/// The name of a process or thread, and what its `stat` tells after it. The name may hold anything but ends at
+/// the last parenthesis.
+fn stat_fields(stat: &str) -> anyhow::Result<(&str, &str)> {
+    let (head, fields) = stat.rsplit_once(')').context("stat names its program")?;
+    let (_, name) = head.split_once('(').context("stat names its program")?;
+    Ok((name, fields))
+}
+
+fn seconds_of(fields: &str) -> anyhow::Result<f64> {
     let ticks = fields
         .split_whitespace()
         .skip(11)
