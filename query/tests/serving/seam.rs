@@ -205,5 +205,16 @@ async fn each_failure_of_a_call_has_its_name() {
             .unwrap_err();
         assert!(is_named(&error), "{behaviour:?}: {error:?}");
     }
+    // A request that is too large says nothing about the indexer.
+    let narrow = Channels::new(Duration::from_secs(5), 16);
+    let request = v1::ShardStatusRequest {
+        collection: "longer than sixteen bytes".to_owned(),
+        ..Default::default()
+    };
+    let error = narrow.shard_status(&address, request, call).await;
+    assert!(
+        matches!(error, Err(CallError::Refused { code: 11, .. })),
+        "{error:?}"
+    );
     tasks.cancel().cancel();
 }

@@ -11,24 +11,38 @@
 //! server can stop.
 
 use std::{
-    future::Future,
+    future::{self, Future},
     io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use h2::{RecvStream, client::SendRequest};
+use h2::{PingPong, RecvStream, client::SendRequest};
 use http::{Request, Response, Uri, uri::InvalidUri};
 use http_body::{Body as _, Frame};
-use tokio::{net::TcpStream, sync::watch, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, lookup_host},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time,
+};
 use tonic::{Status, body::Body};
 use tower::Service;
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::{CLIENT_PING, CONNECTION_WINDOW, Ping, STREAM_WINDOW};
+use super::{CLIENT_PING, CONNECTION_WINDOW, MAX_STREAMS, Ping, STREAM_WINDOW};
+
+/// Calls of a connection until its role has said how many it takes: as many as any does.
+const STREAMS_UNTOLD: usize = 100;
+/// Most bytes of the headers of one answer.
+const HEADERS: u32 = 16 << 10;
 
 /// What one attempt to connect came to; `None` while it is under way.
 type Attempt = watch::Receiver<Option<Result<SendRequest<Bytes>, Arc<io::Error>>>>;
@@ -43,6 +57,9 @@ struct Shared {
     connect_timeout: Duration,
     ping: Ping,
     newest: Mutex<Option<Attempt>>,
+    /// As many calls as a role takes at a time over one connection; the others wait here, where one that is
+    /// dropped leaves nothing behind.
+    places: Arc<Semaphore>,
 }
 
 /// Why a call has no answer. Whoever calls knows the address.
@@ -87,6 +104,9 @@ impl Link {
             connect_timeout,
             ping,
             newest: Mutex::default(),
+            places: Arc::new(Semaphore::new(
+                usize::try_from(MAX_STREAMS).unwrap_or(usize::MAX),
+            )),
         })))
     }
 
@@ -122,19 +142,22 @@ impl Shared {
     fn begin(self: &Arc<Self>) -> Attempt {
         let (told, attempt) = watch::channel(None);
         let (address, ping) = (self.address().to_owned(), self.ping);
-        let connecting = time::timeout(self.connect_timeout, connect(address.clone()));
+        let (timeout, shared) = (self.connect_timeout, Arc::downgrade(self));
         tokio::spawn(async move {
-            let connected = connecting.await.unwrap_or_else(|late| Err(late.into()));
-            match connected {
-                Ok((sender, connection)) => {
+            match connect(&address, timeout).await {
+                Ok((sender, connection, heard)) => {
                     told.send_replace(Some(Ok(sender)));
                     // Whoever has the other end has a sender: `told` would keep the connection
                     // open for ever.
                     drop(told);
-                    drive(connection, ping, &address).await;
+                    drive(connection, &heard, ping, &address).await;
                 }
                 Err(error) => {
                     told.send_replace(Some(Err(Arc::new(error))));
+                    // For those who wait: whoever comes later begins anew.
+                    if let Some(shared) = shared.upgrade() {
+                        shared.forget(&told.subscribe());
+                    }
                 }
             }
         });
@@ -163,10 +186,7 @@ impl Shared {
                     Ok(sender) => return Ok(sender),
                     Err(error) => error.into(),
                 },
-                Some(Err(source)) => {
-                    self.forget(&attempt);
-                    return Err(LinkError::Connect { source });
-                }
+                Some(Err(source)) => return Err(LinkError::Connect { source }),
                 // The runtime that connected is gone.
                 None => LinkError::Connect {
                     source: Arc::new(io::ErrorKind::NotConnected.into()),
@@ -182,12 +202,13 @@ impl Shared {
     }
 
     async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Answer>, LinkError> {
+        // Nobody closes it.
+        let place = self.places.clone().acquire_owned().await.ok();
         let mut sender = self.sender().await?;
         let (head, mut body) = request.into_parts();
         let mut message = Vec::new();
-        let mut frames = std::pin::pin!(&mut body);
-        while let Some(frame) =
-            std::future::poll_fn(|context| frames.as_mut().poll_frame(context)).await
+        let mut frames = pin!(&mut body);
+        while let Some(frame) = future::poll_fn(|context| frames.as_mut().poll_frame(context)).await
         {
             let frame = frame.map_err(|source| LinkError::Request { source })?;
             message.extend(frame.into_data().ok());
@@ -204,41 +225,53 @@ impl Shared {
         Ok(answer.map(|stream| Answer {
             stream,
             is_read: false,
+            _place: place,
         }))
     }
 }
 
-type Connection = h2::client::Connection<TcpStream, Bytes>;
+type Connection = h2::client::Connection<Heard, Bytes>;
 
-async fn connect(address: String) -> io::Result<(SendRequest<Bytes>, Connection)> {
-    let stream = TcpStream::connect(address).await?;
+/// Tries the addresses that a name has, one after the other, each for its part of the time.
+async fn connect(
+    address: &str,
+    patience: Duration,
+) -> io::Result<(SendRequest<Bytes>, Connection, Arc<AtomicBool>)> {
+    let found = time::timeout(patience, lookup_host(address)).await??;
+    let found: Vec<SocketAddr> = found.collect();
+    let each = patience / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
+    let mut outcome = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+    for one in found {
+        outcome = match time::timeout(each, TcpStream::connect(one)).await {
+            Ok(connected) => connected,
+            Err(late) => Err(late.into()),
+        };
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    let stream = outcome?;
     stream.set_nodelay(true)?;
-    h2::client::Builder::new()
+    let heard = Arc::new(AtomicBool::new(false));
+    let stream = Heard {
+        stream,
+        heard: heard.clone(),
+    };
+    let (sender, connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_max_send_streams(STREAMS_UNTOLD)
+        .max_header_list_size(HEADERS)
         .handshake(stream)
         .await
-        .map_err(io::Error::other)
+        .map_err(io::Error::other)?;
+    Ok((sender, connection, heard))
 }
 
 /// Reads and writes until the connection ends, or gives no sign of life.
-async fn drive(mut connection: Connection, ping: Ping, address: &str) {
+async fn drive(mut connection: Connection, heard: &AtomicBool, ping: Ping, address: &str) {
     let pings = connection.ping_pong();
-    let alive = async move {
-        let Some(mut pings) = pings else {
-            return std::future::pending().await;
-        };
-        loop {
-            time::sleep(ping.every).await;
-            let pong = time::timeout(ping.timeout, pings.ping(h2::Ping::opaque()));
-            match pong.await {
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) => return std::future::pending().await,
-                Err(_late) => return,
-            }
-        }
-    };
     tokio::select! {
         biased;
         ended = connection => match ended {
@@ -246,7 +279,85 @@ async fn drive(mut connection: Connection, ping: Ping, address: &str) {
             Err(error) => debug!(address, error = %error, "connection broke"),
         },
         // What waits for an answer over it is told so when it is dropped.
-        () = alive => debug!(address, "no sign of life, connection is let go"),
+        () = falls_silent(pings, heard, ping) => {
+            info!(address, "role gives no sign of life, its connection is closed");
+        }
+    }
+}
+
+/// Ends when nothing at all was read for as long as an answer to a ping may take.
+async fn falls_silent(pings: Option<PingPong>, heard: &AtomicBool, ping: Ping) {
+    let Some(mut pings) = pings else {
+        return future::pending().await;
+    };
+    loop {
+        time::sleep(ping.every).await;
+        if heard.swap(false, Ordering::Relaxed) {
+            continue;
+        }
+        let mut pong = pin!(pings.ping(h2::Ping::opaque()));
+        loop {
+            match time::timeout(ping.timeout, &mut pong).await {
+                Ok(Ok(_)) => break,
+                // The connection ends by itself.
+                Ok(Err(_)) => return future::pending().await,
+                // A long answer goes before it.
+                Err(_late) if heard.swap(false, Ordering::Relaxed) => {}
+                Err(_late) => return,
+            }
+        }
+    }
+}
+
+/// A socket that notes that something was read from it.
+#[derive(Debug)]
+struct Heard {
+    stream: TcpStream,
+    heard: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        if into.filled().len() > before {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -270,6 +381,7 @@ pub struct Answer {
     stream: RecvStream,
     /// All but the tail.
     is_read: bool,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl http_body::Body for Answer {

@@ -3,26 +3,27 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    future::{pending, poll_fn},
+    future::{Future as _, pending, poll_fn},
     net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use axum::{Router, extract::DefaultBodyLimit};
+use axum::{Router, extract::DefaultBodyLimit, routing::post};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     sync::{Notify, oneshot},
     task::JoinSet,
-    time::timeout,
+    time::{interval, timeout},
 };
 use tokio_stream::StreamExt as _;
 use tonic::{body::Body, service::Routes, transport::server::TcpIncoming};
@@ -32,6 +33,9 @@ use super::{Answer, Link, LinkError};
 use crate::grpc::{MAX_STREAMS, Ping, server};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// HTTP/2's frames: settings that change nothing, and a byte more of the connection's window.
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+const WINDOW_UPDATE: &[u8] = b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01";
 
 /// A server, until it is told to end.
 struct Serving {
@@ -83,7 +87,11 @@ impl Serving {
 }
 
 async fn call(link: &Link, message: Bytes) -> Result<Response<Answer>, LinkError> {
-    let request = Request::post(format!("{}a.Service/Verb", link.origin()));
+    call_by(link, "a.Service/Verb", message).await
+}
+
+async fn call_by(link: &Link, path: &str, message: Bytes) -> Result<Response<Answer>, LinkError> {
+    let request = Request::post(format!("{}{path}", link.origin()));
     let body = Body::new(axum::body::Body::from(message));
     let answer = link.clone().call(request.body(body).unwrap());
     timeout(PATIENCE, answer).await.expect("it is answered")
@@ -92,19 +100,22 @@ async fn call(link: &Link, message: Bytes) -> Result<Response<Answer>, LinkError
 async fn said(answer: Response<Answer>) -> Vec<u8> {
     let mut body = pin!(answer.into_body());
     let mut said = Vec::new();
-    while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+    loop {
+        let next = poll_fn(|context| body.as_mut().poll_frame(context));
+        let Some(frame) = timeout(PATIENCE, next).await.expect("it goes on") else {
+            return said;
+        };
         if let Ok(data) = frame.unwrap().into_data() {
             said.extend_from_slice(&data);
         }
     }
-    said
 }
 
 #[tokio::test]
 async fn messages_larger_than_a_window_come_back_as_they_are() {
     let serving = Serving::echo().await;
     let link = serving.link();
-    for length in [0, 1, 5 << 20] {
+    for length in [0, 1, 5 << 20, 5 << 20] {
         let message: Vec<u8> = (0..length).map(|at: u32| at.to_le_bytes()[0]).collect();
         let answer = call(&link, message.clone().into()).await.unwrap();
         assert!(said(answer).await == message, "{length} bytes");
@@ -169,6 +180,59 @@ async fn a_server_without_a_sign_of_life_fails_its_calls() {
     }
 }
 
+#[tokio::test]
+async fn an_answer_that_comes_slowly_is_a_sign_of_life() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let soon = Ping {
+        every: Duration::from_millis(20),
+        timeout: Duration::from_secs(2),
+    };
+    let link = Link::with_ping(&address, PATIENCE, soon).unwrap();
+    // Says something all along, and answers neither the call nor a ping.
+    let slow = async {
+        let (mut caller, _) = listener.accept().await.unwrap();
+        let mut ticks = interval(Duration::from_millis(5));
+        caller.write_all(SETTINGS).await.unwrap();
+        for _ in 0..500 {
+            ticks.tick().await;
+            caller.write_all(WINDOW_UPDATE).await.unwrap();
+        }
+        caller
+    };
+    let calling = call(&link, Bytes::new());
+    tokio::select! {
+        answer = calling => panic!("{answer:?}"),
+        _ = slow => {}
+    }
+}
+
+#[tokio::test]
+async fn a_failure_to_connect_is_for_those_who_waited_for_it() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let link = Link::to(&address.to_string(), PATIENCE).unwrap();
+    // It is gone before it hears of it.
+    let mut dropped = Box::pin(call(&link, Bytes::new()));
+    poll_fn(|context| {
+        assert!(dropped.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    drop(dropped);
+    let forgotten = async {
+        while link.0.newest().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, forgotten).await.unwrap();
+    let router = Router::new().fallback(|| async { "back" });
+    let _second = Serving::start(address, router).await;
+    let answer = call(&link, Bytes::new()).await.unwrap();
+    assert_eq!(said(answer).await, b"back");
+}
+
 /// Tells when it is dropped.
 struct Guard(Arc<Notify>);
 
@@ -182,7 +246,8 @@ impl Drop for Guard {
 async fn a_call_that_is_dropped_ends_at_its_server() {
     let (begun, ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (tell, guard) = (begun.clone(), ended.clone());
-    let router = Router::new().fallback(move || async move {
+    let router = Router::new().route("/well", post(|| async { "well" }));
+    let router = router.fallback(move || async move {
         let _guard = Guard(guard);
         tell.notify_one();
         pending::<()>().await;
@@ -195,6 +260,8 @@ async fn a_call_that_is_dropped_ends_at_its_server() {
     }
     timeout(PATIENCE, ended.notified()).await.unwrap();
     // The connection is still good.
+    let answer = call_by(&link, "well", Bytes::new()).await.unwrap();
+    assert_eq!(said(answer).await, b"well");
     assert_eq!(serving.accepted.load(Ordering::Relaxed), 1);
 }
 

@@ -1,10 +1,9 @@
 //! `mixed`: searches while records come in, beside the same shard with nothing coming in.
 //!
 //! Two questions. How late are answers, at 50 searches a second whatever comes back, while records
-//! come in as fast as the indexer takes them? And how many searches a second do two clients get,
-//! each asking one after the other, while 500 records a second come in? Each loaded part has an
-//! idle one before it, on the shard at rest. Records replace the points' vectors, so the set keeps
-//! its size.
+//! come in as fast as the indexer takes them, beside an idle part before, on the shard at rest? And how
+//! many searches a second do two clients get, each asking one after the other, while 500 records a second come
+//! in? Records replace the points' vectors, so the set keeps its size.
 //!
 //! Beside 500 records a second parts are short and take turns, for as many records as make a
 //! compaction due: what a machine can do and what state a shard is in change from one ten seconds to the next, and each
@@ -23,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use shoal_producer::Publisher;
 use shoal_runtime::{clock::Stopwatch, tasks::blocking};
@@ -57,8 +57,12 @@ const BUILDER: &str = "builder";
 const BUILDS: f64 = 0.3;
 /// How often it is looked whether it does.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A growing segment is not sealed because nothing comes in for the time of an idle part.
-const IDLE_SEAL_AFTER: (&str, &str) = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_AFTER", "12s");
+/// Share of a processor above which a part is not idle.
+const IDLE_SHARE: f64 = 0.05;
+/// In how much more than an idle part a growing segment is not sealed because nothing comes in.
+const QUIET: Duration = Duration::from_secs(6);
+/// How long the turns may take in all.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// Not counted: load comes up, caches fill.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// At full speed so many records may be published and not applied: the indexer never waits for
@@ -81,6 +85,7 @@ enum Load {
 /// Everything the parts share.
 struct Bench {
     indexer: Role,
+    seals_after: Duration,
     feed: Arc<Feed>,
 }
 
@@ -126,7 +131,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     place.create(&collection).await?;
     place.publish(&collection, &embeddings.points).await?;
     let data = place.folder().join("indexer");
-    let indexer = start(arguments, &place, &data, rows)?;
+    let indexer = start(arguments, &place, &data, rows, seals_after(time))?;
     let feed = Feed {
         grpc: indexer.grpc,
         publisher: place.publisher(&collection).await?,
@@ -136,6 +141,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     };
     let mut bench = Bench {
         indexer,
+        seals_after: seals_after(time),
         feed: Arc::new(feed),
     };
     at_rest(&mut bench.indexer, &data, &bench.feed.collection, rows).await?;
@@ -152,7 +158,8 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             .with(Load::Full, time, bench.at_fixed_rate(time))
             .await?;
         bench.settle(rows).await?;
-        let turns = bench.take_turns(time / 2).await?;
+        let turns = tokio::time::timeout(PATIENCE, bench.take_turns(time / 2)).await;
+        let turns = turns.context("the turns took too long")??;
         bench.settle(rows).await?;
         let (alone, beside, steady) = (turns.alone(), turns.beside(), turns.records());
         say(format!(
@@ -163,7 +170,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             turns.ratio(),
         ))?;
         ratios.push(turns.ratio());
-        built_beside.push(turns.built_beside / turns.built);
+        built_beside.push(turns.built_beside());
         idle_fixed.push(&quiet);
         full_fixed.push(&loaded);
         idle_rate.push(alone);
@@ -171,7 +178,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         full_records.push(records);
         steady_records.push(steady);
     }
-    let Bench { indexer, .. } = bench;
+    let indexer = bench.indexer;
     blocking(move || indexer.stop()).await?;
     let p99_ratio = full_fixed.p99.median() / idle_fixed.p99.median();
     let qps_ratio = ratios.median();
@@ -234,10 +241,23 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     }))
 }
 
-fn start(arguments: &Arguments, place: &Place, data: &Path, rows: usize) -> anyhow::Result<Role> {
+/// After what time without records a growing segment is sealed.
+fn seals_after(time: Duration) -> Duration {
+    WARM_UP + time / 2 + QUIET
+}
+
+fn start(
+    arguments: &Arguments,
+    place: &Place,
+    data: &Path,
+    rows: usize,
+    quiet: Duration,
+) -> anyhow::Result<Role> {
     let limit = settings(rows).idle_seal_rows.to_string();
     let limit = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str());
-    block_in_place(|| Role::indexer_with(arguments, place, data, &[limit, IDLE_SEAL_AFTER]))
+    let quiet = format!("{}ms", quiet.as_millis());
+    let quiet = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_AFTER", quiet.as_str());
+    block_in_place(|| Role::indexer_with(arguments, place, data, &[limit, quiet]))
 }
 
 /// Searches a second in parts that took turns.
@@ -246,9 +266,8 @@ struct Turns {
     /// One more than of the others, for there is one before and one after each of them.
     idle: Vec<Rate>,
     steady: Vec<(Rate, f64)>,
-    /// Processor time of the builder from the first part to the last, seconds, and in the steady parts' searches.
+    /// Processor time of the builder from the first part to the last, seconds.
     built: f64,
-    built_beside: f64,
 }
 
 /// What clients got in one part.
@@ -274,6 +293,11 @@ impl Turns {
     fn records(&self) -> f64 {
         let steady = self.steady.iter();
         mean(steady.map(|(one, records)| (*records, one.seconds)))
+    }
+
+    /// How much of the builder's processor time fell into the counted part of searches beside records.
+    fn built_beside(&self) -> f64 {
+        self.steady.iter().map(|(one, _)| one.built).sum::<f64>() / self.built
     }
 
     /// Of each steady part to the idle ones before and after it, by how long it took.
@@ -303,7 +327,9 @@ impl Bench {
         let published = self.feed.published.load(Ordering::Relaxed);
         let is_done = |status: &v1::ShardStatus| is_folded(status) && next(status) >= published;
         shard.wait(&mut self.indexer, rows, is_done).await?;
-        idle(&mut self.indexer).await
+        // Longer than it waits before it seals.
+        let quiet = self.seals_after + 4 * LOOK_EVERY;
+        idle(&mut self.indexer, quiet).await
     }
 
     /// Runs searches beside a load; also the records a second that were applied meanwhile.
@@ -387,7 +413,7 @@ impl Bench {
             self.build_ends().await?;
             let idle = self.saturated(time, Load::Idle);
             let (rate, _) = self.with(Load::Idle, time, idle).await?;
-            if rate.built < LOOK_EVERY.as_secs_f64() {
+            if rate.built < IDLE_SHARE * rate.seconds {
                 return Ok(rate);
             }
         }

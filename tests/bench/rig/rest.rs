@@ -12,8 +12,8 @@ use crate::{
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// So many looks in a row have to find it idle: longer than the engine waits before it seals.
-const IDLE_LOOKS: usize = 10;
+/// So long it has to be idle: longer than the engine waits before it seals.
+const QUIET: Duration = Duration::from_secs(5);
 /// Share of one processor below which a process is idle.
 const IDLE_SHARE: f64 = 0.05;
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -51,16 +51,16 @@ pub(crate) async fn all_at_rest(
     tokio::time::timeout(PATIENCE, sealed)
         .await
         .with_context(|| format!("{rows:?} rows were not sealed within {PATIENCE:?}"))??;
-    idle(indexer).await
+    idle(indexer, QUIET).await
 }
 
-/// Waits until the process has used next to no processor time for some seconds.
-pub(crate) async fn idle(indexer: &mut Role) -> anyhow::Result<()> {
+/// Waits until the process has used next to no processor time for so long.
+pub(crate) async fn idle(indexer: &mut Role, quiet: Duration) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.tick().await;
     let rests = async {
         let (mut looks, mut before) = (0, indexer.cpu_seconds()?);
-        while looks < IDLE_LOOKS {
+        while looks * LOOK_EVERY < quiet {
             ticks.tick().await;
             indexer.lives()?;
             let now = indexer.cpu_seconds()?;
