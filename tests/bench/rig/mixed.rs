@@ -310,6 +310,13 @@ impl Turns {
     }
 }
 
+/// Ends after so long.
+async fn passes(time: Duration) {
+    let mut ticks = interval(time);
+    ticks.tick().await;
+    ticks.tick().await;
+}
+
 /// Of values with their weights.
 fn mean(values: impl Iterator<Item = (f64, f64)>) -> f64 {
     let (mut sum, mut weights) = (0.0, 0.0);
@@ -442,10 +449,10 @@ impl Bench {
         }
         // They end with an error, too.
         let _ended = ends.clone().drop_guard();
-        tokio::time::sleep(WARM_UP).await;
+        passes(WARM_UP).await;
         let (watch, before) = (Stopwatch::start(), answered.load(Ordering::Relaxed));
         let built = self.indexer.cpu_seconds_of(BUILDER)?;
-        tokio::time::sleep(time).await;
+        passes(time).await;
         if load != Load::Idle {
             self.build_ends().await?;
         }
