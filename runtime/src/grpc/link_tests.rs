@@ -266,6 +266,62 @@ async fn a_call_that_is_dropped_ends_at_its_server() {
 }
 
 #[tokio::test]
+async fn calls_that_are_dropped_while_they_wait_for_a_place_leave_the_connection_as_it_is() {
+    let (begun, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (counted, held) = (begun.clone(), go_on.clone());
+    let router = Router::new().fallback(move || async move {
+        let going = held.notified();
+        counted.fetch_add(1, Ordering::Relaxed);
+        going.await;
+        "done"
+    });
+    let serving = Serving::start("127.0.0.1:0".parse().unwrap(), router).await;
+    let link = serving.link();
+    let mut calls = JoinSet::new();
+    let most = usize::try_from(MAX_STREAMS).unwrap();
+    for _ in 0..most {
+        let link = link.clone();
+        calls.spawn(async move { said(call(&link, Bytes::new()).await.unwrap()).await });
+    }
+    let all_begun = async {
+        while begun.load(Ordering::Relaxed) < most {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all_begun).await.unwrap();
+    // More than a server lets itself be told to forget at once.
+    let mut waiting: Vec<_> = (0..100)
+        .map(|_| Box::pin(call(&link, Bytes::new())))
+        .collect();
+    poll_fn(|context| {
+        for one in &mut waiting {
+            assert!(one.as_mut().poll(context).is_pending());
+        }
+        Poll::Ready(())
+    })
+    .await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    drop(waiting);
+    go_on.notify_waiters();
+    for answer in calls.join_all().await {
+        assert_eq!(answer, b"done");
+    }
+    let last = call(&link, Bytes::new());
+    let release = async {
+        while begun.load(Ordering::Relaxed) <= most {
+            tokio::task::yield_now().await;
+        }
+        go_on.notify_waiters();
+    };
+    let (answer, ()) = tokio::join!(last, release);
+    assert_eq!(said(answer.unwrap()).await, b"done");
+    assert_eq!(serving.accepted.load(Ordering::Relaxed), 1);
+    assert_eq!(begun.load(Ordering::Relaxed), most + 1);
+}
+
+#[tokio::test]
 async fn a_connection_closes_with_the_last_that_holds_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -37,10 +37,9 @@ use crate::{
     arguments::Arguments,
     client::{Shard, is_folded},
     embeddings::{Embeddings, collection},
-    engine::settings,
     figures::{Latencies, Repeats, round, say},
     place::Place,
-    rest::{at_rest, idle},
+    rest::{IDLE_SHARE, LOOK_EVERY, at_rest, idle},
     role::Role,
 };
 
@@ -55,10 +54,6 @@ const STEADY_PARTS: u32 = 8;
 const BUILDER: &str = "builder";
 /// Share of a processor above which the builder builds a segment. Folding takes a tenth.
 const BUILDS: f64 = 0.3;
-/// How often it is looked whether it does.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Share of a processor above which a part is not idle.
-const IDLE_SHARE: f64 = 0.05;
 /// In how much more than an idle part a growing segment is not sealed because nothing comes in.
 const QUIET: Duration = Duration::from_secs(6);
 /// How long the turns may take in all.
@@ -253,11 +248,9 @@ fn start(
     rows: usize,
     quiet: Duration,
 ) -> anyhow::Result<Role> {
-    let limit = settings(rows).idle_seal_rows.to_string();
-    let limit = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_ROWS", limit.as_str());
     let quiet = format!("{}ms", quiet.as_millis());
     let quiet = ("SHOAL_INDEXER__ENGINE__IDLE_SEAL_AFTER", quiet.as_str());
-    block_in_place(|| Role::indexer_with(arguments, place, data, &[limit, quiet]))
+    block_in_place(|| Role::named(arguments, place, data, rows, &[quiet]))
 }
 
 /// Searches a second in parts that took turns.

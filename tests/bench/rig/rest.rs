@@ -11,11 +11,12 @@ use crate::{
     role::{Role, folder_of},
 };
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// So long it has to be idle: longer than the engine waits before it seals.
 const QUIET: Duration = Duration::from_secs(5);
 /// Share of one processor below which a process is idle.
-const IDLE_SHARE: f64 = 0.05;
+pub(crate) const IDLE_SHARE: f64 = 0.05;
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Waits until a stored checkpoint has all rows in sealed segments, but for fewer than are sealed
