@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         descriptors.encode_to_vec(),
     )?;
     tonic_prost_build::configure()
+        .codec_path("crate::codec::MessageCodec")
         .bytes(".shoal.v1.ShardStatus.digest")
         .bytes(".shoal.v1.PointWrite.value")
         .bytes(".shoal.v1.ShardBucketsResponse.digests")

@@ -7,6 +7,7 @@
 
 pub mod avro;
 pub mod buckets;
+pub mod codec;
 pub mod collection;
 pub mod control;
 pub mod digest;

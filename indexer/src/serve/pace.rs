@@ -1,9 +1,11 @@
 //! Where a search runs: on the thread that read its request, or on one that may block.
 //!
-//! Handing work to another thread and back takes two wake-ups, about as much as half a short
-//! search. So a short one runs where it is. What is short is measured, not guessed: a shard notes
-//! how long its walks take for each point they look for. A shard that nothing is known of, a walk
-//! that is expected to take longer than [`SHORT`], and whatever scans or reads files goes to a
+//! Handing work to another thread and back takes two wake-ups: about as much as half a short search, and several times
+//! that where processors are busy and each wake-up waits for its turn. So a short one runs where it is. What is short is
+//! measured, not guessed: a shard notes how long its walks take for each point they look for, and goes by
+//! the quickest of the last few. That is the walk itself: those beside it may have been held up by whatever else
+//! the processors had to do, and on another thread they would have been, too. A shard that nothing is
+//! known of, a walk that is expected to take longer than [`SHORT`], and whatever scans or reads files goes to a
 //! thread that may block. Those are measured too, so a shard comes back once it is quick again.
 
 use std::{
@@ -17,20 +19,25 @@ use crate::shard::search::Ask;
 const SHORT: Duration = Duration::from_micros(500);
 /// No walk was measured yet.
 const UNKNOWN: u64 = u64::MAX;
-/// The part that the newest walk has in what is expected: one of so many.
-const MEMORY: u64 = 8;
+/// So many walks one after the other are looked at together.
+const TOGETHER: u64 = 8;
 
-/// How long a shard's walks take.
+/// How long a shard's walks take: nanoseconds for each point looked for.
 #[derive(Debug)]
 pub struct Pace {
-    /// Nanoseconds for each point looked for.
-    nanos: AtomicU64,
+    /// The quickest walk of those that were last looked at together.
+    last: AtomicU64,
+    /// The quickest since.
+    since: AtomicU64,
+    walks: AtomicU64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            nanos: AtomicU64::new(UNKNOWN),
+            last: AtomicU64::new(UNKNOWN),
+            since: AtomicU64::new(UNKNOWN),
+            walks: AtomicU64::new(0),
         }
     }
 }
@@ -38,19 +45,22 @@ impl Default for Pace {
 impl Pace {
     /// Whether a walk of that many points is short enough for a thread that others wait for.
     pub fn is_short(&self, points: u64) -> bool {
-        let nanos = self.nanos.load(Ordering::Relaxed);
+        let nanos = match self.last.load(Ordering::Relaxed) {
+            UNKNOWN => self.since.load(Ordering::Relaxed),
+            known => known,
+        };
         u128::from(nanos.saturating_mul(points)) <= SHORT.as_nanos()
     }
 
     /// Notes how long a walk took. Of two at the same time one may be lost, to no harm.
     pub fn took(&self, points: u64, time: Duration) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(UNKNOWN - 1);
-        let seen = nanos / points.max(1);
-        let next = match self.nanos.load(Ordering::Relaxed) {
-            UNKNOWN => seen,
-            known => known - known / MEMORY + seen / MEMORY,
-        };
-        self.nanos.store(next.min(UNKNOWN - 1), Ordering::Relaxed);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(UNKNOWN);
+        let seen = (nanos / points.max(1)).min(UNKNOWN - 1);
+        self.since.fetch_min(seen, Ordering::Relaxed);
+        if self.walks.fetch_add(1, Ordering::Relaxed) % TOGETHER == TOGETHER - 1 {
+            let quickest = self.since.swap(UNKNOWN, Ordering::Relaxed);
+            self.last.store(quickest, Ordering::Relaxed);
+        }
     }
 }
 
@@ -108,17 +118,28 @@ mod tests {
     #[test]
     fn a_shard_that_slows_down_leaves_and_comes_back() {
         let pace = Pace::default();
-        pace.took(96, QUICK);
-        let slow = (0..).find(|_| {
-            pace.took(96, QUICK * 50);
-            !pace.is_short(96)
-        });
-        assert_eq!(slow, Some(0));
-        let quick = (0..1000).find(|_| {
-            pace.took(96, QUICK);
-            pace.is_short(96)
-        });
-        assert!(quick.is_some_and(|walks| walks < 20), "{quick:?}");
+        let walks_until = |is_short, time| {
+            let mut walks = 0;
+            while pace.is_short(96) != is_short {
+                pace.took(96, time);
+                walks += 1;
+                assert!(walks < 20, "it does not notice");
+            }
+            walks
+        };
+        assert_eq!(walks_until(true, QUICK), 1);
+        assert!(walks_until(false, QUICK * 50) > 1);
+        assert!(walks_until(true, QUICK) > 1);
+    }
+
+    #[test]
+    fn walks_that_were_held_up_do_not_make_a_shard_slow() {
+        let pace = Pace::default();
+        for walk in 0..100 {
+            let is_held_up = walk % 4 != 0;
+            pace.took(96, if is_held_up { QUICK * 50 } else { QUICK });
+            assert!(pace.is_short(96), "after walk {walk}");
+        }
     }
 
     #[test]

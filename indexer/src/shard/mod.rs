@@ -24,6 +24,7 @@ pub mod rescue;
 mod restore;
 mod riders_file;
 mod riding;
+mod room;
 pub mod run;
 pub mod save;
 pub mod search;

@@ -1,6 +1,6 @@
 //! The shard's turns: poll, admit, append, apply, publish, over and over.
 //!
-//! Back-pressure is not polling: while the memtable is full, or the own log's disk is, nothing is
+//! Back-pressure is not polling: while the memtable has no [`room`](super::room), or the own log's disk is, nothing is
 //! asked of Kafka. A broker that is away is waited for; searches go on meanwhile.
 
 use std::{
@@ -25,6 +25,7 @@ use crate::{
     shard::{
         Shared,
         cpu::CpuMeter,
+        room::{Now, Room},
         run::ShardError,
         writer::{Appended, Applied, WriteError, Writer},
     },
@@ -101,6 +102,7 @@ pub(super) struct Turns {
     pub(super) cancel: CancellationToken,
     /// When the broker was last found silent, until it is heard again.
     pub(super) silent_at: Option<Duration>,
+    room: Room,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -114,6 +116,7 @@ impl Turns {
         cancel: CancellationToken,
     ) -> Self {
         let shared = writer.shared.clone();
+        let room = Room::of(shared.spec.engine.memtable_rows);
         Self {
             active: active_sources(&shared),
             writer,
@@ -122,6 +125,7 @@ impl Turns {
             schemas,
             cancel,
             silent_at: None,
+            room,
             is_torn: false,
         }
     }
@@ -161,7 +165,7 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
-            if self.writer.is_full() {
+            if self.room.is_full(self.writer.now()) {
                 self.writer.wait_for_room();
                 continue;
             }

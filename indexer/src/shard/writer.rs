@@ -25,7 +25,7 @@ use crate::{
         growing::{Chunk, Growing},
         indexed,
     },
-    shard::{Progress, Shared, builder::FOLD_ROWS, compact::Moving, lock},
+    shard::{Progress, Shared, builder::FOLD_ROWS, compact::Moving, lock, room::Now},
     view::View,
     wal::{self, Position, Wal},
 };
@@ -535,9 +535,13 @@ impl Writer {
         crash::point("applied");
     }
 
-    /// Whether the memtable has no room for another turn.
-    pub fn is_full(&self) -> bool {
-        self.shared.view.load().memtable_rows() >= self.shared.spec.engine.memtable_rows
+    /// What decides whether the memtable has room for another turn.
+    pub(super) fn now(&self) -> Now {
+        Now {
+            waiting: self.shared.view.load().memtable_rows(),
+            folds: lock(&self.shared.fold_limit).is_none(),
+            behind: self.shared.lag.read().records,
+        }
     }
 
     /// Waits a moment for the builder to make room.

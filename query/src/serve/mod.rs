@@ -1,6 +1,7 @@
 //! The running role: listeners, services, and the tasks behind them.
 
 mod collections;
+mod plain;
 mod search;
 pub(crate) mod status;
 mod stream;
@@ -44,7 +45,9 @@ use crate::{
     embedding::{ClientError, Embedding},
     front::{Directory, Searches},
     http,
-    serve::{collections::CollectionsService, search::SearchService, stream::Streams},
+    serve::{
+        collections::CollectionsService, plain::PlainCalls, search::SearchService, stream::Streams,
+    },
     shard_map::Maps,
     source::{self, Trouble},
 };
@@ -319,17 +322,17 @@ impl Bound {
             let mut unserved = unserved.lock().unwrap_or_else(PoisonError::into_inner);
             let searches = unserved.pop().expect("there are as many as threads");
             let search = SearchService::new(searches, default_deadline, streams.clone());
+            let search = v1::search_server::SearchServer::new(search)
+                .max_decoding_message_size(max_message_bytes)
+                .max_encoding_message_size(max_message_bytes);
             grpc::server()
                 // What grpc-web comes over; its layer leaves plain gRPC as it is.
                 .accept_http1(true)
+                .layer(PlainCalls(search.clone()))
                 .layer(cors.clone())
                 .layer(GrpcWebLayer::new())
                 .add_routes(services.clone())
-                .add_service(
-                    v1::search_server::SearchServer::new(search)
-                        .max_decoding_message_size(max_message_bytes)
-                        .max_encoding_message_size(max_message_bytes),
-                )
+                .add_service(search)
                 .serve_with_incoming_shutdown(connections, cancel.cancelled_owned())
         };
         let threads = config.grpc_threads;

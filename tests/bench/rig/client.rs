@@ -12,6 +12,14 @@ use crate::{embeddings::K, role::Role};
 const ASK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Does what a client does on the calling thread alone, as one that has a thread of its own.
+pub(crate) fn on_this_thread<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build()?.block_on(work)
+}
+
 async fn channel(address: SocketAddr) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
     Ok(endpoint.connect().await?)

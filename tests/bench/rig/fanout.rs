@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 
 use crate::{
     arguments::Arguments,
-    client::{Node, Replicas},
+    client::{Node, Replicas, on_this_thread},
     curve::{At, BEAMS, Swept, at_recall, worth_timing},
     embeddings::{Embeddings, K, partitioned},
     figures::{Repeats, round, say},
@@ -335,7 +335,7 @@ fn recalls(
     numbers: &[usize],
     ef: usize,
 ) -> anyhow::Result<f64> {
-    run(async {
+    on_this_thread(async {
         let mut node = Node::connect(address, collection).await?;
         let mut sum = 0.0;
         for number in numbers {
@@ -356,7 +356,7 @@ fn ask_for(
     ef: usize,
     time: Duration,
 ) -> anyhow::Result<(f64, f64)> {
-    run(async {
+    on_this_thread(async {
         let mut node = Node::connect(address, collection).await?;
         let watch = Stopwatch::start();
         let mut asked = 0.0;
@@ -369,9 +369,4 @@ fn ask_for(
         }
         anyhow::Ok((asked, watch.seconds()))
     })
-}
-
-fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().build()?.block_on(work)
 }

@@ -1,16 +1,16 @@
 //! `mixed`: searches while records come in, beside the same shard with nothing coming in.
 //!
 //! Two questions. How late are answers, at 50 searches a second whatever comes back, while records
-//! come in as fast as the indexer takes them, beside an idle part before, on the shard at rest? And how
-//! many searches a second do two clients get, each asking one after the other, while 500 records a second come
-//! in? Records replace the points' vectors, so the set keeps its size.
+//! come in as fast as the indexer takes them, beside the same shard at rest? And how many searches a second do
+//! two clients get, each asking one after the other, while 500 records a second come in? Records replace the
+//! points' vectors, so the set keeps its size.
 //!
-//! Beside 500 records a second parts are short and take turns, for as many records as make a
-//! compaction due: what a machine can do and what state a shard is in change from one ten seconds to the next, and each
-//! part is held against the idle ones before and after it. One in which a segment is being built, by compaction
+//! Parts are short and take turns: what a machine can do and what state a shard is in change from one ten
+//! seconds to the next. Latencies of a repeat's parts are taken together. Beside 500 records a second there are parts
+//! for as many records as make a compaction due, and each is held against the idle ones before and after it. One in which a segment is being built, by compaction
 //! or to be sealed, goes on until it is: that work is in the load whole, and in no idle part.
 //! Everything shares the machine: broker, indexer, clients and producer. The producer has a
-//! thread to itself, so that what it does is not in the latencies of clients.
+//! thread to itself, and so has the client whose latencies are measured.
 
 use std::{
     net::SocketAddr,
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     arguments::Arguments,
-    client::{Shard, is_folded},
+    client::{Shard, is_folded, on_this_thread},
     embeddings::{Embeddings, collection},
     figures::{Latencies, Repeats, round, say},
     place::Place,
@@ -46,6 +46,8 @@ use crate::{
 const RECORDS_PER_SECOND: u32 = 500;
 const SEARCHES_PER_SECOND: u32 = 50;
 const CLIENTS: usize = 2;
+/// Parts at full speed a repeat, of half as long as is said.
+const FULL_PARTS: u32 = 4;
 /// Parts with the steady load a repeat, of half as long as the others: with others of ten seconds and
 /// all rows as many records come in as make a compaction of the shard due, so that its part in the load is
 /// what it is in the long run.
@@ -84,7 +86,7 @@ struct Bench {
     feed: Arc<Feed>,
 }
 
-/// What publishes the records.
+/// What publishes the records, and asks at a fixed rate.
 struct Feed {
     embeddings: Arc<Embeddings>,
     collection: Collection,
@@ -146,12 +148,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let (mut full_records, mut steady_records) = (Repeats::default(), Repeats::default());
     let (mut ratios, mut built_beside) = (Repeats::default(), Repeats::default());
     for repeat in 0..repeats {
-        let (quiet, _) = bench
-            .with(Load::Idle, time, bench.at_fixed_rate(time))
-            .await?;
-        let (loaded, records) = bench
-            .with(Load::Full, time, bench.at_fixed_rate(time))
-            .await?;
+        let (quiet, loaded, records) = bench.fixed_in_turns(time / 2, rows).await?;
         bench.settle(rows).await?;
         let turns = tokio::time::timeout(PATIENCE, bench.take_turns(time / 2)).await;
         let turns = turns.context("the turns took too long")??;
@@ -178,8 +175,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let p99_ratio = full_fixed.p99.median() / idle_fixed.p99.median();
     let qps_ratio = ratios.median();
     say(format!(
-        "\nmedian (lowest - highest) of {repeats} repeats: parts of {} s, at saturation {STEADY_PARTS} of {}",
-        time.as_secs(),
+        "\nmedian (lowest - highest) of {repeats} repeats: {FULL_PARTS} parts at full speed and {STEADY_PARTS} beside {RECORDS_PER_SECOND} records/s of {} s",
         (time / 2).as_secs_f64()
     ))?;
     for (name, fixed) in [("idle", &idle_fixed), ("full speed", &full_fixed)] {
@@ -227,9 +223,9 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             "searches_per_second": SEARCHES_PER_SECOND,
             "records_per_second": RECORDS_PER_SECOND,
             "clients": CLIENTS,
-            "seconds": time.as_secs(),
+            "full_parts": FULL_PARTS,
             "steady_parts": STEADY_PARTS,
-            "steady_seconds": (time / 2).as_secs_f64(),
+            "part_seconds": (time / 2).as_secs_f64(),
             "partitions": 1,
         },
         "repeats": repeats,
@@ -321,12 +317,18 @@ fn mean(values: impl Iterator<Item = (f64, f64)>) -> f64 {
 }
 
 impl Bench {
-    /// Waits until everything is in the graph and the indexer has nothing to do.
-    async fn settle(&mut self, rows: usize) -> anyhow::Result<()> {
+    /// Waits until everything is in the graph.
+    async fn catch_up(&mut self, rows: usize) -> anyhow::Result<()> {
         let mut shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
         let published = self.feed.published.load(Ordering::Relaxed);
         let is_done = |status: &v1::ShardStatus| is_folded(status) && next(status) >= published;
         shard.wait(&mut self.indexer, rows, is_done).await?;
+        Ok(())
+    }
+
+    /// Waits until everything is in the graph and the indexer has nothing to do.
+    async fn settle(&mut self, rows: usize) -> anyhow::Result<()> {
+        self.catch_up(rows).await?;
         // Longer than it waits before it seals.
         let quiet = self.seals_after + 4 * LOOK_EVERY;
         idle(&mut self.indexer, quiet).await
@@ -360,33 +362,33 @@ impl Bench {
         Ok(found)
     }
 
-    /// Asks at fixed times whatever comes back; a latency begins when its search is due.
+    /// Latencies at a fixed rate, at rest and at full speed in turns; also the records a second at full speed.
+    async fn fixed_in_turns(
+        &mut self,
+        time: Duration,
+        rows: usize,
+    ) -> anyhow::Result<(Latencies, Latencies, f64)> {
+        let (mut quiet, mut loaded) = (Latencies::default(), Latencies::default());
+        let mut records = 0.0;
+        for _ in 0..FULL_PARTS {
+            let alone = self.at_fixed_rate(time);
+            quiet.append(self.with(Load::Idle, time, alone).await?.0);
+            let (latencies, taken) = self
+                .with(Load::Full, time, self.at_fixed_rate(time))
+                .await?;
+            loaded.append(latencies);
+            records += taken / f64::from(FULL_PARTS);
+            self.catch_up(rows).await?;
+            self.build_ends().await?;
+        }
+        let alone = self.at_fixed_rate(time);
+        quiet.append(self.with(Load::Idle, time, alone).await?.0);
+        Ok((quiet, loaded, records))
+    }
+
     async fn at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
-        let shard = Shard::connect(self.indexer.grpc, &self.feed.collection).await?;
-        let watch = Stopwatch::start();
-        let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
-        let mut ticks = interval(period);
-        let mut asked = JoinSet::new();
-        for (number, vector) in (0u32..).zip(self.feed.embeddings.queries.iter().cycle()) {
-            let due = period * number;
-            if due >= WARM_UP + time {
-                break;
-            }
-            ticks.tick().await;
-            let (mut shard, vector) = (shard.clone(), vector.clone());
-            asked.spawn(async move {
-                shard.search(&vector).await?;
-                anyhow::Ok((due, watch.elapsed().saturating_sub(due)))
-            });
-        }
-        let mut latencies = Latencies::default();
-        while let Some(done) = asked.join_next().await {
-            let (due, latency) = done??;
-            if due >= WARM_UP {
-                latencies.push(latency);
-            }
-        }
-        Ok(latencies)
+        let feed = self.feed.clone();
+        blocking(move || on_this_thread(feed.ask_at_fixed_rate(time))).await
     }
 
     /// Has clients ask as fast as they are answered, at rest and beside the steady load in turns.
@@ -483,16 +485,42 @@ impl Bench {
 impl Feed {
     /// Publishes what the load says until it ends, on the calling thread.
     fn run(&self, load: Load, ends: &CancellationToken) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
+        on_this_thread(async {
             match load {
                 Load::Idle => Ok(()),
                 Load::Steady => self.steadily(ends).await,
                 Load::Full => self.fully(ends).await,
             }
         })
+    }
+
+    /// Asks at fixed times whatever comes back; a latency begins when its search is due.
+    async fn ask_at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
+        let shard = Shard::connect(self.grpc, &self.collection).await?;
+        let watch = Stopwatch::start();
+        let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
+        let mut ticks = interval(period);
+        let mut asked = JoinSet::new();
+        for (number, vector) in (0u32..).zip(self.embeddings.queries.iter().cycle()) {
+            let due = period * number;
+            if due >= WARM_UP + time {
+                break;
+            }
+            ticks.tick().await;
+            let (mut shard, vector) = (shard.clone(), vector.clone());
+            asked.spawn(async move {
+                shard.search(&vector).await?;
+                anyhow::Ok((due, watch.elapsed().saturating_sub(due)))
+            });
+        }
+        let mut latencies = Latencies::default();
+        while let Some(done) = asked.join_next().await {
+            let (due, latency) = done??;
+            if due >= WARM_UP {
+                latencies.push(latency);
+            }
+        }
+        Ok(latencies)
     }
 
     /// Publishes the next record: a point gets another point's vector.
