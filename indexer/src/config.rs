@@ -200,8 +200,8 @@ pub struct EngineConfig {
     pub batch_records: NonZeroUsize,
     /// Rows that may wait for the graph, scanned exactly by every search. Default 2048.
     ///
-    /// Full pauses the partition. Lower it for faster searches during bulk loads; too low and
-    /// ingest stops and goes.
+    /// Full pauses the partition; from then until everything is applied only an eighth is used. Lower it
+    /// for faster searches during bulk loads; too low and ingest stops and goes.
     pub memtable_rows: u32,
     /// Rows after which the growing segment is sealed and a new one begun. Default 262,144.
     ///

@@ -180,7 +180,7 @@ impl Service {
             }
             found
         };
-        let is_short = |points: u64| held.pace.is_short(points.saturating_mul(shards));
+        let is_short = |points: u64| held.pace.is_short(points, shards);
         if !walked.is_some_and(is_short) || serving::others_wait() {
             return self.on_shard(&self.searches, shared, work).await;
         }

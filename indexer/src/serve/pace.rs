@@ -16,7 +16,9 @@ use std::{
 use crate::shard::search::Ask;
 
 /// The longest that work is expected to take on a thread that others wait for.
-const SHORT: Duration = Duration::from_micros(500);
+const SHORT: Duration = Duration::from_millis(1);
+/// The same of work on several shards, which several threads could do at a time.
+const SHORT_TOGETHER: Duration = Duration::from_micros(500);
 /// No walk was measured yet.
 const UNKNOWN: u64 = u64::MAX;
 /// So many walks one after the other are looked at together.
@@ -43,13 +45,15 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Whether a walk of that many points is short enough for a thread that others wait for.
-    pub fn is_short(&self, points: u64) -> bool {
+    /// Whether walks of that many points, in each of so many shards, are short enough for a thread that others wait
+    /// for.
+    pub fn is_short(&self, points: u64, shards: u64) -> bool {
         let nanos = match self.last.load(Ordering::Relaxed) {
             UNKNOWN => self.since.load(Ordering::Relaxed),
             known => known,
         };
-        u128::from(nanos.saturating_mul(points)) <= SHORT.as_nanos()
+        let limit = if shards > 1 { SHORT_TOGETHER } else { SHORT };
+        u128::from(nanos.saturating_mul(points).saturating_mul(shards)) <= limit.as_nanos()
     }
 
     /// Notes how long a walk took. Of two at the same time one may be lost, to no harm.
@@ -109,10 +113,18 @@ mod tests {
     #[test]
     fn nothing_is_short_before_it_was_measured() {
         let pace = Pace::default();
-        assert!(!pace.is_short(1));
+        assert!(!pace.is_short(1, 1));
         pace.took(96, QUICK);
-        assert!(pace.is_short(96));
-        assert!(!pace.is_short(96 * 6));
+        assert!(pace.is_short(96 * 9, 1));
+        assert!(!pace.is_short(96 * 11, 1));
+    }
+
+    #[test]
+    fn shards_that_could_be_searched_beside_each_other_have_to_be_shorter() {
+        let pace = Pace::default();
+        pace.took(96, QUICK);
+        assert!(pace.is_short(96, 4));
+        assert!(!pace.is_short(96, 6));
     }
 
     #[test]
@@ -120,7 +132,7 @@ mod tests {
         let pace = Pace::default();
         let walks_until = |is_short, time| {
             let mut walks = 0;
-            while pace.is_short(96) != is_short {
+            while pace.is_short(96, 1) != is_short {
                 pace.took(96, time);
                 walks += 1;
                 assert!(walks < 20, "it does not notice");
@@ -138,7 +150,7 @@ mod tests {
         for walk in 0..100 {
             let is_held_up = walk % 4 != 0;
             pace.took(96, if is_held_up { QUICK * 50 } else { QUICK });
-            assert!(pace.is_short(96), "after walk {walk}");
+            assert!(pace.is_short(96, 1), "after walk {walk}");
         }
     }
 
@@ -173,8 +185,8 @@ mod tests {
     fn numbers_beyond_all_measure_do_not_wrap() {
         let pace = Pace::default();
         pace.took(0, Duration::MAX);
-        assert!(!pace.is_short(u64::MAX));
+        assert!(!pace.is_short(u64::MAX, 1));
         pace.took(u64::MAX, Duration::ZERO);
-        assert!(!pace.is_short(1));
+        assert!(!pace.is_short(1, 1));
     }
 }

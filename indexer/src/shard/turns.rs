@@ -25,7 +25,7 @@ use crate::{
     shard::{
         Shared,
         cpu::CpuMeter,
-        room::{Now, Room},
+        room::Room,
         run::ShardError,
         writer::{Appended, Applied, WriteError, Writer},
     },
