@@ -133,7 +133,14 @@ mod tests {
             row_hash: vec![number; usize::from(number)].into(),
             ..BucketId::default()
         };
-        (0..20).map(id).collect()
+        // Those at the ends are of no bytes at all.
+        let none = [BucketId::default()];
+        let some = (0..20).map(id);
+        none.iter()
+            .cloned()
+            .chain(some)
+            .chain(none.clone())
+            .collect()
     }
 
     #[test]
@@ -164,9 +171,9 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_does_not_read_is_an_error_of_its_own_stream() {
-        // A string that is longer than its message, though not than what the stream holds.
-        let bytes = [framed(&[0x0a, 0x20, b'a']), framed(&[0; 64])].concat();
+    fn a_message_that_does_not_read_takes_nothing_of_the_next() {
+        // A string that is longer than its message, and as long as that and the whole next one.
+        let bytes = [framed(&[0x0a, 0x20, b'a']), framed(&[b'a'; 26])].concat();
         let read = read::<Hit>(&bytes, bytes.len());
         let [Err(status)] = &read[..] else {
             panic!("it was read: {read:?}");

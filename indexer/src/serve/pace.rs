@@ -3,9 +3,9 @@
 //! Handing work to another thread and back takes two wake-ups: about as much as half a short search, and several times
 //! that where processors are busy and each wake-up waits for its turn. So a short one runs where it is. What is short is
 //! measured, not guessed: a shard notes how long its walks take for each point they look for, and goes by
-//! the quickest of the last few. That is the walk itself: those beside it may have been held up by whatever else
+//! the quickest of a few. That is the walk itself: those beside it may have been held up by whatever else
 //! the processors had to do, and on another thread they would have been, too. A shard that nothing is
-//! known of, a walk that is expected to take longer than [`SHORT`], and whatever scans or reads files goes to a
+//! known of, a walk that is expected to take too long, and whatever scans or reads files goes to a
 //! thread that may block. Those are measured too, so a shard comes back once it is quick again.
 
 use std::{
@@ -15,7 +15,8 @@ use std::{
 
 use crate::shard::search::Ask;
 
-/// The longest that work is expected to take on a thread that others wait for.
+/// The longest that work is expected to take on a thread that others wait for: where processors are busy, handing it over
+/// and back makes its caller wait longer than that.
 const SHORT: Duration = Duration::from_millis(1);
 /// The same of work on several shards, which several threads could do at a time.
 const SHORT_TOGETHER: Duration = Duration::from_micros(500);
@@ -183,10 +184,12 @@ mod tests {
 
     #[test]
     fn numbers_beyond_all_measure_do_not_wrap() {
-        let pace = Pace::default();
-        pace.took(0, Duration::MAX);
-        assert!(!pace.is_short(u64::MAX, 1));
-        pace.took(u64::MAX, Duration::ZERO);
-        assert!(!pace.is_short(1, 1));
+        let slow = Pace::default();
+        slow.took(0, Duration::MAX);
+        assert!(!slow.is_short(1, 1));
+        assert!(!slow.is_short(u64::MAX, u64::MAX));
+        let quick = Pace::default();
+        quick.took(u64::MAX, Duration::from_nanos(1));
+        assert!(quick.is_short(u64::MAX, u64::MAX));
     }
 }

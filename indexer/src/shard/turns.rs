@@ -165,7 +165,7 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
-            if self.room.is_full(self.writer.now()) {
+            if !self.room.admits(self.writer.standing()) {
                 self.writer.wait_for_room();
                 continue;
             }

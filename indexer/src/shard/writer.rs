@@ -25,7 +25,7 @@ use crate::{
         growing::{Chunk, Growing},
         indexed,
     },
-    shard::{Progress, Shared, builder::FOLD_ROWS, compact::Moving, lock, room::Now},
+    shard::{Progress, Shared, builder::FOLD_ROWS, compact::Moving, lock, room::Standing},
     view::View,
     wal::{self, Position, Wal},
 };
@@ -536,11 +536,14 @@ impl Writer {
     }
 
     /// What decides whether the memtable has room for another turn.
-    pub(super) fn now(&self) -> Now {
-        Now {
+    pub(super) fn standing(&self) -> Standing {
+        let (at, lag) = (self.shared.lag.now(), self.shared.lag.read());
+        Standing {
             waiting: self.shared.view.load().memtable_rows(),
             folds: lock(&self.shared.fold_limit).is_none(),
-            behind: self.shared.lag.read().records,
+            is_searched: lag.was_caught_up,
+            at,
+            held_all_at: at.saturating_sub(lag.behind),
         }
     }
 

@@ -21,11 +21,11 @@ const GRPC: &str = "application/grpc";
 
 /// Puts a service in front of all others, for plain calls to it.
 #[derive(Clone, Debug)]
-pub(crate) struct PlainCalls<S>(pub(crate) S);
+pub(super) struct PlainCalls<S>(pub(super) S);
 
 /// A service in front of others.
 #[derive(Clone, Debug)]
-pub(crate) struct InFront<S, R> {
+pub(super) struct InFront<S, R> {
     service: S,
     others: R,
 }

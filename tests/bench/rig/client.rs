@@ -12,7 +12,7 @@ use crate::{embeddings::K, role::Role};
 const ASK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Does what a client does on the calling thread alone, as one that has a thread of its own.
+/// Does something on the calling thread, connections and all: for what is to have a thread of its own.
 pub(crate) fn on_this_thread<T>(
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {

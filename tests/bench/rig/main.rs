@@ -23,6 +23,7 @@ mod curve;
 mod embeddings;
 mod engine;
 mod fanout;
+mod feed;
 mod figures;
 mod filter;
 mod freshness;

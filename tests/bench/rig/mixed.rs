@@ -1,19 +1,19 @@
 //! `mixed`: searches while records come in, beside the same shard with nothing coming in.
 //!
-//! Two questions. How late are answers, at 50 searches a second whatever comes back, while records
+//! Two questions. How late are answers, at 50 searches a second, while records
 //! come in as fast as the indexer takes them, beside the same shard at rest? And how many searches a second do
 //! two clients get, each asking one after the other, while 500 records a second come in? Records replace the
 //! points' vectors, so the set keeps its size.
 //!
 //! Parts are short and take turns: what a machine can do and what state a shard is in change from one ten
 //! seconds to the next. Latencies of a repeat's parts are taken together. Beside 500 records a second there are parts
-//! for as many records as make a compaction due, and each is held against the idle ones before and after it. One in which a segment is being built, by compaction
-//! or to be sealed, goes on until it is: that work is in the load whole, and in no idle part.
+//! for as many records as make a compaction due, and each is held against the idle ones before and after it. One in
+//! which a segment is being built, by compaction or to be sealed, goes on until it is: that work is in the load whole, and in
+//! no idle part.
 //! Everything shares the machine: broker, indexer, clients and producer. The producer has a
 //! thread to itself, and so has the client whose latencies are measured.
 
 use std::{
-    net::SocketAddr,
     path::Path,
     sync::{
         Arc,
@@ -25,9 +25,8 @@ use std::{
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use shoal_producer::Publisher;
 use shoal_runtime::{clock::Stopwatch, tasks::blocking};
-use shoal_schemas::{Collection, v1};
+use shoal_schemas::v1;
 use tokio::{
     task::{JoinSet, block_in_place},
     time::interval,
@@ -38,18 +37,18 @@ use crate::{
     arguments::Arguments,
     client::{Shard, is_folded, on_this_thread},
     embeddings::{Embeddings, collection},
+    feed::{Feed, Load, RECORDS_PER_SECOND, applied, next},
     figures::{Latencies, Repeats, round, say},
     place::Place,
     rest::{IDLE_SHARE, LOOK_EVERY, at_rest, idle},
     role::Role,
 };
 
-const RECORDS_PER_SECOND: u32 = 500;
 const SEARCHES_PER_SECOND: u32 = 50;
 const CLIENTS: usize = 2;
-/// Parts at full speed a repeat, of half as long as is said.
+/// Parts at full speed a repeat.
 const FULL_PARTS: u32 = 4;
-/// Parts with the steady load a repeat, of half as long as the others: with others of ten seconds and
+/// Parts with the steady load a repeat: with parts of five seconds and
 /// all rows as many records come in as make a compaction of the shard due, so that its part in the load is
 /// what it is in the long run.
 const STEADY_PARTS: u32 = 8;
@@ -63,39 +62,12 @@ const QUIET: Duration = Duration::from_secs(6);
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Not counted: load comes up, caches fill.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// At full speed so many records may be published and not applied: the indexer never waits for
-/// one, and has soon caught up afterwards.
-const AHEAD: u64 = 20_000;
-/// At full speed, how often some is published.
-const PUBLISH_EVERY: Duration = Duration::from_millis(2);
-/// In so many portions what the indexer may take goes out before it is looked how far it has come: all of it at
-/// once would meet each search, or none, for a whole part.
-const PORTIONS: u64 = 100;
-
-/// What comes in beside the searches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Load {
-    Idle,
-    Steady,
-    Full,
-}
 
 /// Everything the parts share.
 struct Bench {
     indexer: Role,
     seals_after: Duration,
     feed: Arc<Feed>,
-}
-
-/// What publishes the records, and asks at a fixed rate.
-struct Feed {
-    embeddings: Arc<Embeddings>,
-    collection: Collection,
-    /// The indexer's.
-    grpc: SocketAddr,
-    publisher: Publisher,
-    /// Records published so far.
-    published: AtomicU64,
 }
 
 #[derive(Default)]
@@ -149,7 +121,8 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let (mut full_records, mut steady_records) = (Repeats::default(), Repeats::default());
     let (mut ratios, mut built_beside) = (Repeats::default(), Repeats::default());
     for repeat in 0..repeats {
-        let (quiet, loaded, records) = bench.fixed_in_turns(time / 2, rows).await?;
+        let fixed = tokio::time::timeout(PATIENCE, bench.fixed_in_turns(time / 2, rows)).await;
+        let (quiet, loaded, records) = fixed.context("the turns took too long")??;
         bench.settle(rows).await?;
         let turns = tokio::time::timeout(PATIENCE, bench.take_turns(time / 2)).await;
         let turns = turns.context("the turns took too long")??;
@@ -372,24 +345,35 @@ impl Bench {
         let (mut quiet, mut loaded) = (Latencies::default(), Latencies::default());
         let mut records = 0.0;
         for _ in 0..FULL_PARTS {
-            let alone = self.at_fixed_rate(time);
-            quiet.append(self.with(Load::Idle, time, alone).await?.0);
+            quiet.append(self.quietly(time).await?);
             let (latencies, taken) = self
                 .with(Load::Full, time, self.at_fixed_rate(time))
                 .await?;
             loaded.append(latencies);
             records += taken / f64::from(FULL_PARTS);
             self.catch_up(rows).await?;
-            self.build_ends().await?;
         }
-        let alone = self.at_fixed_rate(time);
-        quiet.append(self.with(Load::Idle, time, alone).await?.0);
+        quiet.append(self.quietly(time).await?);
         Ok((quiet, loaded, records))
+    }
+
+    /// Latencies at rest: of a part in which no segment was built.
+    async fn quietly(&self, time: Duration) -> anyhow::Result<Latencies> {
+        loop {
+            self.build_ends().await?;
+            let before = self.indexer.cpu_seconds_of(BUILDER)?;
+            let alone = self.at_fixed_rate(time);
+            let (latencies, _) = self.with(Load::Idle, time, alone).await?;
+            let built = self.indexer.cpu_seconds_of(BUILDER)? - before;
+            if built < IDLE_SHARE * time.as_secs_f64() {
+                return Ok(latencies);
+            }
+        }
     }
 
     async fn at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
         let feed = self.feed.clone();
-        blocking(move || on_this_thread(feed.ask_at_fixed_rate(time))).await
+        blocking(move || on_this_thread(ask_at_fixed_rate(&feed, time))).await
     }
 
     /// Has clients ask as fast as they are answered, at rest and beside the steady load in turns.
@@ -483,105 +467,25 @@ impl Bench {
     }
 }
 
-impl Feed {
-    /// Publishes what the load says until it ends, on the calling thread.
-    fn run(&self, load: Load, ends: &CancellationToken) -> anyhow::Result<()> {
-        on_this_thread(async {
-            match load {
-                Load::Idle => Ok(()),
-                Load::Steady => self.steadily(ends).await,
-                Load::Full => self.fully(ends).await,
-            }
-        })
-    }
-
-    /// Asks at fixed times; a latency begins when its search is due, whenever the one before was answered.
-    async fn ask_at_fixed_rate(&self, time: Duration) -> anyhow::Result<Latencies> {
-        let mut shard = Shard::connect(self.grpc, &self.collection).await?;
-        let watch = Stopwatch::start();
-        let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
-        let mut latencies = Latencies::default();
-        for (number, vector) in (0u32..).zip(self.embeddings.queries.iter().cycle()) {
-            let due = period * number;
-            if due >= WARM_UP + time {
-                break;
-            }
-            // Nothing else is done on this thread. A timer of the runtime's would be a millisecond or two late.
-            while watch.elapsed() < due {
-                thread::park_timeout(due.saturating_sub(watch.elapsed()));
-            }
-            shard.search(vector).await?;
-            if due >= WARM_UP {
-                latencies.push(watch.elapsed().saturating_sub(due));
-            }
+/// Asks at fixed times; a latency begins when its search is due, whenever the one before was answered.
+async fn ask_at_fixed_rate(feed: &Feed, time: Duration) -> anyhow::Result<Latencies> {
+    let mut shard = Shard::connect(feed.grpc, &feed.collection).await?;
+    let watch = Stopwatch::start();
+    let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
+    let mut latencies = Latencies::default();
+    for (number, vector) in (0u32..).zip(feed.embeddings.queries.iter().cycle()) {
+        let due = period * number;
+        if due >= WARM_UP + time {
+            break;
         }
-        Ok(latencies)
-    }
-
-    /// Publishes the next record: a point gets another point's vector.
-    async fn publish(&self, deliveries: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
-        let number = self.published.fetch_add(1, Ordering::Relaxed) as usize;
-        let points = &self.embeddings.points;
-        // Not the same pairs in each turn over the points.
-        let other = (number + number / points.len()) % points.len();
-        if let (Some((id, _)), Some((_, point))) =
-            (points.get(number % points.len()), points.get(other))
-        {
-            let delivery = self.publisher.publish(id, point).await?;
-            deliveries.spawn(async move {
-                delivery.await?;
-                Ok(())
-            });
+        // Nothing else is done on this thread. A timer of the runtime's would be a millisecond or two late.
+        while watch.elapsed() < due {
+            thread::park_timeout(due.saturating_sub(watch.elapsed()));
         }
-        while let Some(done) = deliveries.try_join_next() {
-            done??;
+        shard.search(vector).await?;
+        if due >= WARM_UP {
+            latencies.push(watch.elapsed().saturating_sub(due));
         }
-        Ok(())
     }
-
-    async fn steadily(&self, ends: &CancellationToken) -> anyhow::Result<()> {
-        let mut deliveries = JoinSet::new();
-        let mut ticks = interval(Duration::from_secs(1) / RECORDS_PER_SECOND);
-        while !ends.is_cancelled() {
-            ticks.tick().await;
-            self.publish(&mut deliveries).await?;
-        }
-        finish(deliveries).await
-    }
-
-    async fn fully(&self, ends: &CancellationToken) -> anyhow::Result<()> {
-        let mut shard = Shard::connect(self.grpc, &self.collection).await?;
-        let mut deliveries = JoinSet::new();
-        let mut ticks = interval(PUBLISH_EVERY);
-        while !ends.is_cancelled() {
-            let limit = applied(&mut shard).await? + AHEAD;
-            let due = limit.saturating_sub(self.published.load(Ordering::Relaxed));
-            for portion in 0..PORTIONS {
-                if ends.is_cancelled() {
-                    break;
-                }
-                ticks.tick().await;
-                for _ in due * portion / PORTIONS..due * (portion + 1) / PORTIONS {
-                    self.publish(&mut deliveries).await?;
-                }
-            }
-        }
-        finish(deliveries).await
-    }
-}
-
-async fn finish(mut deliveries: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
-    while let Some(done) = deliveries.join_next().await {
-        done??;
-    }
-    Ok(())
-}
-
-/// Records of the home topic that the shard has applied.
-async fn applied(shard: &mut Shard) -> anyhow::Result<u64> {
-    Ok(next(&shard.status().await?))
-}
-
-fn next(status: &v1::ShardStatus) -> u64 {
-    status.positions.first().map_or(0, |at| at.next_offset)
+    Ok(latencies)
 }
