@@ -157,3 +157,19 @@ async fn only_pages_of_the_configured_origins_may_ask() {
         "{exposed}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_search_is_not_told_what_browsers_read() {
+    let world = World::start().await;
+    let docs = collection("docs", 1);
+    let indexers = world.spread(&docs).await;
+    fill(&indexers, &docs, 3);
+    let found = world.search().search(near_origin(&docs, 3)).await.unwrap();
+    assert_eq!(found.get_ref().hits.len(), 3);
+    let headers = found.metadata();
+    assert!(headers.get("vary").is_none(), "{headers:?}");
+    // What goes by the layers for browsers has it.
+    let asked = framed(&near_origin(&docs, 3));
+    let answer = call(&world, "Search", "application/grpc-web+proto", asked).await;
+    assert!(answer.headers().contains_key("vary"));
+}
