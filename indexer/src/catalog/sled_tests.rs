@@ -67,32 +67,48 @@ fn has_no_room(outcome: Result<(), CatalogError>) {
 fn on_a_small_disk(disk: &Path) {
     let folder = disk.join("catalog");
     let mut store = Sled::open(&folder).unwrap();
-    let (early, late) = (changes(0..30_000), changes(30_000..60_000));
+    let early = changes(0..30_000);
     store.write(&early, 1).unwrap();
 
     // A write that is not begun leaves everything as it was.
     fill_up(disk, SPARE_BYTES);
-    has_no_room(store.write(&late, 2));
+    has_no_room(store.write(&changes(30_000..60_000), 2));
     assert_eq!(store.checkpoint().unwrap(), Some(1));
     holds(&store, &early);
 
-    // One that is begun and fails takes reads with it, until there is room.
+    // One that is begun and fails takes reads with it, until there is room. What sled has outdated so far it
+    // writes over first, and how much that is differs from run to run: so it is written until there is none.
     store.free_bytes = |_| None;
     fill_up(disk, 1 << 20);
-    has_no_room(store.write(&late, 2));
+    let mut held = early;
+    let mut checkpoint = 1;
+    let late = loop {
+        let begin = u64::try_from(held.len()).unwrap();
+        let late = changes(begin..begin + 30_000);
+        match store.write(&late, checkpoint + 1) {
+            Ok(()) => {
+                held.extend(late);
+                checkpoint += 1;
+            }
+            failed => {
+                has_no_room(failed);
+                break late;
+            }
+        }
+    };
     store.free_bytes = pressure::free_bytes;
-    has_no_room(store.write(&late, 2));
+    has_no_room(store.write(&late, checkpoint + 1));
     fs::remove_file(disk.join("ballast")).unwrap();
-    store.write(&late, 2).unwrap();
-    assert_eq!(store.checkpoint().unwrap(), Some(2));
-    holds(&store, &early);
+    store.write(&late, checkpoint + 1).unwrap();
+    assert_eq!(store.checkpoint().unwrap(), Some(checkpoint + 1));
+    holds(&store, &held);
     holds(&store, &late);
     drop(store);
 
     // Nor does a full disk make an open store look like a damaged one.
     let store = Sled::open(&folder).unwrap();
-    assert_eq!(store.checkpoint().unwrap(), Some(2));
-    holds(&store, &early);
+    assert_eq!(store.checkpoint().unwrap(), Some(checkpoint + 1));
+    holds(&store, &held);
     holds(&store, &late);
 }
 
