@@ -31,7 +31,7 @@ pub struct Costs {
     pub visits_less: f64,
     /// A walk among some rows only visits 1 / their share to this power as many.
     pub share_power: f64,
-    /// Of a row that a scan passes over.
+    /// Of a row that a scan passes over: 64 of them are looked at together.
     pub look_ns: f64,
 }
 
@@ -58,7 +58,7 @@ pub const COSTS: Costs = Costs {
     visits_a_doubling: 2.8,
     visits_less: 16.0,
     share_power: 0.75,
-    look_ns: 2.0,
+    look_ns: 0.1,
 };
 
 /// What a segment holds for one search.

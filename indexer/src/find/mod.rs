@@ -344,7 +344,14 @@ impl<'a, 'w> Search<'a, 'w> {
     ) -> Result<(), SearchError> {
         self.told.scanned += 1;
         match set {
-            None => self.scan_rows(segment, 0..folded),
+            None => {
+                let moment = self.wanted.moment;
+                // A row that has ended may carry one that lives.
+                let carriers = segment.rides.carriers();
+                let carriers =
+                    carriers.filter(|row| *row < folded && !segment.is_visible(*row, moment));
+                self.scan_rows(segment, segment.visible(folded, moment).chain(carriers))
+            }
             Some(set) => {
                 let own = set.iter().take_while(|row| *row < folded);
                 let carriers = self.carriers_of_matches(segment);
@@ -404,9 +411,10 @@ impl<'a, 'w> Search<'a, 'w> {
     }
 
     /// Measures rows by their codes, and looks whether those are to be seen that are near enough: that is in
-    /// another place of memory. Where most have ended it is looked first, for that takes less than a distance.
+    /// another place of memory. Where a filter gives the rows and most have ended it is looked first, for that
+    /// takes less than a distance.
     fn scan_codes(&mut self, segment: &'a Segment, mut rows: Vec<u32>) {
-        if segment.live() < segment.len() / 2 {
+        if !self.sets.is_empty() && segment.live() < segment.len() / 2 {
             rows.retain(|row| self.matching(segment, *row).is_some());
         }
         let measured = segment.measure(self.wanted.query, &rows);

@@ -11,7 +11,11 @@ use shoal_schemas::{Payload, PointId, Vector, filter::Fields};
 use crate::{
     fields,
     index::live::Graph,
-    segment::{ALIVE, NewRow, Row, SegmentId, Sequence, entries::Entry},
+    segment::{
+        ALIVE, NewRow, Row, SegmentId, Sequence,
+        ends::{BLOCK_ROWS, Block, Life},
+        entries::Entry,
+    },
     wal::Position,
 };
 
@@ -32,6 +36,7 @@ pub struct Growing {
     /// Nothing of it stands before this place of the shard's own log.
     pub from: Position,
     rows: boxcar::Vec<Kept>,
+    blocks: boxcar::Vec<Block>,
     entries: boxcar::Vec<Entry>,
     folded: AtomicU32,
     expiring: AtomicU32,
@@ -45,6 +50,7 @@ impl Growing {
             fields: fields::Growing::new(fields),
             from,
             rows: boxcar::Vec::new(),
+            blocks: boxcar::Vec::new(),
             entries: boxcar::Vec::new(),
             folded: AtomicU32::new(0),
             expiring: AtomicU32::new(0),
@@ -62,6 +68,13 @@ impl Growing {
     fn push_row(&self, new: NewRow, born: Sequence) -> u32 {
         if new.expires_at_ms.is_some() {
             self.expiring.fetch_add(1, Ordering::AcqRel);
+        }
+        let block = self.len() / BLOCK_ROWS;
+        if self.block(block).is_none() {
+            self.blocks.push(Block::default());
+        }
+        if let Some(block) = self.block(block) {
+            block.note_birth(born);
         }
         let index = self.rows.push(Kept {
             born: born.0,
@@ -103,7 +116,18 @@ impl Growing {
     }
 
     /// Whether a search at `at` may answer with a row: what [`Row::is_visible`] says, for less.
+    #[inline]
     pub fn is_visible(&self, row: u32, at: Sequence, now_ms: i64) -> bool {
+        // First of all: its birth is noted before it is there.
+        if row >= self.len() {
+            return false;
+        }
+        let block = self.block(row / BLOCK_ROWS);
+        match block.map(|block| block.life(row, at)) {
+            Some(Life::Ended) => return false,
+            Some(Life::Lives) if !self.has_expiring() => return true,
+            _ => {}
+        }
         let Some(kept) = self.kept(row) else {
             return false;
         };
@@ -153,6 +177,11 @@ impl Growing {
     /// When a row ended.
     pub(super) fn died(&self, row: u32) -> Option<&AtomicU64> {
         self.kept(row).map(|kept| &kept.died)
+    }
+
+    /// What is known of rows together.
+    pub(super) fn block(&self, number: u32) -> Option<&Block> {
+        self.blocks.get(usize::try_from(number).ok()?)
     }
 
     fn kept(&self, row: u32) -> Option<&Kept> {
@@ -210,6 +239,7 @@ impl Chunk {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use proptest::prelude::*;
     use shoal_schemas::{
         Dim, IndexParameters, Metric, Offset, Payload, PointId, Version, digest::RowHash,
         filter::Fields,
@@ -219,18 +249,22 @@ mod tests {
     use crate::{
         index::live::{Graph, Options},
         rule::SourceIndex,
-        segment::{NewRow, Sequence},
+        segment::{NewRow, Segment, SegmentId, Sequence},
+        view::Moment,
         wal::Position,
     };
 
-    #[test]
-    fn a_row_is_visible_from_its_birth_to_its_end_and_not_after_it_expires() {
+    fn segment() -> Segment {
         let graph = Graph::new(&Options {
             dim: Dim::try_from(2).unwrap(),
             metric: Metric::L2,
             parameters: IndexParameters::default(),
         });
         let growing = Growing::new(graph, Fields::new(), Position::START);
+        Segment::growing(SegmentId(1), growing)
+    }
+
+    fn push(segment: &Segment, expires_at_ms: Option<i64>, born: Sequence) -> u32 {
         let new = NewRow {
             id: PointId::new("a").unwrap(),
             version: Version::default(),
@@ -238,12 +272,57 @@ mod tests {
             offset: Offset(0),
             wal: Position::new(0),
             hash: RowHash::default(),
-            expires_at_ms: Some(1000),
+            expires_at_ms,
         };
-        let number = growing.push(new, &Payload::default(), Sequence(5));
-        let row = growing.row(number).unwrap();
+        let growing = segment.as_growing().unwrap();
+        growing.push(new, &Payload::default(), born)
+    }
+
+    #[test]
+    fn a_row_is_visible_from_its_birth_to_its_end_and_not_after_it_expires() {
+        let segment = segment();
+        let number = push(&segment, Some(1000), Sequence(5));
+        let row = segment.row(number).unwrap();
         assert!(!row.is_visible(Sequence(4), 0));
         assert!(row.is_visible(Sequence(5), 999));
         assert!(!row.is_visible(Sequence(5), 1000));
+    }
+
+    proptest! {
+        #[test]
+        fn rows_tell_together_what_each_of_them_tells(
+            // Whether a row comes, or which of them ends.
+            changes in proptest::collection::vec(proptest::option::of(any::<proptest::sample::Index>()), 1..400),
+            expiring in proptest::option::weighted(0.2, any::<proptest::sample::Index>()),
+            moments in proptest::collection::vec((any::<proptest::sample::Index>(), 0..2_i64), 1..8),
+            below in any::<proptest::sample::Index>(),
+        ) {
+            let segment = segment();
+            let expiring = expiring.map(|at| at.index(changes.len()));
+            for (at, change) in changes.iter().enumerate() {
+                let sequence = Sequence(at.try_into().unwrap());
+                match change {
+                    Some(ends) if !segment.is_empty() => {
+                        let row = ends.index(segment.len().try_into().unwrap());
+                        segment.end(row.try_into().unwrap(), sequence);
+                    }
+                    _ => {
+                        push(&segment, (expiring == Some(at)).then_some(1), sequence);
+                    }
+                }
+            }
+            let below = u32::try_from(below.index(changes.len() + 80)).unwrap();
+            for (at, now_ms) in moments {
+                let sequence = Sequence(at.index(changes.len()).try_into().unwrap());
+                let rows = segment.rows().take_while(|(number, _)| *number < below);
+                let of_each = rows.filter(|(_, row)| row.is_visible(sequence, now_ms));
+                let of_each: Vec<u32> = of_each.map(|(number, _)| number).collect();
+                let moment = Moment { sequence, now_ms };
+                let together: Vec<u32> = segment.visible(below, moment).collect();
+                prop_assert_eq!(&together, &of_each);
+                let asked = (0..below).filter(|row| segment.is_visible(*row, moment));
+                prop_assert_eq!(asked.collect::<Vec<u32>>(), of_each);
+            }
+        }
     }
 }

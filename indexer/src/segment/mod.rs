@@ -9,6 +9,7 @@
 //! out: compaction writes a new segment of what is left. A row whose vector is that of the row it
 //! replaced *rides* on that one's node ([`rides`]) and is in no graph itself.
 
+mod ends;
 pub mod entries;
 pub mod files;
 pub mod growing;
@@ -34,7 +35,9 @@ use crate::{
     fields::{self, Estimate, RowSet},
     index::{Near, distance::Query, packed, space::Space},
     rule::SourceIndex,
-    segment::{growing::Growing, rides::Rides, sealed::Sealed, vectors::Precision},
+    segment::{
+        ends::BLOCK_ROWS, growing::Growing, rides::Rides, sealed::Sealed, vectors::Precision,
+    },
     view::Moment,
     wal::{self, Position},
 };
@@ -242,12 +245,43 @@ impl Segment {
     }
 
     /// Whether a search of a moment may answer with a row.
+    #[inline]
     pub fn is_visible(&self, row: u32, moment: Moment) -> bool {
         let Moment { sequence, now_ms } = moment;
         match &self.rows {
             Rows::Growing(growing) => growing.is_visible(row, sequence, now_ms),
             Rows::Sealed(sealed) => sealed.is_visible(row, sequence, now_ms),
         }
+    }
+
+    /// The rows below `below` that a search of a moment may answer with, rising. Those that have ended cost next to
+    /// nothing.
+    pub fn visible(&self, below: u32, moment: Moment) -> impl Iterator<Item = u32> {
+        let below = below.min(self.len());
+        (0..below.div_ceil(BLOCK_ROWS)).flat_map(move |block| {
+            let first = block * BLOCK_ROWS;
+            let there = BLOCK_ROWS.min(below - first);
+            let living = self.living(block, moment);
+            let mut left = living.unwrap_or(u64::MAX) & (u64::MAX >> (BLOCK_ROWS - there));
+            let rows = std::iter::from_fn(move || {
+                let row = (left != 0).then(|| first + left.trailing_zeros());
+                left &= left.wrapping_sub(1);
+                row
+            });
+            rows.filter(move |row| living.is_some() || self.is_visible(*row, moment))
+        })
+    }
+
+    /// A bit a row of a block, set where it is visible, if that is known without a look at the rows.
+    fn living(&self, block: u32, moment: Moment) -> Option<u64> {
+        if self.has_expiring() {
+            return None;
+        }
+        let block = match &self.rows {
+            Rows::Growing(growing) => growing.block(block),
+            Rows::Sealed(sealed) => sealed.block(block),
+        };
+        block?.living(moment.sequence)
     }
 
     /// All rows so far, dead ones too.
@@ -342,8 +376,12 @@ impl Segment {
                 .is_ok()
         });
         if ended {
-            if let Rows::Sealed(sealed) = &self.rows {
-                sealed.note_end(row);
+            let block = match &self.rows {
+                Rows::Growing(growing) => growing.block(row / BLOCK_ROWS),
+                Rows::Sealed(sealed) => sealed.block(row / BLOCK_ROWS),
+            };
+            if let Some(block) = block {
+                block.note_end(row, at);
             }
             self.dead.fetch_add(1, Ordering::AcqRel);
             self.rides.ended(row);

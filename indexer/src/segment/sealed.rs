@@ -17,6 +17,7 @@ use crate::{
     index::packed,
     segment::{
         ALIVE, Row, Sequence,
+        ends::{BLOCK_ROWS, Block, Life},
         entries::Entry,
         files::{self, FileError, damaged, io_error},
         map::Map,
@@ -27,9 +28,6 @@ use crate::{
         vectors::Vectors,
     },
 };
-
-/// Rows whose ends are noted in one word.
-const BITS: u32 = u64::BITS;
 
 /// A folder of a sealed segment's files.
 pub struct Sealed {
@@ -43,8 +41,8 @@ pub struct Sealed {
     points: File,
     points_path: PathBuf,
     died: Vec<AtomicU64>,
-    /// A bit a row, set once it has ended: a walk looks at many rows, and these bits stay near.
-    ended: Vec<AtomicU64>,
+    /// Its rows were all born before it was opened, so blocks know of no birth.
+    blocks: Vec<Block>,
 }
 
 impl Sealed {
@@ -85,8 +83,8 @@ impl Sealed {
         }
         Ok(Self {
             died: (0..manifest.rows).map(|_| AtomicU64::new(ALIVE)).collect(),
-            ended: (0..=manifest.rows / BITS)
-                .map(|_| AtomicU64::new(0))
+            blocks: (0..manifest.rows.div_ceil(BLOCK_ROWS))
+                .map(|_| Block::default())
                 .collect(),
             points: File::open(&points_path).map_err(io_error(&points_path))?,
             points_path,
@@ -125,13 +123,23 @@ impl Sealed {
     }
 
     /// Whether a search at `at` may answer with a row: what [`Row::is_visible`] says, for less.
+    #[inline]
     pub fn is_visible(&self, row: u32, at: Sequence, now_ms: i64) -> bool {
-        let lives_on = || {
-            let died = self.died(row);
-            died.is_some_and(|died| at.0 < died.load(Ordering::Acquire))
+        if row >= self.len() {
+            return false;
+        }
+        let known = self
+            .block(row / BLOCK_ROWS)
+            .map(|block| block.life(row, at));
+        let lives = match known {
+            Some(Life::Lives) => true,
+            Some(Life::Ended) => false,
+            Some(Life::Unknown) | None => {
+                let died = self.died(row);
+                died.is_some_and(|died| at.0 < died.load(Ordering::Acquire))
+            }
         };
-        row < self.len()
-            && (!self.has_ended(row) || lives_on())
+        lives
             && (!self.has_expiring()
                 || self
                     .table
@@ -144,21 +152,9 @@ impl Sealed {
         self.died.get(usize::try_from(row).ok()?)
     }
 
-    /// Notes that a row has ended: after that stands in [`Self::died`].
-    pub(super) fn note_end(&self, row: u32) {
-        if let Some(word) = self.ends(row) {
-            word.fetch_or(1 << (row % BITS), Ordering::AcqRel);
-        }
-    }
-
-    fn ends(&self, row: u32) -> Option<&AtomicU64> {
-        self.ended.get(usize::try_from(row / BITS).ok()?)
-    }
-
-    /// Whether a row has ended, as far as it is noted.
-    fn has_ended(&self, row: u32) -> bool {
-        let word = self.ends(row);
-        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (row % BITS) != 0)
+    /// What is known of rows together.
+    pub(super) fn block(&self, number: u32) -> Option<&Block> {
+        self.blocks.get(usize::try_from(number).ok()?)
     }
 
     /// The graph.

@@ -25,7 +25,7 @@ use shoal_schemas::{
 
 use crate::{
     files_below,
-    world::{DEADLINE, Live, World, assert_coded, vector},
+    world::{DEADLINE, Live, World, assert_coded, assert_visible, vector},
 };
 
 const CATEGORIES: u64 = 5;
@@ -429,6 +429,7 @@ fn a_search_of_an_earlier_moment_sees_what_was_there_then() {
     }
     ridden.settled();
     for (turn, (view, moment, numbers)) in moments.iter().enumerate() {
+        assert_visible(view, *moment);
         assert_eq!(seen(&ridden.live, view, *moment, None), *numbers, "{turn}");
         let category = of_category(&[turn as u64 % CATEGORIES]);
         let of_category = |number: u64| number % CATEGORIES == turn as u64 % CATEGORIES;

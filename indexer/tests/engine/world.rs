@@ -16,6 +16,7 @@ use shoal_indexer::{
         run::{self, Context},
         search::Ask,
     },
+    view::{Moment, View},
 };
 use shoal_runtime::{
     clock::{Clock, System},
@@ -291,5 +292,19 @@ pub(crate) fn churn(world: &World, ids: u64, turns: u64) {
                 world.upsert(&name, turn * ids + id);
             }
         }
+    }
+}
+
+/// What a segment tells of its rows together is what each of them tells.
+pub(crate) fn assert_visible(view: &View, moment: Moment) {
+    let Moment { sequence, now_ms } = moment;
+    for segment in &view.segments {
+        let rows = segment.rows();
+        let visible = rows.filter(|(_, row)| row.is_visible(sequence, now_ms));
+        assert!(
+            segment
+                .visible(u32::MAX, moment)
+                .eq(visible.map(|(number, _)| number))
+        );
     }
 }

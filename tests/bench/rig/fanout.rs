@@ -2,12 +2,12 @@
 //! holds the same, at the same recall.
 //!
 //! Each side has a broker, indexers and a query node of its own, so that neither waits for the
-//! other; only one is asked at a time. Two clients ask the query node, which makes one call to each
-//! indexer. What counts is the processor time of all servers a query, from the kernel's own count;
-//! the clients are left out. Beam widths are swept on both sides; `own` is what a search costs that
-//! leaves the beam to Shoal.
+//! other; only one is asked at a time, and they are asked in turns. Two clients ask the query node,
+//! which makes one call to each indexer. What counts is the processor time of all servers a query,
+//! from the kernel's own count; the clients are left out. Beam widths are swept on both sides; `own`
+//! is what a search costs that leaves the beam to Shoal.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, ops::AddAssign, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
@@ -30,6 +30,9 @@ const THREADS: usize = 2;
 const TARGET: f64 = 0.95;
 /// Partitions and indexers of each side.
 const SIDES: [(&str, u32, u32); 2] = [("one shard", 1, 1), ("eight shards", 8, 2)];
+
+/// Parts in which each beam width is timed.
+const TURNS: u32 = 4;
 
 /// The servers of one side.
 struct Side {
@@ -63,6 +66,24 @@ impl Point {
     }
 }
 
+/// What some queries took: processor seconds of all indexers and of the query node.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    queries: f64,
+    seconds: f64,
+    indexer_seconds: f64,
+    coordinator_seconds: f64,
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.queries += other.queries;
+        self.seconds += other.seconds;
+        self.indexer_seconds += other.indexer_seconds;
+        self.coordinator_seconds += other.coordinator_seconds;
+    }
+}
+
 pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let embeddings = Embeddings::load(arguments)?;
     let (repeats, time) = (arguments.repeats_or(3), arguments.time_or(2));
@@ -91,9 +112,9 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         curves.push([Point::new(0, own)].into_iter().chain(points).collect());
     }
     for repeat in 0..repeats {
-        for (side, curve) in sides.iter().zip(&mut curves) {
+        take_turns(&sides, &mut curves, &embeddings, time)?;
+        for (side, curve) in sides.iter().zip(&curves) {
             for point in curve {
-                block_in_place(|| side.time(&embeddings, point, time))?;
                 say(format!(
                     "repeat {repeat}: {:12} ef {:3}: recall@{K} {:.4}, {:.0} us of processor",
                     side.name,
@@ -110,6 +131,34 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         }
     }
     told(arguments, &embeddings, &curves, repeats, time)
+}
+
+/// Times each beam width of each side once more, both sides in turns: what the machine has to do besides
+/// falls on both.
+fn take_turns(
+    sides: &[Side],
+    curves: &mut [Vec<Point>],
+    embeddings: &Embeddings,
+    time: Duration,
+) -> anyhow::Result<()> {
+    let beams = curves.iter().map(Vec::len).max().unwrap_or_default();
+    for beam in 0..beams {
+        let mut costs = vec![Cost::default(); sides.len()];
+        for _ in 0..TURNS {
+            for (side, (curve, cost)) in sides.iter().zip(curves.iter().zip(&mut costs)) {
+                if let Some(point) = curve.get(beam) {
+                    let ef = point.swept.ef;
+                    *cost += block_in_place(|| side.time(embeddings, ef, time / TURNS))?;
+                }
+            }
+        }
+        for (curve, cost) in curves.iter_mut().zip(costs) {
+            if let Some(point) = curve.get_mut(beam) {
+                point.take(cost);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn told(
@@ -211,6 +260,21 @@ impl Point {
             coordinator_us: Repeats::default(),
         }
     }
+
+    fn take(&mut self, cost: Cost) {
+        let Cost {
+            queries,
+            seconds,
+            indexer_seconds,
+            coordinator_seconds,
+        } = cost;
+        let all_seconds = indexer_seconds + coordinator_seconds;
+        self.swept.rate.push(queries / seconds);
+        self.swept.cpu_rate.push(queries / all_seconds);
+        self.indexer_us.push(indexer_seconds / queries * 1e6);
+        self.coordinator_us
+            .push(coordinator_seconds / queries * 1e6);
+    }
 }
 
 impl Side {
@@ -290,16 +354,10 @@ impl Side {
         Ok((indexers, self.query.cpu_seconds()?))
     }
 
-    /// Asks for a while and notes what it cost.
-    fn time(
-        &self,
-        embeddings: &Embeddings,
-        point: &mut Point,
-        time: Duration,
-    ) -> anyhow::Result<()> {
+    /// Asks for a while.
+    fn time(&self, embeddings: &Embeddings, ef: usize, time: Duration) -> anyhow::Result<Cost> {
         let before = self.cpu_seconds()?;
         let (mut queries, mut seconds) = (0.0, 0.0f64);
-        let ef = point.swept.ef;
         let (address, collection) = (self.query.grpc, &self.collection);
         std::thread::scope(|scope| {
             let started: Vec<_> = (0..THREADS)
@@ -318,12 +376,12 @@ impl Side {
             anyhow::Ok(())
         })?;
         let now = self.cpu_seconds()?;
-        let (indexers, query) = (now.0 - before.0, now.1 - before.1);
-        point.swept.rate.push(queries / seconds);
-        point.swept.cpu_rate.push(queries / (indexers + query));
-        point.indexer_us.push(indexers / queries * 1e6);
-        point.coordinator_us.push(query / queries * 1e6);
-        Ok(())
+        Ok(Cost {
+            queries,
+            seconds,
+            indexer_seconds: now.0 - before.0,
+            coordinator_seconds: now.1 - before.1,
+        })
     }
 }
 
