@@ -9,11 +9,13 @@
 //! ([`View::shown`]), and nowhere else.
 
 mod kept;
+mod pooled;
 mod together;
+mod told;
 
 use std::cmp::Ordering;
 
-use shoal_runtime::{ErrorKind, clock::Stopwatch};
+use shoal_runtime::ErrorKind;
 use shoal_schemas::Filter;
 
 use crate::{
@@ -26,6 +28,12 @@ use crate::{
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
+};
+
+pub(crate) use self::told::Timer;
+pub use self::{
+    pooled::{Pooled, nearest_of_all},
+    told::Told,
 };
 
 /// Rows measured before a scan asks whether to go on.
@@ -76,29 +84,8 @@ pub struct Wanted<'a> {
     pub log: &'a wal::Reader,
     /// Says that nobody waits for the answer any more.
     pub stop: &'a dyn Fn() -> bool,
-}
-
-/// What a search did, for `explain`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Graphs walked without a filter.
-    pub walked: u32,
-    /// Graphs walked with one.
-    pub filtered: u32,
-    /// Segments whose matching rows were each looked at.
-    pub scanned: u32,
-    /// Rows the filter was thought to match, at most.
-    pub estimated: u64,
-    /// Rows that matched, whether they live or not.
-    pub matches: Option<u64>,
-    /// Distances computed, as far as graphs tell.
-    pub distances: u64,
-    /// Microseconds choosing plans, with the filter's row sets.
-    pub plan_us: u64,
-    /// Microseconds finding candidates.
-    pub search_us: u64,
-    /// Microseconds computing their exact distances.
-    pub rescore_us: u64,
+    /// Whether it is told how long each step took.
+    pub is_timed: bool,
 }
 
 /// Why a search failed.
@@ -135,35 +122,61 @@ pub fn nearest<'a>(
     wanted: &Wanted<'_>,
     told: &mut Told,
 ) -> Result<Vec<Found<'a>>, SearchError> {
-    let watch = Stopwatch::start();
-    // Of all segments first: a row that is met in one may lie in another.
-    let mut sets = Vec::new();
-    if let Some(filter) = wanted.filter {
-        for segment in &view.segments {
-            told.estimated += count(segment.estimate(filter)?.upper);
-            let set = segment.matches(filter)?;
-            *told.matches.get_or_insert(0) += count(set.len());
-            sets.push((segment.id, set));
+    let Candidates { coarse, mut exact } = Candidates::of(view, wanted, told)?;
+    let timer = Timer::start_if(wanted.is_timed);
+    let mut vector = Vec::new();
+    // What is exact already takes none of the places of what is not.
+    for one in coarse.nearest() {
+        exact.push(one.measured(wanted, &mut vector)?);
+    }
+    let nearest = exact.first(wanted.k);
+    let found = nearest.iter().filter_map(Met::found).collect();
+    told.rescore_us += timer.micros();
+    Ok(found)
+}
+
+/// What was found in a view, before exact distances are computed.
+struct Candidates<'a> {
+    /// Found by codes.
+    coarse: Kept<'a>,
+    /// Found by exact vectors.
+    exact: Kept<'a>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Looks through all segments of a view.
+    fn of(view: &'a View, wanted: &Wanted<'_>, told: &mut Told) -> Result<Self, SearchError> {
+        let timer = Timer::start_if(wanted.is_timed);
+        // Of all segments first: a row that is met in one may lie in another.
+        let mut sets = Vec::new();
+        if let Some(filter) = wanted.filter {
+            for segment in &view.segments {
+                told.estimated += count(segment.estimate(filter)?.upper);
+                let set = segment.matches(filter)?;
+                *told.matches.get_or_insert(0) += count(set.len());
+                sets.push((segment.id, set));
+            }
         }
+        told.plan_us += timer.micros();
+        let want = wanted.rescore.max(wanted.k);
+        let mut search = Search {
+            view,
+            wanted,
+            sets: &sets,
+            want,
+            coarse: Kept::new(want, by_distance),
+            exact: Kept::new(want.max(wanted.beam), by_distance_then_id),
+            vector: Vec::new(),
+            told,
+        };
+        let mut parts = Vec::new();
+        for segment in &view.segments {
+            parts.extend(search.segment(segment)?);
+        }
+        search.together(parts)?;
+        let Search { coarse, exact, .. } = search;
+        Ok(Self { coarse, exact })
     }
-    told.plan_us += micros(watch);
-    let want = wanted.rescore.max(wanted.k);
-    let mut search = Search {
-        view,
-        wanted,
-        sets: &sets,
-        want,
-        coarse: Kept::new(want, by_distance),
-        exact: Kept::new(want.max(wanted.beam), by_distance_then_id),
-        vector: Vec::new(),
-        told,
-    };
-    let mut parts = Vec::new();
-    for segment in &view.segments {
-        parts.extend(search.segment(segment)?);
-    }
-    search.together(parts)?;
-    search.finish()
 }
 
 /// A search under way.
@@ -185,13 +198,13 @@ struct Search<'a, 'w> {
 impl<'a, 'w> Search<'a, 'w> {
     /// Looks through a segment, or says how its graph is to be walked beside others.
     fn segment(&mut self, segment: &'a Segment) -> Result<Option<Part<'a>>, SearchError> {
-        let watch = Stopwatch::start();
+        let timer = self.timer();
         // Read before the graph is searched: rows below are in it, rows above are scanned.
         let folded = segment.folded();
         let set = self.set(segment.id);
         let plan = self.plan(segment, folded, set);
-        self.told.plan_us += micros(watch);
-        let watch = Stopwatch::start();
+        self.told.plan_us += timer.micros();
+        let timer = self.timer();
         let mut part = None;
         match plan {
             Plan::Skip => {}
@@ -204,8 +217,12 @@ impl<'a, 'w> Search<'a, 'w> {
             }
         }
         self.scan_memtable(segment, folded);
-        self.told.search_us += micros(watch);
+        self.told.search_us += timer.micros();
         Ok(part)
+    }
+
+    fn timer(&self) -> Timer {
+        Timer::start_if(self.wanted.is_timed)
     }
 
     fn set(&self, segment: SegmentId) -> Option<&'w RowSet> {
@@ -434,14 +451,11 @@ impl<'a, 'w> Search<'a, 'w> {
             if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
                 return Err(SearchError::Stopped);
             }
-            let Some(mut found) = self.matching(segment, *row) else {
+            let Some(found) = self.matching(segment, *row) else {
                 continue;
             };
             self.told.distances += 1;
-            found
-                .segment
-                .vector(found.place.row, wanted.log, &mut self.vector)?;
-            found.distance = wanted.query.distance(&self.vector);
+            let found = found.measured(wanted, &mut self.vector)?;
             self.exact.push(found);
         }
         Ok(())
@@ -479,22 +493,6 @@ impl<'a, 'w> Search<'a, 'w> {
         let found = Met::at(self.view, segment, row, 0.0, self.wanted.moment)?;
         takes(self.sets, found.segment, found.place.row).then_some(found)
     }
-
-    /// Re-scores the best candidates and gives the nearest of all.
-    fn finish(mut self) -> Result<Vec<Found<'a>>, SearchError> {
-        let watch = Stopwatch::start();
-        // What is exact already takes none of the places of what is not.
-        for mut one in self.coarse.nearest() {
-            one.segment
-                .vector(one.place.row, self.wanted.log, &mut self.vector)?;
-            one.distance = self.wanted.query.distance(&self.vector);
-            self.exact.push(one);
-        }
-        let nearest = self.exact.first(self.wanted.k);
-        let found = nearest.iter().filter_map(Met::found).collect();
-        self.told.rescore_us += micros(watch);
-        Ok(found)
-    }
 }
 
 impl<'a> Met<'a> {
@@ -515,6 +513,13 @@ impl<'a> Met<'a> {
             segment,
             distance,
         })
+    }
+
+    /// The same with its exact distance.
+    fn measured(mut self, wanted: &Wanted<'_>, vector: &mut Vec<f32>) -> Result<Self, SearchError> {
+        self.segment.vector(self.place.row, wanted.log, vector)?;
+        self.distance = wanted.query.distance(vector);
+        Ok(self)
     }
 
     fn row(&self) -> Option<Row<'a>> {
@@ -560,10 +565,6 @@ fn size(rows: u32) -> usize {
 
 fn count(rows: usize) -> u64 {
     u64::try_from(rows).unwrap_or(u64::MAX)
-}
-
-fn micros(watch: Stopwatch) -> u64 {
-    u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

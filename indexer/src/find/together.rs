@@ -10,11 +10,9 @@
 //! Rows that have ended lead on and are left out of the count. Where they are so many that they fill
 //! a beam, the graph is walked again for live rows alone.
 
-use shoal_runtime::clock::Stopwatch;
-
 use crate::{
     fields::{RowSet, plan},
-    find::{Met, Search, SearchError, count, micros, size},
+    find::{Met, Search, SearchError, count, size},
     index::packed::{MENDED_BEAM, Stage},
     segment::Segment,
 };
@@ -90,7 +88,7 @@ impl Going<'_> {
 impl<'a> Search<'a, '_> {
     /// Walks the graphs of all these segments, once all others were looked through.
     pub(super) fn together(&mut self, mut parts: Vec<Part<'a>>) -> Result<(), SearchError> {
-        let watch = Stopwatch::start();
+        let timer = self.timer();
         let is_alone = parts.len() == 1 && self.coarse.is_empty() && self.exact.is_empty();
         if let Some(part) = parts.pop_if(|part| is_alone && part.segment.is_all_alive()) {
             self.walk(part.segment, part.folded, None, part.walk)?;
@@ -101,7 +99,7 @@ impl<'a> Search<'a, '_> {
         for one in going {
             self.arrive(one)?;
         }
-        self.told.search_us += micros(watch);
+        self.told.search_us += timer.micros();
         Ok(())
     }
 

@@ -22,6 +22,8 @@ pub(super) struct Asked {
     queries: Vec<v1::Query>,
     /// Of each query, how many candidates are re-scored; none or 0 is for the shard to say.
     rescore: Vec<u32>,
+    /// Of each query, how many hits are wanted of all shards together; none or 0 is for each to say.
+    together: Vec<u32>,
     /// Answers that the caller has already.
     pub(super) known: Vec<v1::KnownAnswer>,
     /// The queries, checked against the definition of the first shard that needed them.
@@ -29,18 +31,24 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// These, not checked yet.
-    pub(super) fn new(
-        queries: Vec<v1::Query>,
-        rescore: Vec<u32>,
-        known: Vec<v1::KnownAnswer>,
-    ) -> Self {
+    /// What is asked, not checked yet.
+    pub(super) fn new(request: v1::SearchShardsRequest) -> Self {
         Self {
-            queries,
-            rescore,
-            known,
+            queries: request.queries,
+            rescore: request.rescore,
+            together: request.together,
+            known: request.known,
             checked: OnceLock::new(),
         }
+    }
+
+    /// How many hits of each query are wanted of all shards together, if that is said of every query.
+    pub(super) fn together(&self) -> Option<Vec<usize>> {
+        let is_said = self.together.len() == self.queries.len();
+        let wanted = self.together.iter().filter(|_| is_said);
+        let wanted = wanted.map(|one| usize::try_from(*one).ok().filter(|one| *one > 0));
+        let wanted: Vec<usize> = wanted.collect::<Option<_>>()?;
+        (!wanted.is_empty()).then_some(wanted)
     }
 
     /// All queries, checked once for all shards of a definition. Two shards may differ in theirs for

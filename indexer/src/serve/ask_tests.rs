@@ -119,13 +119,41 @@ fn counts_and_scrolls_are_checked_like_searches() {
     assert_eq!(none.code, Code::InvalidArgument);
 }
 
+fn asked(queries: Vec<v1::Query>, rescore: Vec<u32>) -> Asked {
+    Asked::new(v1::SearchShardsRequest {
+        queries,
+        rescore,
+        ..v1::SearchShardsRequest::default()
+    })
+}
+
+#[test]
+fn shards_are_searched_together_only_if_that_is_asked_for_each_query() {
+    let together = |together: &[u32]| {
+        let request = v1::SearchShardsRequest {
+            queries: vec![query(), query()],
+            together: together.to_vec(),
+            ..v1::SearchShardsRequest::default()
+        };
+        Asked::new(request).together()
+    };
+    assert_eq!(together(&[10, 3]), Some(vec![10, 3]));
+    for other in [&[][..], &[10], &[10, 0], &[10, 10, 10]] {
+        assert_eq!(together(other), None, "{other:?}");
+    }
+    assert_eq!(
+        Asked::new(v1::SearchShardsRequest::default()).together(),
+        None
+    );
+}
+
 #[test]
 fn queries_are_checked_once_for_all_shards_of_a_definition() {
-    let asked = Asked::new(vec![query()], vec![5], Vec::new());
+    let asked = asked(vec![query()], vec![5]);
     let (one, same) = (Arc::new(docs()), Arc::new(docs()));
     let first = asked.checked(&one).unwrap();
     assert_eq!(first[0].rescore, Some(5));
-    let own = Asked::new(vec![query(), query()], vec![0], Vec::new());
+    let own = self::asked(vec![query(), query()], vec![0]);
     let own = own.checked(&one).unwrap();
     assert!(own.iter().all(|ask| ask.rescore.is_none()));
     assert!(Arc::ptr_eq(&first, &asked.checked(&same).unwrap()));

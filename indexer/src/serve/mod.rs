@@ -8,6 +8,7 @@ mod ask;
 mod gate;
 mod pace;
 mod patience;
+mod pooled;
 mod resolve;
 mod status;
 mod upkeep;
@@ -359,13 +360,17 @@ impl v1::shard_server::Shard for Service {
     ) -> Result<Response<v1::SearchShardsResponse>, Status> {
         let deadline = Deadline::of(&request);
         let span = request_span("search_shards", &request);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let collection = collection_name(&request.collection)?;
-        let of = Asked::new(request.queries, request.rescore, request.known);
+        let asks = std::mem::take(&mut request.shards);
+        let of = Asked::new(request);
         timed(&self.meters.search, async {
-            let count = u64::try_from(request.shards.len()).unwrap_or(u64::MAX);
-            let asks = request
-                .shards
+            let together = self.search_together(&collection, &asks, &of, deadline);
+            if let Some(shards) = together.await {
+                return Ok(Response::new(v1::SearchShardsResponse { shards }));
+            }
+            let count = u64::try_from(asks.len()).unwrap_or(u64::MAX);
+            let asks = asks
                 .into_iter()
                 .map(|ask| self.search_shard(collection.clone(), ask, &of, deadline, count));
             let shards = futures::future::join_all(asks).await;

@@ -6,13 +6,12 @@
 
 use std::collections::BinaryHeap;
 
-use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{Filter, Payload, Quantization, v1};
 
 use crate::{
     entry,
     fields::group::{Groups, Needs, Shared as Value},
-    find::{self, Found, Told, Wanted},
+    find::{self, Found, Timer, Told, Wanted},
     index::distance::Query,
     segment::{Segment, indexed},
     shard::{
@@ -70,15 +69,15 @@ impl Shared {
             None => {
                 let found = pager.page(filter.as_ref(), ask.after.as_ref(), ask.k)?;
                 answer.expires_at_ms = first_expiry(&found);
-                let watch = Stopwatch::start();
+                let timer = Timer::start_if(ask.explain);
                 let hits = found.iter().map(|one| self.hit(one, ask));
                 answer.hits = hits.collect::<Result<_, _>>()?;
-                payload_us = micros(watch);
+                payload_us = timer.micros();
             }
             Some(group_by) => {
                 let groups = pager.groups(filter.as_ref(), group_by)?;
                 answer.expires_at_ms = first_expiry(groups.iter().flat_map(|(_, found)| found));
-                let watch = Stopwatch::start();
+                let timer = Timer::start_if(ask.explain);
                 for (value, found) in groups {
                     let hits = found.iter().map(|one| self.hit(one, ask));
                     answer.groups.push(v1::HitGroup {
@@ -87,7 +86,7 @@ impl Shared {
                         may_lack_hits: false,
                     });
                 }
-                payload_us = micros(watch);
+                payload_us = timer.micros();
             }
         }
         if ask.explain {
@@ -100,7 +99,7 @@ impl Shared {
         Ok(answer)
     }
 
-    fn hit(&self, found: &Found<'_>, ask: &Ask) -> Result<v1::Hit, ReadError> {
+    pub(super) fn hit(&self, found: &Found<'_>, ask: &Ask) -> Result<v1::Hit, ReadError> {
         let mut hit = v1::Hit {
             id: found.row.id.to_owned(),
             distance: found.distance,
@@ -199,7 +198,7 @@ impl Shared {
         Ok(points)
     }
 
-    fn present(&self) -> (std::sync::Arc<View>, Moment) {
+    pub(super) fn present(&self) -> (std::sync::Arc<View>, Moment) {
         let (view, sequence) = self.moment();
         let now_ms = self.now_ms();
         (view, Moment { sequence, now_ms })
@@ -244,6 +243,7 @@ impl<'v> Pager<'v, '_> {
                 moment: self.moment,
                 log: &self.shared.log,
                 stop: self.stop,
+                is_timed: self.ask.explain,
             };
             let mut found = find::nearest(self.view, &wanted, &mut self.told)?;
             let is_all = found.len() < want;
@@ -325,7 +325,7 @@ impl<'v> Pager<'v, '_> {
     }
 }
 
-fn explained(told: &Told, view: &View) -> v1::ShardExplain {
+pub(super) fn explained(told: &Told, view: &View) -> v1::ShardExplain {
     let plan = if told.walked > 0 {
         v1::SearchPlan::Graph
     } else if told.filtered > 0 {
@@ -357,18 +357,14 @@ fn explained(told: &Told, view: &View) -> v1::ShardExplain {
 }
 
 /// When the first of these expires, 0 if none ever does.
-fn first_expiry<'a, 'v: 'a>(found: impl IntoIterator<Item = &'a Found<'v>>) -> i64 {
+pub(super) fn first_expiry<'a, 'v: 'a>(found: impl IntoIterator<Item = &'a Found<'v>>) -> i64 {
     let times = found.into_iter().filter_map(|one| one.row.expires_at_ms);
     times.min().unwrap_or(0)
 }
 
-fn micros(watch: Stopwatch) -> u64 {
-    u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
 /// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work, not
 /// cause it.
-fn rescored(quantization: Quantization, k: usize, asked: Option<usize>) -> usize {
+pub(super) fn rescored(quantization: Quantization, k: usize, asked: Option<usize>) -> usize {
     let own = quantization.rescored(u32::try_from(k).unwrap_or(u32::MAX));
     let own = usize::try_from(own).unwrap_or(usize::MAX);
     asked.map_or(own, |asked| asked.clamp(k, own))

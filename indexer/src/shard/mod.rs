@@ -19,6 +19,7 @@ mod leftover;
 mod mending;
 mod merge;
 pub mod offline;
+pub mod pooled;
 pub mod recover;
 pub mod rescue;
 mod restore;

@@ -290,8 +290,7 @@ impl Shared {
 
     /// What every answer says of this shard, to be taken before the answer is.
     pub fn coverage(&self, node: &str) -> v1::ShardCoverage {
-        let progress = self.progress();
-        let next = progress.borrow().next.first().copied();
+        let next = self.progress.borrow().next.first().copied();
         v1::ShardCoverage {
             shard: self.spec.shard.0,
             answered: true,

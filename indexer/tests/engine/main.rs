@@ -11,6 +11,7 @@ mod asks;
 mod behind;
 mod copies;
 mod mended;
+mod pooled;
 mod precision;
 mod resolve;
 mod rides;

@@ -385,6 +385,7 @@ fn seen(live: &Live, view: &View, moment: Moment, filter: Option<&Filter>) -> Ve
         moment,
         log: &live.shared.log,
         stop: &|| false,
+        is_timed: false,
     };
     let found = find::nearest(view, &wanted, &mut Told::default()).unwrap();
     let found = found.iter().map(|one| {

@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 mod known;
+mod pooled;
 
 use std::{
     future::{Future as _, poll_fn},
@@ -86,7 +87,7 @@ impl World {
 
     /// The same, which asks the broker for its ends so often.
     async fn probing_every(points: u32, probe_interval: Duration) -> Self {
-        let world = Self::start_in(None, points, probe_interval, None).await;
+        let world = Self::start_in(None, 1, points, probe_interval, None).await;
         world.claim(true).await;
         world
     }
@@ -95,6 +96,7 @@ impl World {
     /// up: the last record's schema is not to be had.
     async fn start_in(
         replica_set: Option<ReplicaSet>,
+        shards: u32,
         points: u32,
         probe_interval: Duration,
         claimed: Option<Claim>,
@@ -106,7 +108,7 @@ impl World {
             "docs".parse().unwrap(),
             DIM.try_into().unwrap(),
             Metric::L2,
-            1,
+            shards,
         );
         let name = collection.name.clone();
         for (topic, cleanup) in [
@@ -115,7 +117,7 @@ impl World {
         ] {
             let spec = TopicSpec {
                 name: topic,
-                partitions: 1,
+                partitions: shards,
                 replication_factor: None,
                 cleanup,
                 settings: [].into(),
@@ -129,18 +131,10 @@ impl World {
             .put(&Key::Collection(name.clone()), &defined)
             .await
             .unwrap();
-        let to = TopicPartition {
-            topic: name.topic().into(),
-            partition: Partition(0),
-        };
+        let to = |shard| partition(&name, shard);
         for number in 0..points {
-            let vector = vector(number);
-            let record = Record {
-                key: Some(Bytes::from(format!("id-{number}"))),
-                value: Some(format!("{{\"vector\": {vector:?}}}").into()),
-                headers: Vec::new(),
-                timestamp_ms: 1_700_000_000_000,
-            };
+            let record = record(format!("id-{number}"), &vector(number));
+            let to = to(number % shards);
             cluster.writer.send(&to, &record).unwrap().await.unwrap();
         }
         if let Some(claim) = claimed {
@@ -150,7 +144,7 @@ impl World {
                 headers: Vec::new(),
                 timestamp_ms: 1_700_000_000_000,
             };
-            cluster.writer.send(&to, &record).unwrap().await.unwrap();
+            cluster.writer.send(&to(0), &record).unwrap().await.unwrap();
             let key = Key::Shard(name.clone(), Partition(0));
             control.put(&key, &Entry::Shard(claim)).await.unwrap();
         }
@@ -191,16 +185,8 @@ impl World {
     }
 
     async fn put(&self, id: &'static str, vector: Vec<f32>) {
-        let to = TopicPartition {
-            topic: self.name.topic().into(),
-            partition: Partition(0),
-        };
-        let record = Record {
-            key: Some(Bytes::from(id)),
-            value: Some(format!("{{\"vector\": {vector:?}}}").into()),
-            headers: Vec::new(),
-            timestamp_ms: 1_700_000_000_000,
-        };
+        let to = partition(&self.name, 0);
+        let record = record(id, &vector);
         let writer = &self.log.cluster().writer;
         writer.send(&to, &record).unwrap().await.unwrap();
     }
@@ -212,11 +198,15 @@ impl World {
 
     /// Waits for a claim of the shard that is ready or not.
     async fn claim(&self, ready: bool) -> Claim {
+        self.claim_of(0, ready).await
+    }
+
+    async fn claim_of(&self, shard: u32, ready: bool) -> Claim {
         let (control, name) = (self.control.clone(), self.name.clone());
         let what = "a claim of the shard";
         let found = move || {
             let state = control.snapshot();
-            let (claim, _) = state.owner(&name, Partition(0))?;
+            let (claim, _) = state.owner(&name, Partition(shard))?;
             (claim.ready == ready).then(|| claim.clone())
         };
         blocking(move || eventually(DEADLINE, what, found)).await
@@ -226,6 +216,22 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.tasks.cancel().cancel();
+    }
+}
+
+fn record(id: impl Into<Bytes>, vector: &[f32]) -> Record {
+    Record {
+        key: Some(id.into()),
+        value: Some(format!("{{\"vector\": {vector:?}}}").into()),
+        headers: Vec::new(),
+        timestamp_ms: 1_700_000_000_000,
+    }
+}
+
+fn partition(name: &CollectionName, shard: u32) -> TopicPartition {
+    TopicPartition {
+        topic: name.topic().into(),
+        partition: Partition(shard),
     }
 }
 
@@ -402,7 +408,7 @@ async fn a_shard_that_is_let_go_is_claimed_as_not_ready() {
 async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done_once() {
     let set: ReplicaSet = "b".parse().unwrap();
     let often = Config::default().probe_interval;
-    let world = World::start_in(Some(set.clone()), 5, often, None).await;
+    let world = World::start_in(Some(set.clone()), 1, 5, often, None).await;
     // The owner is another node.
     let owner = Claim {
         node: "owner".into(),
@@ -555,7 +561,7 @@ async fn a_shard_that_another_node_serves_is_not_claimed_before_it_can_be_served
         next_offset: None,
     };
     let often = Config::default().probe_interval;
-    let world = World::start_in(None, 5, often, Some(of_other(true))).await;
+    let world = World::start_in(None, 1, 5, often, Some(of_other(true))).await;
     let control = world.control.clone();
     let served = owned(&world).await;
     // It is open, and lacks the last record.

@@ -124,6 +124,8 @@ impl Coordinator {
             return Ok(given(cache, held, &wanted));
         }
         question.known = (held.shards.iter()).map(known).collect();
+        // What is kept of a shard has to hold whatever the others say.
+        question.together.clear();
         let asked_ms = cache.now_ms();
         let gathered = self.gather(shards, &question, wanted, terms, call);
         let (gathered, waited) = gathered.await?;

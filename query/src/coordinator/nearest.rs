@@ -66,6 +66,7 @@ impl Coordinator {
         let queries = asks.map(|(wanted, depth)| wanted.at(*depth)).collect();
         let question = SearchOf {
             rescore: depths.iter().map(|depth| depth.rescore).collect(),
+            together: wanted.iter().map(Wanted::together).collect(),
             ..SearchOf::new(shards.collection.name.to_string(), queries)
         };
         let asked = self.ask_once(&shards, question, asked_shards, &terms, call);
@@ -128,11 +129,23 @@ impl Coordinator {
                 .iter()
                 .map(|list| wanted.may_have_more(list, *depth))
                 .collect();
+            let left_out_from: Vec<Option<f32>> =
+                lists.iter().map(|list| list.left_out_from).collect();
             let (list, used_up) = wanted.merge_noting(lists);
-            merged.push(list);
-            let lists = answered.iter().zip(full.into_iter().zip(used_up));
-            let short = lists.filter(|(_, (is_full, is_used_up))| *is_full && *is_used_up);
+            let full = full.into_iter().zip(used_up);
+            let is_short = full.map(|(is_full, is_used_up)| is_full && is_used_up);
+            let lacks = left_out_from
+                .iter()
+                .map(|from| wanted.may_lack(&list, *from));
+            let is_short = is_short
+                .zip(lacks)
+                .map(|(is_short, lacks)| is_short || lacks);
+            let short = answered
+                .iter()
+                .zip(is_short)
+                .filter(|(_, is_short)| *is_short);
             let short: Vec<Partition> = short.map(|(shard, _)| *shard).collect();
+            merged.push(list);
             if !short.is_empty() {
                 queries.push((at, wanted));
                 again.extend(short);

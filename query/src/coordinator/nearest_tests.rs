@@ -1,8 +1,16 @@
 //! Whatever shards are asked for, the answer is the nearest of all of them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use futures::future::{BoxFuture, FutureExt as _};
 use proptest::{collection::vec, prelude::*};
 use shoal_schemas::{
     Collection, FieldKind, Metric, Partition, Payload, Point, PointId, Value, Vector,
@@ -12,7 +20,10 @@ use shoal_schemas::{
 use crate::{
     Coordinator,
     call::Call,
-    client::memory::{Node, Nodes},
+    client::{
+        CallError, ShardCall, ShardClient,
+        memory::{Node, Nodes},
+    },
     coordinator::{
         HomeCluster, Limits,
         nearest::{GROUPS_AGAIN, of_groups},
@@ -109,6 +120,139 @@ async fn the_nearest_groups_are_asked_for_again_and_the_others_say_that_they_may
         let told = (group.hits.len(), group.may_lack_hits);
         assert_eq!(told, (1 + usize::from(is_asked_for), !is_asked_for), "{at}");
     }
+}
+
+/// `google.rpc.Code.UNAVAILABLE`.
+const UNAVAILABLE: i32 = 14;
+
+/// Nodes of which `a` loses its answer of shard 0 on the way, where it was asked for others, too.
+struct Losing {
+    nodes: Nodes,
+    lost: AtomicUsize,
+}
+
+macro_rules! passed_on {
+    ($($method:ident, $request:ident, $response:ident;)*) => {
+        $(fn $method<'a>(
+            &'a self,
+            address: &'a str,
+            request: v1::$request,
+            call: ShardCall,
+        ) -> BoxFuture<'a, Result<v1::$response, CallError>> {
+            self.nodes.$method(address, request, call)
+        })*
+    };
+}
+
+impl ShardClient for Losing {
+    fn search_shards<'a>(
+        &'a self,
+        address: &'a str,
+        request: v1::SearchShardsRequest,
+        call: ShardCall,
+    ) -> BoxFuture<'a, Result<v1::SearchShardsResponse, CallError>> {
+        let losing = async move {
+            let is_lost = address == "a" && request.shards.len() > 1;
+            let mut answer = self.nodes.search_shards(address, request, call).await?;
+            for shard in answer.shards.iter_mut().filter(|_| is_lost) {
+                let coverage = shard.coverage.as_mut().unwrap();
+                if coverage.shard == 0 {
+                    coverage.answered = false;
+                    shard.code = UNAVAILABLE;
+                    shard.results.clear();
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(answer)
+        };
+        losing.boxed()
+    }
+
+    passed_on! {
+        get_points, GetPointsRequest, GetPointsResponse;
+        shard_status, ShardStatusRequest, ShardStatusResponse;
+        count_points, CountPointsRequest, CountPointsResponse;
+        shard_scroll, ShardScrollRequest, ShardScrollResponse;
+    }
+
+    fn retain(&self, addresses: &BTreeSet<String>) {
+        self.nodes.retain(addresses);
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_left_out_for_a_shard_that_another_answers_is_asked_for_again() {
+    let docs = Collection::new(
+        "docs".parse().unwrap(),
+        2.try_into().unwrap(),
+        Metric::L2,
+        2,
+    );
+    let claim = |address: &str| Claim {
+        node: address.into(),
+        address: address.into(),
+        ready: true,
+        next_offset: None,
+    };
+    let owner = |address| Replica::owner(claim(address), shoal_schemas::Offset(0));
+    let replica = |address| Replica {
+        set: Some("second".parse().unwrap()),
+        ..owner(address)
+    };
+    let [a, b] = ["a", "b"].map(Node::new);
+    let put = |node: &Node, shard: u32, place: u16| {
+        let ids = (0..).map(|number| PointId::new(&format!("p{place}-{number}")).unwrap());
+        let id = ids
+            .into_iter()
+            .find(|id| route::partition_of(&docs, id).0 == shard);
+        let point = v1::Point {
+            id: id.unwrap().as_str().into(),
+            vector: vec![f32::from(place), 0.0],
+            ..v1::Point::default()
+        };
+        let (id, point) = Point::from_proto(point, &docs).unwrap();
+        node.upsert(&docs, &id, &point).unwrap();
+    };
+    for shard in [0, 1] {
+        a.host(&docs, Partition(shard));
+    }
+    b.host(&docs, Partition(0));
+    for number in 0..5 {
+        // What one copy of shard 0 has is not in the other yet.
+        put(&a, 0, number);
+        put(&a, 1, 10 + number);
+        put(&b, 0, 100 + number);
+    }
+    let client = Arc::new(Losing {
+        nodes: Nodes::default().with("a", a).with("b", b),
+        lost: AtomicUsize::new(0),
+    });
+    // Which copy is asked is a matter of chance.
+    for _ in 0..100 {
+        let (of_zero, of_one) = ([owner("a"), replica("b")], [owner("a")]);
+        let claims = of_zero
+            .map(|one| (docs.name.clone(), Partition(0), one))
+            .into_iter();
+        let claims = claims.chain(of_one.map(|one| (docs.name.clone(), Partition(1), one)));
+        let (_keep, maps) = Maps::channel(ShardMap::new([docs.clone()], claims, true));
+        let home = HomeCluster::default();
+        let coordinator = Coordinator::new(Limits::default(), maps, client.clone(), home);
+        let before = client.lost.load(Ordering::Relaxed);
+        let request = v1::SearchRequest {
+            collection: "docs".into(),
+            vector: vec![0.0, 0.0],
+            k: 3,
+            exact: true,
+            ..v1::SearchRequest::default()
+        };
+        let call = Call::within(Duration::from_secs(60));
+        let answer = coordinator.search(request, call).await.unwrap();
+        let places: Vec<f32> = answer.hits.iter().map(|hit| hit.distance.sqrt()).collect();
+        if client.lost.load(Ordering::Relaxed) > before {
+            assert_eq!(places, [10.0, 11.0, 12.0]);
+        }
+    }
+    assert!(client.lost.load(Ordering::Relaxed) > 0);
 }
 
 /// Places of points; those of the first shard are drawn together by so much.

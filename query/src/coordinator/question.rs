@@ -22,6 +22,9 @@ pub(crate) struct SearchOf {
     /// Of each query, how many candidates a shard computes exact distances of; none or 0 is for the
     /// shard to say.
     pub(crate) rescore: Vec<u32>,
+    /// Of each query, how many hits of all shards are merged, where a node may leave out what cannot be
+    /// among them; none or 0 where each shard has to answer for itself.
+    pub(crate) together: Vec<u32>,
     /// What is known of shards' answers already.
     pub(crate) known: Vec<v1::KnownAnswer>,
 }
@@ -55,6 +58,7 @@ impl Question for SearchOf {
             shards,
             queries: self.queries.clone(),
             rescore: self.rescore.clone(),
+            together: self.together.clone(),
         };
         let answered = async move {
             let response = client.search_shards(address, request, call).await?;
@@ -72,6 +76,7 @@ impl SearchOf {
             collection,
             queries,
             rescore: Vec::new(),
+            together: Vec::new(),
             known: Vec::new(),
         }
     }

@@ -188,6 +188,27 @@ impl Wanted {
         depth.k < self.ask.k && list.hits.len() >= size(depth.k)
     }
 
+    /// How many hits of all shards are merged, where a node that has several of them may leave out what cannot
+    /// be among them; 0 where each has to answer for itself.
+    pub(crate) fn together(&self) -> u32 {
+        let is_plain = self.group_size.is_none() && self.ask.after.is_none();
+        match is_plain {
+            true => self.ask.k,
+            false => 0,
+        }
+    }
+
+    /// Whether the merged hits may lack one that a node left out of a list, which is there from that distance on.
+    ///
+    /// Not where the lists of all shards that it was left out for are merged. Of one of them another
+    /// replica's answer may have been taken, which does not have as many as near.
+    pub(crate) fn may_lack(&self, merged: &v1::HitList, left_out_from: Option<f32>) -> bool {
+        left_out_from.is_some_and(|from| match merged.hits.last() {
+            Some(last) if merged.hits.len() >= self.total => last.distance.total_cmp(&from).is_gt(),
+            _ => true,
+        })
+    }
+
     /// The query as shards are asked at that depth.
     pub(crate) fn at(&self, depth: Depth) -> v1::Query {
         v1::Query {

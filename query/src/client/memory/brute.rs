@@ -62,6 +62,34 @@ impl Which {
     }
 }
 
+/// Takes out of the answers of shards that were asked together what is farther than so many of their hits.
+pub(super) fn leave_out(answers: &mut [v1::ShardAnswer], together: &[u32]) {
+    for (query, total) in together.iter().enumerate() {
+        let lists = answers.iter_mut();
+        let mut lists: Vec<_> = lists
+            .filter_map(|answer| answer.results.get_mut(query))
+            .collect();
+        let mut hits: Vec<v1::Hit> = lists.iter().flat_map(|list| list.hits.clone()).collect();
+        hits.sort_unstable_by(by_distance_then_id);
+        let total = usize::try_from(*total).unwrap_or(usize::MAX);
+        let last = total.checked_sub(1).filter(|_| hits.len() > total);
+        let Some(last) = last.and_then(|last| hits.get(last)) else {
+            continue;
+        };
+        for list in &mut lists {
+            list.hits
+                .retain(|hit| by_distance_then_id(hit, last).is_le());
+            list.left_out_from = Some(last.distance);
+        }
+    }
+    let is_whole = |list: &v1::HitList| list.left_out_from.is_none();
+    for answer in answers {
+        if !answer.results.iter().all(is_whole) {
+            answer.version.clear();
+        }
+    }
+}
+
 /// Answers one query over all points of a shard.
 pub(super) fn search(
     collection: &Collection,

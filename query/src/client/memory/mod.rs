@@ -199,9 +199,11 @@ impl Node {
                 unchanged,
             }
         };
-        v1::SearchShardsResponse {
-            shards: request.shards.iter().map(answer).collect(),
+        let mut answers: Vec<v1::ShardAnswer> = request.shards.iter().map(answer).collect();
+        if answers.len() > 1 && request.known.is_empty() {
+            brute::leave_out(&mut answers, &request.together);
         }
+        v1::SearchShardsResponse { shards: answers }
     }
 
     /// What it answers to a get.
