@@ -367,7 +367,10 @@ impl<'a, 'w> Search<'a, 'w> {
                 let carriers = segment.rides.carriers();
                 let carriers =
                     carriers.filter(|row| *row < folded && !segment.is_visible(*row, moment));
-                self.scan_rows(segment, segment.visible(folded, moment).chain(carriers))
+                // One that rides is found at its carrier.
+                let own = segment.visible(folded, moment);
+                let own = own.filter(|row| !segment.rides.is_rider(*row));
+                self.scan_rows(segment, own.chain(carriers))
             }
             Some(set) => {
                 let own = set.iter().take_while(|row| *row < folded);

@@ -2,8 +2,8 @@
 //!
 //! A node that is asked for several shards of a collection knows of all of them which candidates are near. By
 //! themselves each would compute exact distances of as many as might be its part of the nearest, and name as
-//! many; together they compute as many as one shard of all these rows would, and name no more than are wanted. The candidates of a view are
-//! found as if it were searched alone.
+//! many; together they compute as many as one shard of all these rows would, and name no more than are
+//! wanted. The candidates of a view are found as if it were searched alone.
 
 use crate::{
     find::{
@@ -16,7 +16,8 @@ use crate::{
 pub struct Pooled<'a> {
     /// The points of each view, nearest first.
     pub lists: Vec<Vec<Found<'a>>>,
-    /// From that distance on points are left out, since as many as were wanted are nearer.
+    /// From that distance on points are left out that a view alone would name, since as many as were wanted
+    /// are nearer.
     pub left_out_from: Option<f32>,
 }
 

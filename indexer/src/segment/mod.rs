@@ -262,21 +262,20 @@ impl Segment {
             let first = block * BLOCK_ROWS;
             let there = BLOCK_ROWS.min(below - first);
             let living = self.living(block, moment);
+            // Of rows that can expire it is known only that they have ended.
+            let is_sure = living.is_some() && !self.has_expiring();
             let mut left = living.unwrap_or(u64::MAX) & (u64::MAX >> (BLOCK_ROWS - there));
             let rows = std::iter::from_fn(move || {
                 let row = (left != 0).then(|| first + left.trailing_zeros());
                 left &= left.wrapping_sub(1);
                 row
             });
-            rows.filter(move |row| living.is_some() || self.is_visible(*row, moment))
+            rows.filter(move |row| is_sure || self.is_visible(*row, moment))
         })
     }
 
-    /// A bit a row of a block, set where it is visible, if that is known without a look at the rows.
+    /// A bit a row of a block, set where it lives, if that is known without a look at the rows.
     fn living(&self, block: u32, moment: Moment) -> Option<u64> {
-        if self.has_expiring() {
-            return None;
-        }
         let block = match &self.rows {
             Rows::Growing(growing) => growing.block(block),
             Rows::Sealed(sealed) => sealed.block(block),

@@ -41,7 +41,8 @@ pub struct Sealed {
     points: File,
     points_path: PathBuf,
     died: Vec<AtomicU64>,
-    /// Its rows were all born before it was opened, so blocks know of no birth.
+    /// They know of no birth: who looks at a view that has this segment sees all of its rows born
+    /// ([`crate::view::View::complete_from`]).
     blocks: Vec<Block>,
 }
 

@@ -185,8 +185,7 @@ impl World {
     }
 
     async fn put(&self, id: &'static str, vector: Vec<f32>) {
-        let to = partition(&self.name, 0);
-        let record = record(id, &vector);
+        let (to, record) = (partition(&self.name, 0), record(id, &vector));
         let writer = &self.log.cluster().writer;
         writer.send(&to, &record).unwrap().await.unwrap();
     }

@@ -14,8 +14,8 @@ async fn ask(shard: &mut Shard, request: v1::SearchShardsRequest) -> Vec<v1::Sha
     answers.unwrap().into_inner().shards
 }
 
-fn of_all(number: u32, together: Vec<u32>) -> v1::SearchShardsRequest {
-    let shards = (0..SHARDS).map(|shard| v1::ShardAsk {
+fn of_all(shards: u32, number: u32, together: Vec<u32>) -> v1::SearchShardsRequest {
+    let shards = (0..shards).map(|shard| v1::ShardAsk {
         shard,
         ..v1::ShardAsk::default()
     });
@@ -40,6 +40,18 @@ fn is_left_out(answers: &[v1::ShardAnswer]) -> bool {
     lists.into_iter().any(|list| list.left_out_from.is_some())
 }
 
+/// What so many shards say together. How long a walk takes is not known at first, nor once one was held up: then each
+/// answers for itself.
+async fn together(shard: &mut Shard, shards: u32, number: u32) -> Vec<v1::ShardAnswer> {
+    for _ in 0..1000 {
+        let together = ask(shard, of_all(shards, number, vec![K])).await;
+        if is_left_out(&together) {
+            return together;
+        }
+    }
+    panic!("shards are never searched together");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_of_one_call_name_no_more_than_is_wanted_of_them_together() {
     let often = Config::default().probe_interval;
@@ -49,19 +61,10 @@ async fn shards_of_one_call_name_no_more_than_is_wanted_of_them_together() {
     }
     let mut shard = world.shard();
     for number in 0..20 {
-        let mut own = hits(&ask(&mut shard, of_all(number, Vec::new())).await);
+        let mut own = hits(&ask(&mut shard, of_all(SHARDS, number, Vec::new())).await);
         assert_eq!(own.len(), usize::try_from(SHARDS * K).unwrap());
         own.truncate(K.try_into().unwrap());
-        // How long a walk takes is not known at first, nor once one was held up: then each answers for itself.
-        let mut asked = 0;
-        let together = loop {
-            let together = ask(&mut shard, of_all(number, vec![K])).await;
-            if is_left_out(&together) {
-                break together;
-            }
-            asked += 1;
-            assert!(asked < 1000, "the shards are never searched together");
-        };
+        let together = together(&mut shard, SHARDS, number).await;
         assert_eq!(hits(&together), own);
         for (at, answer) in (0..).zip(&together) {
             let coverage = answer.coverage.as_ref().unwrap();
@@ -85,8 +88,9 @@ async fn a_shard_that_is_not_here_costs_the_others_nothing() {
         world.claim_of(shard, true).await;
     }
     let mut shard = world.shard();
+    together(&mut shard, 2, 0).await;
     for number in 0..20 {
-        let answers = ask(&mut shard, of_all(number, vec![K])).await;
+        let answers = ask(&mut shard, of_all(SHARDS, number, vec![K])).await;
         assert!(!is_left_out(&answers));
         let codes: Vec<bool> = answers.iter().map(|answer| answer.code == 0).collect();
         assert_eq!(codes, [true, true, false]);

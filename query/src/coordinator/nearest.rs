@@ -66,7 +66,10 @@ impl Coordinator {
         let queries = asks.map(|(wanted, depth)| wanted.at(*depth)).collect();
         let question = SearchOf {
             rescore: depths.iter().map(|depth| depth.rescore).collect(),
-            together: wanted.iter().map(Wanted::together).collect(),
+            together: match is_grouped {
+                true => Vec::new(),
+                false => wanted.iter().map(Wanted::together).collect(),
+            },
             ..SearchOf::new(shards.collection.name.to_string(), queries)
         };
         let asked = self.ask_once(&shards, question, asked_shards, &terms, call);

@@ -23,7 +23,7 @@ pub(crate) struct SearchOf {
     /// shard to say.
     pub(crate) rescore: Vec<u32>,
     /// Of each query, how many hits of all shards are merged, where a node may leave out what cannot be
-    /// among them; none or 0 where each shard has to answer for itself.
+    /// among them; none, or 0 of any, where each shard has to answer for itself.
     pub(crate) together: Vec<u32>,
     /// What is known of shards' answers already.
     pub(crate) known: Vec<v1::KnownAnswer>,

@@ -201,7 +201,8 @@ impl Wanted {
     /// Whether the merged hits may lack one that a node left out of a list, which is there from that distance on.
     ///
     /// Not where the lists of all shards that it was left out for are merged. Of one of them another
-    /// replica's answer may have been taken, which does not have as many as near.
+    /// replica's answer may have been taken, which does not have as many as near. Of hits at that very distance
+    /// the merge may then have others than the first by id.
     pub(crate) fn may_lack(&self, merged: &v1::HitList, left_out_from: Option<f32>) -> bool {
         left_out_from.is_some_and(|from| match merged.hits.last() {
             Some(last) if merged.hits.len() >= self.total => last.distance.total_cmp(&from).is_gt(),

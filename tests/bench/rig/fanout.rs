@@ -133,8 +133,8 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     told(arguments, &embeddings, &curves, repeats, time)
 }
 
-/// Times each beam width of each side once more, both sides in turns: what the machine has to do besides
-/// falls on both.
+/// Times each beam width of each side once more, both sides in turns, as far as both have one: what the machine
+/// has to do besides falls on both.
 fn take_turns(
     sides: &[Side],
     curves: &mut [Vec<Point>],

@@ -200,7 +200,9 @@ impl Node {
             }
         };
         let mut answers: Vec<v1::ShardAnswer> = request.shards.iter().map(answer).collect();
-        if answers.len() > 1 && request.known.is_empty() {
+        let is_told = request.together.len() == request.queries.len();
+        let is_told = is_told && !request.together.contains(&0);
+        if answers.len() > 1 && request.known.is_empty() && is_told {
             brute::leave_out(&mut answers, &request.together);
         }
         v1::SearchShardsResponse { shards: answers }
