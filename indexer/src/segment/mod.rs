@@ -36,7 +36,11 @@ use crate::{
     index::{Near, distance::Query, packed, space::Space},
     rule::SourceIndex,
     segment::{
-        ends::BLOCK_ROWS, growing::Growing, rides::Rides, sealed::Sealed, vectors::Precision,
+        ends::{BLOCK_ROWS, Block},
+        growing::Growing,
+        rides::Rides,
+        sealed::Sealed,
+        vectors::Precision,
     },
     view::Moment,
     wal::{self, Position},
@@ -276,11 +280,15 @@ impl Segment {
 
     /// A bit a row of a block, set where it lives, if that is known without a look at the rows.
     fn living(&self, block: u32, moment: Moment) -> Option<u64> {
-        let block = match &self.rows {
-            Rows::Growing(growing) => growing.block(block),
-            Rows::Sealed(sealed) => sealed.block(block),
-        };
-        block?.living(moment.sequence)
+        self.block(block)?.living(moment.sequence)
+    }
+
+    /// What is known of rows together.
+    fn block(&self, number: u32) -> Option<&Block> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.block(number),
+            Rows::Sealed(sealed) => sealed.block(number),
+        }
     }
 
     /// All rows so far, dead ones too.
@@ -375,11 +383,7 @@ impl Segment {
                 .is_ok()
         });
         if ended {
-            let block = match &self.rows {
-                Rows::Growing(growing) => growing.block(row / BLOCK_ROWS),
-                Rows::Sealed(sealed) => sealed.block(row / BLOCK_ROWS),
-            };
-            if let Some(block) = block {
+            if let Some(block) = self.block(row / BLOCK_ROWS) {
                 block.note_end(row, at);
             }
             self.dead.fetch_add(1, Ordering::AcqRel);

@@ -13,7 +13,7 @@ mod resolve;
 mod status;
 mod upkeep;
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics::{Histogram, histogram};
 use shoal_runtime::{clock::Stopwatch, serving, tasks::blocking};
@@ -508,8 +508,12 @@ fn measured<T>(
     // Before the work: what is applied while it goes on need not be in the answer.
     let mut coverage = shared.coverage(node);
     let value = work(shared).map_err(|error| Refusal::from_read(&error))?;
-    coverage.shard_us = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
+    coverage.shard_us = micros(watch.elapsed());
     Ok((value, coverage))
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 async fn timed<T>(meter: &Histogram, work: impl Future<Output = T>) -> T {

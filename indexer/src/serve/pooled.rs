@@ -1,13 +1,13 @@
 //! Searching several shards of one call together, on the thread that read it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use shoal_runtime::{clock::Stopwatch, serving};
 use shoal_schemas::{CollectionName, Partition, v1};
 
 use crate::{
     node::Held,
-    serve::{Service, ask::Asked, pace, patience::Deadline},
+    serve::{Service, ask::Asked, micros, pace, patience::Deadline},
     shard::{Shared, pooled},
 };
 
@@ -71,8 +71,4 @@ impl Service {
         }
         Some(answers)
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
