@@ -13,7 +13,7 @@ use metrics::{counter, histogram};
 use shoal_runtime::{
     ErrorKind, chain,
     clock::Stopwatch,
-    priority::{give_way, giving_way},
+    priority::{Breath, give_way, giving_way},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -38,6 +38,8 @@ use crate::{
 
 /// How many steps building gives way to everything else, as `nice` counts.
 const STEPS: i32 = 5;
+/// How far the builder's breaths are from each other: what a search may have to wait for it where they share a processor.
+const BREATH: Duration = Duration::from_micros(500);
 /// Rows of a segment folded before the builder looks at anything else, and for which it is woken.
 pub(super) const FOLD_ROWS: u32 = 64;
 /// Rows folded for each row that a compaction inserts: ingest at full speed holds neither up.
@@ -72,6 +74,7 @@ pub fn run(
         storer,
         unchecked: shared.view.load().segments.clone(),
         rest: None,
+        breath: Breath::every(BREATH),
         cancel,
     };
     loop {
@@ -103,6 +106,7 @@ struct Rounds<'a> {
     /// What an earlier process wrote; what this one writes it has just had in its hands.
     unchecked: Vec<Arc<Segment>>,
     rest: Option<Rest>,
+    breath: Breath,
     cancel: &'a CancellationToken,
 }
 
@@ -117,7 +121,7 @@ impl Rounds<'_> {
         let mut cpu = CpuMeter::start(shared.spec.label(), "builder");
         while shared.is_far_behind.load(Ordering::Acquire) == far_behind {
             cpu.tick();
-            if fold(shared, FOLD_ROWS) {
+            if fold(shared, FOLD_ROWS, &mut self.breath) {
                 if cancel.is_cancelled() && shared.work().checkpoint.is_none() {
                     return Ok(true);
                 }
@@ -248,14 +252,14 @@ fn store(shared: &Shared, storer: &mut Storer, job: &Job) -> bool {
 }
 
 /// Folds some rows; false if there are none that may be folded now.
-fn fold(shared: &Shared, most: u32) -> bool {
+fn fold(shared: &Shared, most: u32, breath: &mut Breath) -> bool {
     let view = shared.view.load_full();
     let mut folded_any = false;
     for segment in &view.segments {
         let Some(growing) = segment.as_growing() else {
             continue;
         };
-        let folded = fold_segment(shared, &view, segment, growing, most);
+        let folded = fold_segment(shared, &view, segment, growing, most, breath);
         // Small parts of the payload index make every filter look at each of them.
         if folded > 0
             && let Err(error) = growing.fields.merge()
@@ -279,6 +283,7 @@ fn fold_segment(
     segment: &Segment,
     growing: &Growing,
     most: u32,
+    breath: &mut Breath,
 ) -> u32 {
     let start = segment.folded();
     // Read before the limit: a checkpoint that begins in between limits to no fewer rows.
@@ -302,6 +307,7 @@ fn fold_segment(
         }
         row += 1;
         growing.set_folded(row);
+        breath.take();
     }
     row - start
 }
@@ -430,12 +436,14 @@ fn meanwhile<'a>(
 ) -> impl FnMut() -> Result<bool, SealError> + 'a {
     // What was begun at low priority is begun anew once the shard is searched and has to be fresh.
     let far_behind = shared.is_far_behind.load(Ordering::Acquire);
+    let mut breath = Breath::every(BREATH);
     move || {
         let has_caught_up = far_behind && !shared.is_far_behind.load(Ordering::Acquire);
         if cancel.is_cancelled() || has_caught_up {
             return Ok(false);
         }
-        fold(shared, FOLD_ROWS_COMPACTING);
+        fold(shared, FOLD_ROWS_COMPACTING, &mut breath);
+        breath.take();
         Ok(true)
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use shoal_runtime::{ErrorKind, chain, clock::Stopwatch};
+use shoal_runtime::{ErrorKind, chain, clock::Stopwatch, priority::Breath};
 use shoal_schemas::{Offset, Record, Version, avro::WriterSchemas, headers::TraceParent};
 use shoal_topic::{Cluster, Fetched, ReadError, Reader, Start, TopicPartition};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ use crate::{
 
 /// How long an idle poll waits.
 const IDLE: Duration = Duration::from_millis(100);
+/// How far a turn's breaths are from each other: a turn of many records takes milliseconds, and searches may want its
+/// processor.
+const BREATH: Duration = Duration::from_micros(200);
 /// How long a failed step rests before it is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long a closing shard waits for its last checkpoint.
@@ -103,6 +106,7 @@ pub(super) struct Turns {
     /// When the broker was last found silent, until it is heard again.
     pub(super) silent_at: Option<Duration>,
     room: Room,
+    breath: Breath,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -126,6 +130,7 @@ impl Turns {
             cancel,
             silent_at: None,
             room,
+            breath: Breath::every(BREATH),
             is_torn: false,
         }
     }
@@ -261,6 +266,7 @@ impl Turns {
                 offset: one.offset,
                 version: Version::default(),
             };
+            self.breath.take();
             if !self.admit(stamp, one.record, &mut turn)? {
                 self.is_torn = true;
                 return Ok(());
@@ -374,6 +380,7 @@ impl Turns {
         }
         let mut outcomes = [0u64; 4];
         for (appended, draft) in turn.drafts {
+            self.breath.take();
             let applied = self
                 .writer
                 .apply(appended, draft)
