@@ -4,9 +4,9 @@
 //! that starts it. Any thread may give way, and none may take that back without privileges: so what gives way for a
 //! time only is done on a thread of its own. Where processors are idle nothing of this takes any time.
 //!
-//! A lower priority decides how much a thread is given, and not when. One that wakes up takes the processor from another
-//! at once in some cases only, and otherwise waits for the next tick of the system's clock, milliseconds away. So long
-//! work that may wait takes a [`Breath`] now and then.
+//! A lower priority decides how much a thread is given, and not when. One that wakes up takes the processor
+//! from another at once in some cases only, and otherwise waits until that one's slice is over and a tick of the
+//! system's clock finds it so, milliseconds later. So long work that may wait takes a [`Breath`] now and then.
 
 use std::{io, panic, thread, time::Duration};
 
@@ -57,11 +57,14 @@ pub fn giving_way<T: Send>(
     })
 }
 
+/// The longest pause that puts the next one off by as much. A process that was stopped sees one of any length.
+const LONGEST: Duration = Duration::from_millis(100);
+
 /// Pauses of long work, for whoever waits for the processor it runs on.
 ///
-/// A pause gives up what the thread may still claim of that processor (from Linux 6.18 on; some of it before), and so takes
-/// long where others never sleep. The next one comes no sooner than after as much time as the last one took: work takes
-/// at most twice as long for its breaths.
+/// With a pause a thread gives up what it may still claim of that processor (older kernels take a part of it only), and
+/// where others never sleep that takes long. The next one comes no sooner than after as much time as the last one
+/// took, so that breaths take half of the time at most.
 #[derive(Debug)]
 pub struct Breath {
     every: Duration,
@@ -81,13 +84,18 @@ impl Breath {
 
     /// Lets others go first, if it is time. To be called between short steps.
     pub fn take(&mut self) {
-        if self.since.elapsed() >= self.every.max(self.last) {
+        if self.since.elapsed() >= apart(self.every, self.last) {
             let pause = Stopwatch::start();
             thread::yield_now();
             self.last = pause.elapsed();
             self.since = Stopwatch::start();
         }
     }
+}
+
+/// How far the next breath is from the last, which took so long.
+fn apart(every: Duration, last: Duration) -> Duration {
+    every.max(last.min(LONGEST))
 }
 
 #[cfg(test)]
@@ -98,7 +106,7 @@ mod tests {
 
     use rustix::process::getpriority_process;
 
-    use super::{Breath, LEAST, giving_way};
+    use super::{Breath, LEAST, LONGEST, apart, giving_way};
 
     fn now() -> i32 {
         getpriority_process(None).unwrap()
@@ -135,30 +143,44 @@ mod tests {
         counts.map(|count| count.parse::<u64>().unwrap()).sum()
     }
 
-    /// Of threads, two a processor, that each take so many breaths.
+    /// Processors that this process may use.
     #[cfg(target_os = "linux")]
-    fn switches_of_breaths(every: Duration) -> u64 {
-        let threads = 2 * thread::available_parallelism().unwrap().get();
-        let start = Barrier::new(threads);
-        thread::scope(|scope| {
-            let body = || {
-                let mut breath = Breath::every(every);
-                start.wait();
-                let before = switches();
-                for _ in 0..20_000 {
-                    breath.take();
-                }
-                switches() - before
-            };
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(body)).collect();
-            all.into_iter().map(|one| one.join().unwrap()).sum()
-        })
+    fn processors() -> usize {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let allowed = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed:"));
+        let digits = allowed.unwrap().chars().filter_map(|one| one.to_digit(16));
+        let count: u32 = digits.map(u32::count_ones).sum();
+        usize::try_from(count).unwrap()
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn a_breath_lets_others_go_first_who_wait_for_the_same_processor() {
-        assert!(switches_of_breaths(Duration::ZERO) > 2_000);
-        assert!(switches_of_breaths(Duration::MAX) < 2_000);
+        // Some share one. Each breath is the first of its kind, so that how long others take puts none off.
+        let threads = 2 * processors();
+        let start = Barrier::new(threads);
+        let is_put_off = || {
+            start.wait();
+            let before = switches();
+            (0..10_000).any(|_| {
+                (0..100).for_each(|_| Breath::every(Duration::ZERO).take());
+                switches() - before > 1_000
+            })
+        };
+        let any = thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(is_put_off)).collect();
+            all.into_iter().any(|one| one.join().unwrap())
+        });
+        assert!(any, "a million breaths, and each thread kept its processor");
+    }
+
+    #[test]
+    fn breaths_are_as_far_apart_as_the_last_was_long() {
+        const EVERY: Duration = Duration::from_millis(1);
+        assert_eq!(apart(EVERY, Duration::ZERO), EVERY);
+        assert_eq!(apart(EVERY, 5 * EVERY), 5 * EVERY);
+        assert_eq!(apart(EVERY, Duration::MAX), LONGEST, "it was stopped");
     }
 }

@@ -38,7 +38,8 @@ use crate::{
 
 /// How many steps building gives way to everything else, as `nice` counts.
 const STEPS: i32 = 5;
-/// How far the builder's breaths are from each other: what a search may have to wait for it where they share a processor.
+/// How far the builder's breaths are from each other at least: what a search has to wait for it in
+/// most cases where they share a processor.
 const BREATH: Duration = Duration::from_micros(500);
 /// Rows of a segment folded before the builder looks at anything else, and for which it is woken.
 pub(super) const FOLD_ROWS: u32 = 64;
@@ -198,9 +199,11 @@ impl Rounds<'_> {
         if rows == 0 || growing.folded() < rows || rest.is_mended || !is_at_rest {
             return;
         }
-        let goes_on = || segment.len() == rows && !self.cancel.is_cancelled();
         let mended = growing.graph.mend(&mut Mending {
-            goes_on: || Ok::<_, PointError>(goes_on()),
+            goes_on: || {
+                self.breath.take();
+                Ok::<_, PointError>(segment.len() == rows && !self.cancel.is_cancelled())
+            },
             // The code of one that cannot be read has to do.
             vector: |row: u32, out: &mut Vec<f32>| {
                 Ok(vector_of::<PointError>(self.shared, segment, row, out).unwrap_or(false))
