@@ -64,7 +64,7 @@ const LONGEST: Duration = Duration::from_millis(100);
 ///
 /// With a pause a thread gives up what it may still claim of that processor (older kernels take a part of it only), and
 /// where others never sleep that takes long. The next one comes no sooner than after as much time as the last one
-/// took, so that breaths take half of the time at most.
+/// took, a tenth of a second at most, so that breaths hardly take more than half of the time.
 #[derive(Debug)]
 pub struct Breath {
     every: Duration,

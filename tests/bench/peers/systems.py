@@ -79,7 +79,7 @@ class System:
 
 class Shoal(System):
     name = "shoal"
-    settings = {"process": "shoal up: gateway, indexer, query node and a Kafka beside it", "stored": "one byte a component, re-scored"}
+    settings = {"process": "shoal up: gateway, indexer, query node and a Kafka beside it", "stored": "half a byte a component, re-scored"}
 
     def __init__(self, folder, shoal):
         super().__init__(folder)
