@@ -84,29 +84,30 @@ impl Breath {
 
     /// Lets others go first, if it is time. To be called between short steps.
     pub fn take(&mut self) {
-        if self.since.elapsed() >= apart(self.every, self.last) {
+        if self.is_due(self.since.elapsed()) {
             let pause = Stopwatch::start();
             thread::yield_now();
             self.last = pause.elapsed();
             self.since = Stopwatch::start();
         }
     }
-}
 
-/// How far the next breath is from the last, which took so long.
-fn apart(every: Duration, last: Duration) -> Duration {
-    every.max(last.min(LONGEST))
+    /// Whether it is time, so long after the last one.
+    fn is_due(&self, passed: Duration) -> bool {
+        passed >= self.every.max(self.last.min(LONGEST))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::{fs, panic::catch_unwind, sync::Barrier, thread, time::Duration};
+    use std::{panic::catch_unwind, thread, time::Duration};
 
     use rustix::process::getpriority_process;
 
-    use super::{Breath, LEAST, LONGEST, apart, giving_way};
+    use super::{Breath, LEAST, LONGEST, giving_way};
+    use crate::clock::Stopwatch;
 
     fn now() -> i32 {
         getpriority_process(None).unwrap()
@@ -134,53 +135,77 @@ mod tests {
         assert_eq!(panicked.downcast_ref::<&str>(), Some(&"planted"));
     }
 
-    /// How often the calling thread was taken off its processor, or left it.
-    #[cfg(target_os = "linux")]
-    fn switches() -> u64 {
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-        let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
-        let counts = counts.map(|line| line.rsplit('\t').next().unwrap());
-        counts.map(|count| count.parse::<u64>().unwrap()).sum()
-    }
-
-    /// Processors that this process may use.
-    #[cfg(target_os = "linux")]
-    fn processors() -> usize {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let allowed = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Cpus_allowed:"));
-        let digits = allowed.unwrap().chars().filter_map(|one| one.to_digit(16));
-        let count: u32 = digits.map(u32::count_ones).sum();
-        usize::try_from(count).unwrap()
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_breath_lets_others_go_first_who_wait_for_the_same_processor() {
-        // Some share one. Each breath is the first of its kind, so that how long others take puts none off.
-        let threads = 2 * processors();
-        let start = Barrier::new(threads);
-        let is_put_off = || {
-            start.wait();
-            let before = switches();
-            (0..10_000).any(|_| {
-                (0..100).for_each(|_| Breath::every(Duration::ZERO).take());
-                switches() - before > 1_000
-            })
-        };
-        let any = thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(is_put_off)).collect();
-            all.into_iter().any(|one| one.join().unwrap())
-        });
-        assert!(any, "a million breaths, and each thread kept its processor");
-    }
-
     #[test]
     fn breaths_are_as_far_apart_as_the_last_was_long() {
         const EVERY: Duration = Duration::from_millis(1);
-        assert_eq!(apart(EVERY, Duration::ZERO), EVERY);
-        assert_eq!(apart(EVERY, 5 * EVERY), 5 * EVERY);
-        assert_eq!(apart(EVERY, Duration::MAX), LONGEST, "it was stopped");
+        let after = |last| Breath {
+            every: EVERY,
+            last,
+            since: Stopwatch::start(),
+        };
+        assert!(after(Duration::ZERO).is_due(EVERY));
+        assert!(!after(Duration::ZERO).is_due(EVERY / 2));
+        assert!(after(5 * EVERY).is_due(5 * EVERY));
+        assert!(!after(5 * EVERY).is_due(4 * EVERY));
+        assert!(after(Duration::MAX).is_due(LONGEST), "it was stopped");
+    }
+
+    #[test]
+    fn a_breath_is_taken_when_it_is_due_and_how_long_it_was_is_kept() {
+        let mut due = Breath::every(Duration::ZERO);
+        // A clock may stand still for one.
+        assert!((0..1_000).any(|_| {
+            due.take();
+            due.last > Duration::ZERO
+        }));
+        let mut early = Breath::every(Duration::MAX);
+        (0..1_000).for_each(|_| early.take());
+        assert_eq!(early.last, Duration::ZERO);
+    }
+
+    #[cfg(target_os = "linux")]
+    mod linux {
+        use std::{fs, sync::Barrier, thread, time::Duration};
+
+        use super::Breath;
+
+        /// How often the calling thread was taken off its processor, or left it.
+        fn switches() -> u64 {
+            let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+            let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
+            let counts = counts.map(|line| line.rsplit('\t').next().unwrap());
+            counts.map(|count| count.parse::<u64>().unwrap()).sum()
+        }
+
+        /// Processors that this process may use.
+        fn processors() -> usize {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let allowed = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Cpus_allowed:"));
+            let digits = allowed.unwrap().chars().filter_map(|one| one.to_digit(16));
+            let count: u32 = digits.map(u32::count_ones).sum();
+            usize::try_from(count).unwrap()
+        }
+
+        #[test]
+        fn a_breath_lets_others_go_first_who_wait_for_the_same_processor() {
+            // Some share one. Each breath is the first of its kind, so that how long others take puts none off.
+            let threads = 2 * processors();
+            let start = Barrier::new(threads);
+            let is_put_off = || {
+                start.wait();
+                let before = switches();
+                (0..10_000).any(|_| {
+                    (0..100).for_each(|_| Breath::every(Duration::ZERO).take());
+                    switches() - before > 1_000
+                })
+            };
+            let any = thread::scope(|scope| {
+                let all: Vec<_> = (0..threads).map(|_| scope.spawn(is_put_off)).collect();
+                all.into_iter().any(|one| one.join().unwrap())
+            });
+            assert!(any, "a million breaths, and each thread kept its processor");
+        }
     }
 }

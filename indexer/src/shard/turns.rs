@@ -33,8 +33,8 @@ use crate::{
 
 /// How long an idle poll waits.
 const IDLE: Duration = Duration::from_millis(100);
-/// How far a turn's breaths are from each other: a turn of many records takes milliseconds, and searches may want its
-/// processor.
+/// How far a turn's breaths are from its begin and from each other: a turn of many records takes milliseconds, and
+/// searches may want its processor. One of few records takes none, for they are waited for.
 const BREATH: Duration = Duration::from_micros(200);
 /// How long a failed step rests before it is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -106,7 +106,6 @@ pub(super) struct Turns {
     /// When the broker was last found silent, until it is heard again.
     pub(super) silent_at: Option<Duration>,
     room: Room,
-    breath: Breath,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -130,7 +129,6 @@ impl Turns {
             cancel,
             silent_at: None,
             room,
-            breath: Breath::every(BREATH),
             is_torn: false,
         }
     }
@@ -251,6 +249,7 @@ impl Turns {
             .map(|(index, _)| self.writer.next_offset(*index))
             .collect();
         let mut turn = Turn::default();
+        let mut breath = Breath::every(BREATH);
         for one in fetched.records {
             let (Some((index, _)), Some(next)) =
                 (self.active.get(one.source), next.get_mut(one.source))
@@ -266,7 +265,7 @@ impl Turns {
                 offset: one.offset,
                 version: Version::default(),
             };
-            self.breath.take();
+            breath.take();
             if !self.admit(stamp, one.record, &mut turn)? {
                 self.is_torn = true;
                 return Ok(());
@@ -284,7 +283,7 @@ impl Turns {
             .zip(next)
             .collect();
         let had_records = fetched_records > 0;
-        self.commit(turn, &next)?;
+        self.commit(turn, &next, &mut breath)?;
         if had_records {
             let shard = self.shared.spec.label();
             counter!(names::RECORDS_IN_TOTAL, "shard" => shard.clone())
@@ -369,7 +368,12 @@ impl Turns {
     }
 
     /// Writes, applies and shows a turn, and notes how far it reached.
-    fn commit(&mut self, turn: Turn, next: &[(SourceIndex, Offset)]) -> Result<(), ShardError> {
+    fn commit(
+        &mut self,
+        turn: Turn,
+        next: &[(SourceIndex, Offset)],
+        breath: &mut Breath,
+    ) -> Result<(), ShardError> {
         // Until everything appended is applied.
         self.is_torn = true;
         if turn.refused.is_empty() && !self.progress(next)? {
@@ -380,7 +384,7 @@ impl Turns {
         }
         let mut outcomes = [0u64; 4];
         for (appended, draft) in turn.drafts {
-            self.breath.take();
+            breath.take();
             let applied = self
                 .writer
                 .apply(appended, draft)

@@ -21,7 +21,7 @@ use crate::{
     lost::self_lost,
     opened,
     process::{Written, disk_bytes},
-    timed::{ask_for, cpu_time},
+    timed::{Timed, ask_for, cpu_time},
     truth::{TIE, distance, kth_distances},
     turnover::{Pattern, Turnover, write_live},
 };
@@ -243,16 +243,13 @@ fn once(
     }
     let mut cost = Repeats::default();
     for _ in 0..repeats {
-        // Searches, and the processor time they took.
-        let mut sums = [(0.0, 0.0); 2];
+        let mut sums = [Timed::default(); 2];
         for _ in 0..TURNS {
             for (running, sum) in both.into_iter().zip(&mut sums) {
-                let asked = ask(running, time / TURNS)?;
-                sum.0 += asked.queries;
-                sum.1 += asked.cpu_seconds;
+                *sum += ask(running, time / TURNS)?;
             }
         }
-        let [churned, fresh] = sums.map(|(queries, seconds)| seconds / queries);
+        let [churned, fresh] = sums.map(|sum| sum.cpu_us());
         cost.push(churned / fresh);
     }
     let churned = live.look_at(arguments, churned, churned_spent)?;

@@ -1,13 +1,13 @@
 //! Questions asked in this process from several threads for a while, and what they cost.
 
-use std::time::Duration;
+use std::{ops::AddAssign, time::Duration};
 
 use anyhow::anyhow;
 use rustix::time::{ClockId, clock_gettime};
 use shoal_runtime::clock::Stopwatch;
 
 /// A timed part: how many queries, in how much time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timed {
     pub(crate) queries: f64,
     pub(crate) seconds: f64,
@@ -26,6 +26,14 @@ impl Timed {
 
     pub(crate) fn cpu_us(&self) -> f64 {
         self.cpu_seconds / self.queries * 1e6
+    }
+}
+
+impl AddAssign for Timed {
+    fn add_assign(&mut self, other: Self) {
+        self.queries += other.queries;
+        self.seconds += other.seconds;
+        self.cpu_seconds += other.cpu_seconds;
     }
 }
 
