@@ -10,9 +10,10 @@
 //! - 2 delete, 3 contest: source u16, offset u64, version u64, id (u16)
 //! - 4 progress: source u16, next offset u64, u64: wall time in milliseconds at which the shard
 //!   last held everything the broker had
+//! - 5 topic: source u16, then length-prefixed (u16) Kafka's id of the topic
 
 use shoal_schemas::{
-    ClusterId, Offset, Partition, Payload, Point, PointId, RegionName, Source, Version,
+    ClusterId, Offset, Partition, Payload, Point, PointId, RegionName, Source, TopicId, Version,
 };
 
 use crate::rule::SourceIndex;
@@ -22,6 +23,7 @@ const UPSERT: u8 = 1;
 const DELETE: u8 = 2;
 const CONTEST: u8 = 3;
 const PROGRESS: u8 = 4;
+const TOPIC: u8 = 5;
 
 const NO_TIME: i64 = i64::MIN;
 const NO_MODEL: u16 = u16::MAX;
@@ -86,6 +88,8 @@ pub enum Entry<'a> {
     Contest(Stamp, &'a str),
     /// Everything of this source below the offset has been taken, as of the wall time.
     Progress(SourceIndex, Offset, u64),
+    /// This source is the topic of that id from here on.
+    Topic(SourceIndex, TopicId),
 }
 
 /// The point of an upsert, still as bytes.
@@ -115,7 +119,7 @@ pub enum EntryError {
         entry_bytes: usize,
     },
     /// Written by a newer version.
-    #[error("log entry has kind {kind}, this version knows 0 to {PROGRESS}")]
+    #[error("log entry has kind {kind}, this version knows 0 to {TOPIC}")]
     Kind {
         /// Its first byte.
         kind: u8,
@@ -139,6 +143,14 @@ pub fn encode_source(index: SourceIndex, source: &Source, region: &RegionName, o
     put_text(out, &source.topic);
     put_text(out, region.as_str());
     out.extend_from_slice(&source.partition.0.to_le_bytes());
+}
+
+/// Encodes which topic a source is.
+pub fn encode_topic(source: SourceIndex, topic: &TopicId, out: &mut Vec<u8>) {
+    out.clear();
+    out.push(TOPIC);
+    out.extend_from_slice(&source.0.to_le_bytes());
+    put_text(out, &topic.0);
 }
 
 /// Encodes progress.
@@ -239,6 +251,10 @@ impl<'a> Entry<'a> {
                 SourceIndex(cursor.u16()?),
                 Offset(cursor.u64()?),
                 cursor.u64()?,
+            )),
+            TOPIC => Ok(Self::Topic(
+                SourceIndex(cursor.u16()?),
+                TopicId::from(cursor.text("topic")?),
             )),
             kind => Err(EntryError::Kind { kind }),
         }

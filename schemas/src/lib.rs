@@ -34,7 +34,7 @@ pub use collection::{Collection, FieldKind, IndexParameters, Metric, Partitioner
 pub use digest::{Digest, RowHash};
 pub use event::{Event, Record};
 pub use filter::Filter;
-pub use log::{ClusterId, Offset, Partition, Source};
+pub use log::{ClusterId, Offset, Partition, Source, TopicId};
 pub use name::{CollectionName, RegionName, ReplicaSet};
 pub use patch::{Condition, Patch};
 pub use payload::{Payload, Value};

@@ -33,6 +33,35 @@ impl From<&str> for ClusterId {
     }
 }
 
+/// Kafka's own id of a topic. One that is dropped and made anew under its name has another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct TopicId(pub Arc<str>);
+
+impl From<String> for TopicId {
+    fn from(id: String) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<TopicId> for String {
+    fn from(id: TopicId) -> Self {
+        id.0.as_ref().into()
+    }
+}
+
+impl From<&str> for TopicId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
+    }
+}
+
+impl fmt::Display for TopicId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Number of a partition, and so of a shard, within a topic. Counts from 0.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,

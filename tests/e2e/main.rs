@@ -22,6 +22,7 @@ mod foreign;
 mod full_disk;
 mod history;
 mod local;
+mod made_anew;
 mod main_path;
 mod map_sources;
 mod memory_budget;

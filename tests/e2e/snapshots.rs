@@ -45,6 +45,7 @@ fn save(store: &Path, incarnation: u64, shard: u32, text: &str) {
                 partition: Partition(shard),
             },
             next: Offset(40),
+            topic_id: None,
         }],
         taken_ms: 1_700_000_000_000,
         points: 12,

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shoal_schemas::{ClusterId, Offset, Record};
+use shoal_schemas::{ClusterId, Offset, Record, TopicId};
 
 use crate::{
     Admin, AdminError, Cluster, Connect, DeliveryFuture, Membership, ReadError, Reader, Start,
@@ -46,6 +46,14 @@ impl Admin for Absent {
     }
 
     fn list_topics(&self) -> Result<Vec<String>, AdminError> {
+        Err(unreachable())
+    }
+
+    fn topic_ids(
+        &self,
+        _names: &[&str],
+        _timeout: Duration,
+    ) -> Result<Vec<Option<TopicId>>, AdminError> {
         Err(unreachable())
     }
 

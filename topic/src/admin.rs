@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use shoal_runtime::ErrorKind;
-use shoal_schemas::{ClusterId, Offset};
+use shoal_schemas::{ClusterId, Offset, TopicId};
 
 use crate::{TopicPartition, Watermarks};
 
@@ -57,6 +57,17 @@ pub trait Admin: Send + Sync {
     /// # Errors
     /// [`AdminError::Unreachable`].
     fn list_topics(&self) -> Result<Vec<String>, AdminError>;
+
+    /// The ids of topics, in the order of their names. `None` for one that is not there, or that this client may not
+    /// see, or whose broker gives topics no ids (Kafka before 2.8).
+    ///
+    /// # Errors
+    /// [`AdminError::Unreachable`] within `timeout`.
+    fn topic_ids(
+        &self,
+        names: &[&str],
+        timeout: Duration,
+    ) -> Result<Vec<Option<TopicId>>, AdminError>;
 
     /// Drops a topic; one that is not there is no error.
     ///

@@ -8,7 +8,7 @@
 //!
 //! Reading is a plain blocking poll, not a stream: a shard is one thread that asks for the next
 //! batch when it has room, so back-pressure is not asking.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod absent;
 pub mod admin;

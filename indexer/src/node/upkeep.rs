@@ -1,7 +1,7 @@
 //! What keeps a node's shards going: durable logs, heartbeats of the broker, claims.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
@@ -102,6 +102,7 @@ impl Node {
             let is_due = (since_all.as_ref()).is_none_or(|since| since.elapsed() >= interval);
             if is_due {
                 since_all = Some(Stopwatch::start());
+                self.compare_topics();
             }
             for held in self.open_shards() {
                 // One that opens, whenever that is, serves as soon as it has caught up.
@@ -113,6 +114,29 @@ impl Node {
                 }
             }
             wait(cancel, PROBE_OPENING.min(interval));
+        }
+    }
+
+    /// Asks which topics are there, and has each shard compare them with those it reads.
+    fn compare_topics(&self) {
+        let shards = self.open_shards();
+        let shards: Vec<_> = shards.iter().filter_map(|held| held.opened()).collect();
+        let names: BTreeSet<&str> = shards
+            .iter()
+            .flat_map(|shared| &shared.spec.sources)
+            .map(|one| &*one.source.topic)
+            .collect();
+        let names: Vec<_> = names.into_iter().collect();
+        match self.deps.cluster.admin.topic_ids(&names, PROBE_TIMEOUT) {
+            Ok(ids) => {
+                let found: BTreeMap<_, _> = names.into_iter().zip(ids).collect();
+                for shared in shards {
+                    shared.compare_topics(|name| found.get(name).cloned().flatten());
+                }
+            }
+            // As below.
+            Err(AdminError::Unreachable { .. }) => {}
+            Err(error) => warn!(error = %chain(&error), "cannot ask for the topics' ids"),
         }
     }
 

@@ -8,11 +8,13 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use shoal_runtime::{chain, priority::giving_way};
-use shoal_topic::Watermarks;
+use shoal_schemas::TopicId;
+use shoal_topic::{Admin, AdminError, Watermarks};
 use tracing::{info, warn};
 
 use crate::{
     dlq,
+    rule::SourceIndex,
     shard::{
         gone,
         run::ShardError,
@@ -42,7 +44,7 @@ impl Turns {
     /// # Errors
     /// [`ShardError`], when the shard cannot go on.
     pub(super) fn run(&mut self) -> Result<Ended, ShardError> {
-        let behind = match self.standing() {
+        let behind = match self.standing()? {
             Some(Standing::Behind(records)) => records,
             Some(Standing::Gone(why)) => return Ok(Ended::Gone(why)),
             None => return Ok(Ended::Cancelled),
@@ -75,29 +77,22 @@ impl Turns {
 
     /// Asks the broker how the shard stands to its topic: `None` once cancelled. The broker is waited for; searches go
     /// on meanwhile.
-    fn standing(&mut self) -> Option<Standing> {
+    ///
+    /// # Errors
+    /// [`ShardError::Write`]: which topic it is that is read from here on is written down.
+    fn standing(&mut self) -> Result<Option<Standing>, ShardError> {
         let mut behind = 0u64;
         for (index, partition) in self.active.clone() {
-            let ends = loop {
-                if self.cancel.is_cancelled() {
-                    return None;
-                }
-                match self.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
-                    Ok(ends) => break ends,
-                    Err(error) => {
-                        let now = self.shared.lag.now();
-                        if self.silent_at.replace(now).is_none() {
-                            warn!(
-                                shard = %self.shared.spec.label(),
-                                error = %chain(&error),
-                                "nothing comes from the broker, the shard waits and goes on serving"
-                            );
-                        }
-                        dlq::wait(&self.cancel, RETRY_AFTER);
-                    }
-                }
+            let name = [&*partition.topic];
+            let Some(ids) = self.ask(|admin| admin.topic_ids(&name, ENDS_TIMEOUT)) else {
+                return Ok(None);
+            };
+            let Some(ends) = self.ask(|admin| admin.watermarks(&partition, ENDS_TIMEOUT)) else {
+                return Ok(None);
             };
             let standing = gone::Standing {
+                known: self.shared.topics.of(index),
+                found: ids.into_iter().next().flatten(),
                 next: self.writer.next_offset(index),
                 heard_ms: self.writer.heard_ms(),
                 now_ms: self.shared.clock.now_ms(),
@@ -105,11 +100,53 @@ impl Turns {
                 ends,
             };
             if let Some(why) = gone::why(&standing) {
-                return Some(Standing::Gone(why));
+                return Ok(Some(Standing::Gone(why)));
             }
             behind = behind.saturating_add(left(&standing));
+            if let Some(found) = standing.found
+                && standing.known.as_ref() != Some(&found)
+                && !self.note_topic(index, &found)?
+            {
+                return Ok(None);
+            }
         }
-        Some(Standing::Behind(behind))
+        Ok(Some(Standing::Behind(behind)))
+    }
+
+    /// Writes down which topic a source is; false if the shard was cancelled while it waited for room.
+    fn note_topic(&mut self, source: SourceIndex, topic: &TopicId) -> Result<bool, ShardError> {
+        loop {
+            let appended = self.writer.append_topic(source, topic.clone());
+            if self.retry_when_full(appended)?.is_some() {
+                return self.flush();
+            }
+            if self.cancel.is_cancelled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Asks the broker until it answers: `None` once cancelled.
+    fn ask<T>(&mut self, question: impl Fn(&dyn Admin) -> Result<T, AdminError>) -> Option<T> {
+        loop {
+            if self.cancel.is_cancelled() {
+                return None;
+            }
+            match question(&*self.cluster.admin) {
+                Ok(answer) => return Some(answer),
+                Err(error) => {
+                    let now = self.shared.lag.now();
+                    if self.silent_at.replace(now).is_none() {
+                        warn!(
+                            shard = %self.shared.spec.label(),
+                            error = %chain(&error),
+                            "nothing comes from the broker, the shard waits and goes on serving"
+                        );
+                    }
+                    dlq::wait(&self.cancel, RETRY_AFTER);
+                }
+            }
+        }
     }
 }
 

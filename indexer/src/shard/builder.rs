@@ -223,7 +223,7 @@ fn check(shared: &Shared, segment: &Segment) {
     };
     if let Err(error) = sealed.manifest.verify(sealed.folder()) {
         let why = chain(&error).to_string();
-        *lock(&shared.damage) = Some(why);
+        *lock(&shared.unfit) = Some(why);
     }
 }
 

@@ -28,7 +28,7 @@ fn show(shared: &Shared, keep: impl Fn(&Segment) -> bool) {
 }
 
 fn is_damaged(shared: &Shared) -> bool {
-    lock(&shared.damage).is_some()
+    lock(&shared.unfit).is_some()
 }
 
 #[test]

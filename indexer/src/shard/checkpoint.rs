@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use shoal_runtime::crash;
-use shoal_schemas::{Offset, RegionName, Source, digest::Digest};
+use shoal_schemas::{Offset, RegionName, Source, TopicId, digest::Digest};
 
 use crate::{
     catalog::CatalogError,
@@ -83,6 +83,9 @@ pub struct SourceState {
     pub source: Source,
     /// The region of its records.
     pub region: RegionName,
+    /// Kafka's id of the topic, where a broker has told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<TopicId>,
     /// First offset not applied.
     pub next: Offset,
 }

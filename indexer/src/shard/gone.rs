@@ -1,22 +1,27 @@
 //! When a shard's own state does not lead on to its topic, and what is done then.
 //!
 //! Compaction raises no error: a shard that was away for longer than tombstones are kept has missed
-//! deletes and cannot know which. So its age decides. Its folder is set aside, never removed, and
+//! deletes and cannot know which. So its age decides. Nor does a topic that was made anew under its name, once it is as
+//! long as the old one was: its id decides. The shard's folder is set aside, never removed, and
 //! the shard is rebuilt from the topic, which always is a complete copy.
 
 use std::{fs, time::Duration};
 
-use shoal_schemas::Offset;
+use shoal_schemas::{Offset, TopicId};
 use shoal_topic::Watermarks;
 
-use crate::shard::{Spec, recover::OpenError};
+use crate::shard::{Spec, recover::OpenError, topics::why_another};
 
 /// Part of the tombstones' time that is kept as a margin: clocks differ, compaction is not exact.
 const MARGIN_SHARE: u64 = 10;
 
 /// What is known of a shard and of its topic when it goes on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Standing {
+    /// The topic the shard has read, where that is known.
+    pub(super) known: Option<TopicId>,
+    /// The topic that is there, where its broker tells.
+    pub(super) found: Option<TopicId>,
     /// First offset the shard has not applied.
     pub(super) next: Offset,
     /// Wall time of the newest progress it has written down, 0 if unknown.
@@ -34,6 +39,9 @@ pub(super) fn why(standing: &Standing) -> Option<String> {
     let Standing { next, ends, .. } = *standing;
     if next == Offset(0) {
         return None;
+    }
+    if let Some(why) = why_another(standing.known.as_ref(), standing.found.as_ref()) {
+        return Some(why);
     }
     if next > ends.high {
         return Some(format!(
@@ -75,7 +83,7 @@ pub(super) fn set_aside(spec: &Spec) -> Result<(), OpenError> {
 
 #[cfg(test)]
 mod tests {
-    use shoal_schemas::Offset;
+    use shoal_schemas::{Offset, TopicId};
     use shoal_topic::Watermarks;
 
     use super::{Standing, why};
@@ -84,6 +92,8 @@ mod tests {
 
     fn standing(next: u64, low: u64, high: u64, away_ms: u64) -> Standing {
         Standing {
+            known: Some("a".into()),
+            found: Some("a".into()),
             next: Offset(next),
             heard_ms: 100 * DAY_MS,
             now_ms: 100 * DAY_MS + away_ms,
@@ -110,6 +120,32 @@ mod tests {
     fn a_topic_made_anew_or_cut_is_noticed() {
         assert!(why(&standing(10, 0, 9, 0)).is_some_and(|why| why.contains("ends at 9")));
         assert!(why(&standing(3, 4, 9, 0)).is_some_and(|why| why.contains("begins at 4")));
+    }
+
+    #[test]
+    fn a_topic_of_another_id_is_another_one_however_long_it_is() {
+        let ids = |next, known: Option<&str>, found: Option<&str>| Standing {
+            known: known.map(TopicId::from),
+            found: found.map(TopicId::from),
+            ..standing(next, 0, 9, 0)
+        };
+        let noticed = why(&ids(5, Some("a"), Some("b"))).expect("another topic");
+        assert!(
+            noticed.contains("id a") && noticed.contains("id b"),
+            "{noticed}"
+        );
+        assert_eq!(
+            why(&ids(0, Some("a"), Some("b"))),
+            None,
+            "nothing of it was read"
+        );
+        for (known, found) in [(None, Some("b")), (Some("a"), None), (None, None)] {
+            assert_eq!(
+                why(&ids(5, known, found)),
+                None,
+                "a broker without ids, or an older folder"
+            );
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod run;
 pub mod save;
 pub mod search;
 mod tend;
+mod topics;
 mod turns;
 mod version;
 pub mod writer;
@@ -216,6 +217,8 @@ pub struct Shared {
     pub spec: Spec,
     /// Every source the shard has ever had, in the order of their indexes.
     pub sources: Vec<SourceSpec>,
+    /// Which topic each of them is.
+    topics: topics::Topics,
     /// Payload fields that are indexed.
     pub fields: Fields,
     /// Wall and monotonic time.
@@ -244,8 +247,9 @@ pub struct Shared {
     /// A segment being stored, and the row from which on it is not folded meanwhile.
     fold_limit: Mutex<Option<(SegmentId, u32)>>,
     wal_bytes: AtomicU64,
-    /// What is wrong with a file of a sealed segment, once that was seen.
-    damage: Mutex<Option<String>>,
+    /// Why the shard cannot go on with what it holds, once that was seen: a sealed segment's file is damaged, or a topic
+    /// was made anew.
+    unfit: Mutex<Option<String>>,
     /// A write to the shard's own log has found no room, and none has been made since.
     is_disk_full: AtomicBool,
     /// The shard gives way until it has caught up, its builder too; see [`behind`].

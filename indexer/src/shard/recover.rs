@@ -40,6 +40,7 @@ use crate::{
         lag::Lag,
         make_folder,
         restore::{Restored, open_catalog, restore_segments, source_table},
+        topics::Topics,
         version::Named,
         writer::{SegmentNumbers, WriteError, Writer},
     },
@@ -264,7 +265,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         });
     }
     let replay_from = manifest.as_ref().map_or(opened.first, Manifest::position);
-    let sources = source_table(&spec, manifest.as_ref(), &mut wal, replay_from, &shard)?;
+    let (sources, topics) = source_table(&spec, manifest.as_ref(), &mut wal, replay_from, &shard)?;
     let numbers = SegmentNumbers::new(manifest.as_ref().map_or(0, |one| one.next_segment));
     let restored = match restored.filter(|found| !found.segments.is_empty()) {
         Some(found) => found,
@@ -305,6 +306,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         log: wal.reader(),
         syncer: wal.syncer(),
         sources,
+        topics: Topics::new(topics),
         clock,
         view: ArcSwap::from_pointee(View {
             segments: restored.segments,
@@ -323,7 +325,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         room: Condvar::new(),
         fold_limit: Mutex::new(None),
         wal_bytes: AtomicU64::new(wal.bytes_on_disk()),
-        damage: Mutex::new(None),
+        unfit: Mutex::new(None),
         is_disk_full: AtomicBool::new(false),
         is_far_behind: AtomicBool::new(false),
         closed: AtomicBool::new(false),

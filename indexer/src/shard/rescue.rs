@@ -108,18 +108,22 @@ fn run<T>(
 /// Why a shard of that snapshot would not lead on to its topic, if it would not.
 fn why_useless(context: &Context, manifest: &Manifest) -> Option<String> {
     let home = context.spec.sources.first()?;
-    let next = manifest
+    let kept = manifest
         .checkpoint
         .iter()
-        .find(|one| one.source == home.source)
-        .map_or(Offset(0), |one| one.next);
+        .find(|one| one.source == home.source);
     let partition = TopicPartition {
         topic: home.source.topic.clone(),
         partition: home.source.partition,
     };
-    match context.cluster.admin.watermarks(&partition, ENDS_TIMEOUT) {
+    let admin = &context.cluster.admin;
+    let found = admin.topic_ids(&[&partition.topic], ENDS_TIMEOUT);
+    match admin.watermarks(&partition, ENDS_TIMEOUT) {
         Ok(ends) => gone::why(&gone::Standing {
-            next,
+            known: kept.and_then(|one| one.topic_id.clone()),
+            // As with the ends: it is compared once more.
+            found: found.ok().and_then(|ids| ids.into_iter().next().flatten()),
+            next: kept.map_or(Offset(0), |one| one.next),
             heard_ms: manifest.taken_ms,
             now_ms: context.clock.now_ms(),
             delete_retention_ms: context.spec.collection.delete_retention_ms,

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, ops::ControlFlow, path::Path, sync::Arc};
 
 use shoal_runtime::{ErrorKind, chain};
-use shoal_schemas::{Payload, PointId, RegionName, Vector};
+use shoal_schemas::{Payload, PointId, RegionName, TopicId, Vector};
 use tracing::{info, warn};
 
 use crate::{
@@ -224,14 +224,15 @@ fn read_vector(
     .map_err(|error| damaged(error.to_string()))
 }
 
-/// Every source the shard has had, in the order of their indexes; new ones are written down.
+/// Every source the shard has had, in the order of their indexes, each with its topic where that is known; new ones are
+/// written down.
 pub(super) fn source_table(
     spec: &Spec,
     manifest: Option<&Manifest>,
     wal: &mut Wal,
     from: Position,
     shard: &str,
-) -> Result<Vec<SourceSpec>, OpenError> {
+) -> Result<(Vec<SourceSpec>, Vec<Option<TopicId>>), OpenError> {
     let known = manifest
         .map(|one| one.sources.as_slice())
         .unwrap_or_default();
@@ -242,6 +243,7 @@ pub(super) fn source_table(
             region: one.region.clone(),
         })
         .collect();
+    let mut topics: Vec<_> = known.iter().map(|one| one.topic_id.clone()).collect();
     let reader = wal.reader();
     let scanned = reader
         .for_each(from, reader.end(), |_, frame| {
@@ -249,6 +251,12 @@ pub(super) fn source_table(
                 Ok(Entry::Source(index, source, region)) => {
                     if usize::from(index.0) == table.len() {
                         table.push(SourceSpec { source, region });
+                        topics.push(None);
+                    }
+                }
+                Ok(Entry::Topic(index, topic)) => {
+                    if let Some(known) = topics.get_mut(usize::from(index.0)) {
+                        *known = Some(topic);
                     }
                 }
                 Ok(_) => {}
@@ -279,8 +287,9 @@ pub(super) fn source_table(
             source: WriteError::Append(source),
         })?;
         table.push(wanted.clone());
+        topics.push(None);
     }
-    Ok(table)
+    Ok((table, topics))
 }
 
 /// Opens the catalog, and rebuilds it if it is not of the checkpoint.
@@ -418,7 +427,7 @@ fn replay_rule(
                 Entry::Upsert(stamp, id, _) => take(stamp, id, Says::Live(position)),
                 Entry::Delete(stamp, id) => take(stamp, id, Says::Deleted),
                 Entry::Contest(stamp, id) => take(stamp, id, Says::Contested),
-                Entry::Source(..) | Entry::Progress(..) => Ok(()),
+                Entry::Source(..) | Entry::Progress(..) | Entry::Topic(..) => Ok(()),
             });
             match taken {
                 Ok(()) => ControlFlow::Continue(()),

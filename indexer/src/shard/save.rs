@@ -164,6 +164,7 @@ impl Shared {
                 .map(|one| SourceNext {
                     source: one.source.clone(),
                     next: one.next,
+                    topic_id: one.topic_id.clone(),
                 })
                 .collect(),
             taken_ms: point.taken_ms,

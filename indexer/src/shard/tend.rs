@@ -127,12 +127,16 @@ impl Writer {
     }
 
     fn source_states(&self) -> Vec<SourceState> {
-        let sources = self.shared.sources.iter().zip(&self.next);
-        let states = sources.map(|(spec, next)| SourceState {
-            source: spec.source.clone(),
-            region: spec.region.clone(),
-            next: *next,
-        });
+        let topics = self.shared.topics.known();
+        let sources = self.shared.sources.iter().zip(topics.iter());
+        let states = sources
+            .zip(&self.next)
+            .map(|((spec, topic), next)| SourceState {
+                source: spec.source.clone(),
+                region: spec.region.clone(),
+                topic_id: topic.clone(),
+                next: *next,
+            });
         states.collect()
     }
 

@@ -156,7 +156,7 @@ impl Turns {
                 .map_err(|error| self.write_error(error))?;
             let begun = self.writer.maybe_checkpoint(checkpoint_bytes);
             self.retry_when_full(begun)?;
-            if let Some(why) = super::lock(&self.shared.damage).take() {
+            if let Some(why) = super::lock(&self.shared.unfit).take() {
                 return Ok(Ended::Gone(why));
             }
             if let Some(reached) = self.shared.spec.pressure.reached() {
@@ -452,7 +452,7 @@ impl Turns {
         Ok(true)
     }
 
-    fn flush(&mut self) -> Result<bool, ShardError> {
+    pub(super) fn flush(&mut self) -> Result<bool, ShardError> {
         loop {
             let flushed = self.writer.flush();
             if self.retry_when_full(flushed)?.is_some() {
@@ -465,7 +465,10 @@ impl Turns {
     }
 
     /// `None` after a rest if the disk was full; any other failure ends the shard.
-    fn retry_when_full<T>(&self, outcome: Result<T, WriteError>) -> Result<Option<T>, ShardError> {
+    pub(super) fn retry_when_full<T>(
+        &self,
+        outcome: Result<T, WriteError>,
+    ) -> Result<Option<T>, ShardError> {
         let is_full = &self.shared.is_disk_full;
         match outcome {
             Ok(value) => {

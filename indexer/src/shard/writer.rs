@@ -11,7 +11,7 @@ use std::sync::{
 
 use shoal_runtime::{ErrorKind, clock::Stopwatch, crash};
 use shoal_schemas::{
-    Offset, Payload, PointId, RegionName, Vector,
+    Offset, Payload, PointId, RegionName, TopicId, Vector,
     digest::{Digest, RowHash, contested_hash, row_hash},
     vector::VectorError,
 };
@@ -211,6 +211,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes down which topic a source is from now on.
+    ///
+    /// # Errors
+    /// [`WriteError::Append`]; a full disk may be tried again.
+    pub fn append_topic(&mut self, source: SourceIndex, topic: TopicId) -> Result<(), WriteError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        entry::encode_topic(source, &topic, &mut buffer);
+        let appended = self.wal.append(&[&buffer]);
+        self.buffer = buffer;
+        appended?;
+        self.shared.topics.note(source, topic);
+        Ok(())
+    }
+
     pub(super) fn set_next(&mut self, source: SourceIndex, next: Offset) {
         let at = usize::from(source.0);
         if self.next.len() <= at {
@@ -261,8 +275,8 @@ impl Writer {
     pub fn apply_frame(&mut self, position: Position, frame: &[u8]) -> Result<(), WriteError> {
         let entry = Entry::decode(frame).map_err(entry_error(position))?;
         match entry {
-            // Sources are read before anything is replayed.
-            Entry::Source(..) => {}
+            // These are read before anything is replayed.
+            Entry::Source(..) | Entry::Topic(..) => {}
             Entry::Progress(source, next, time_ms) => {
                 self.heard_ms = self.heard_ms.max(time_ms);
                 self.set_next(source, next);

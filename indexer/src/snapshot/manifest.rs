@@ -201,6 +201,7 @@ mod tests {
                     partition: Partition(3),
                 },
                 next: Offset(17),
+                topic_id: None,
             }],
             taken_ms: 5,
             points: 7,

@@ -31,7 +31,7 @@ pub mod verify;
 use std::{fmt, fs::File, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shoal_schemas::{CollectionName, Offset, Partition, Source, digest::Digest};
+use shoal_schemas::{CollectionName, Offset, Partition, Source, TopicId, digest::Digest};
 
 use self::hash::ObjectName;
 
@@ -55,6 +55,9 @@ pub struct SourceNext {
     pub source: Source,
     /// First offset not in the snapshot.
     pub next: Offset,
+    /// Kafka's id of the topic, where a broker has told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<TopicId>,
 }
 
 /// What a snapshot is of: one checkpoint.

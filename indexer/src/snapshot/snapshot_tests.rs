@@ -44,6 +44,7 @@ impl Shard {
                         partition: Partition(0),
                     },
                     next: Offset(10),
+                    topic_id: None,
                 }],
                 taken_ms: 1000,
                 points: 2,

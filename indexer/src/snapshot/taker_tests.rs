@@ -77,6 +77,7 @@ impl Source for Shards {
                         partition: shard.1,
                     },
                     next: Offset(next),
+                    topic_id: None,
                 }],
                 taken_ms: 1,
                 points: 1,

@@ -7,6 +7,7 @@
 )]
 #![allow(missing_docs, reason = "a test")]
 
+mod anew;
 mod asks;
 mod behind;
 mod copies;

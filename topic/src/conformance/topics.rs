@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use shoal_runtime::eventually;
-use shoal_schemas::Offset;
+use shoal_schemas::{Offset, TopicId};
 
 use super::{DEADLINE, append, keyed, make, partition};
 use crate::{AdminError, Cleanup, Cluster, TopicSpec, Watermarks};
@@ -46,10 +46,16 @@ pub(super) fn a_topic_is_made_described_listed_and_dropped(cluster: &Cluster, na
             .iter()
             .any(|topic| topic == name)
     );
+    let first = ids(cluster, name);
+    assert_eq!(ids(cluster, name), first, "an id stays");
     admin.delete_topic(name).unwrap();
     eventually(DEADLINE, "the topic to be gone", || {
         admin.describe_topic(name).unwrap().is_none().then_some(())
     });
+    admin.delete_topic(name).unwrap();
+    admin.create_topic(&spec).unwrap();
+    let anew = ids(cluster, name);
+    assert_ne!(anew, first, "a topic that is made anew is another one");
     admin.delete_topic(name).unwrap();
     let none = TopicSpec {
         partitions: 0,
@@ -57,6 +63,20 @@ pub(super) fn a_topic_is_made_described_listed_and_dropped(cluster: &Cluster, na
     };
     let refused = admin.create_topic(&none).unwrap_err();
     assert!(matches!(refused, AdminError::Refused { .. }), "{refused}");
+}
+
+/// The id of a topic that is there; asked for between two that are not.
+fn ids(cluster: &Cluster, name: &str) -> TopicId {
+    let absent = format!("{name}.absent");
+    // Each broker hears of a new topic in its own time.
+    eventually(DEADLINE, "the topic to have an id", || {
+        let told = cluster.admin.topic_ids(&[&absent, name, &absent], DEADLINE);
+        match told.unwrap().as_slice() {
+            [None, Some(id), None] => Some(id.clone()),
+            [None, None, None] => None,
+            other => panic!("ids of topics that are not there: {other:?}"),
+        }
+    })
 }
 
 pub(super) fn watermarks_are_the_ends_and_a_missing_partition_is_named(

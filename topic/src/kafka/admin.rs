@@ -17,9 +17,9 @@ use rdkafka::{
     metadata::Metadata,
 };
 use shoal_runtime::clock::Stopwatch;
-use shoal_schemas::{ClusterId, Offset, Partition};
+use shoal_schemas::{ClusterId, Offset, Partition, TopicId};
 
-use super::{Config, Context, fault::Fault};
+use super::{Config, Context, fault::Fault, topic_ids};
 use crate::{Admin, AdminError, Cleanup, TopicPartition, TopicSpec, Watermarks, park::block_on};
 
 const CLEANUP: &str = "cleanup.policy";
@@ -231,6 +231,14 @@ impl Admin for KafkaAdmin {
             .iter()
             .map(|topic| topic.name().to_owned())
             .collect())
+    }
+
+    fn topic_ids(
+        &self,
+        names: &[&str],
+        timeout: Duration,
+    ) -> Result<Vec<Option<TopicId>>, AdminError> {
+        topic_ids::ask(self.inner(), names, timeout).map_err(|error| self.error(&error, None))
     }
 
     fn delete_topic(&self, name: &str) -> Result<(), AdminError> {

@@ -9,6 +9,7 @@ mod config;
 mod fault;
 mod membership;
 mod reader;
+mod topic_ids;
 mod wake;
 mod writer;
 

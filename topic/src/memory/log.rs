@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use shoal_schemas::{Offset, Record};
+use shoal_schemas::{Offset, Record, TopicId};
 
 use crate::{Cleanup, Delivery, TopicPartition, TopicSpec, Watermarks, WriteError};
 
@@ -12,6 +12,7 @@ const MAX_MESSAGE_BYTES: usize = 1_048_588;
 
 pub(super) struct Topic {
     pub(super) spec: TopicSpec,
+    pub(super) id: TopicId,
     pub(super) partitions: Vec<Log>,
 }
 
@@ -24,7 +25,7 @@ pub(super) struct Log {
 }
 
 impl Topic {
-    pub(super) fn new(spec: &TopicSpec) -> Self {
+    pub(super) fn new(spec: &TopicSpec, id: TopicId) -> Self {
         let mut found = spec.clone();
         let cleanup = match spec.cleanup {
             Cleanup::Compact => "compact",
@@ -38,6 +39,7 @@ impl Topic {
         Self {
             partitions: (0..spec.partitions).map(|_| Log::default()).collect(),
             spec: found,
+            id,
         }
     }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use shoal_runtime::clock::Clock;
-use shoal_schemas::{ClusterId, Offset, Partition, Record};
+use shoal_schemas::{ClusterId, Offset, Partition, Record, TopicId};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -50,6 +50,8 @@ struct State {
     down: bool,
     queue: VecDeque<Queued>,
     next_member: u64,
+    /// Topics made so far: each one's id is its number.
+    made: u64,
 }
 
 struct Queued {
@@ -225,7 +227,10 @@ impl Admin for MemoryLog {
                 detail: format!("topic `{}` has 0 partitions", spec.name),
             });
         }
-        state.topics.insert(spec.name.clone(), Topic::new(spec));
+        state.made += 1;
+        let id = format!("topic-{}", state.made).into();
+        let topic = Topic::new(spec, id);
+        state.topics.insert(spec.name.clone(), topic);
         let State { topics, groups, .. } = &mut *state;
         for group in groups.values_mut() {
             group.rebalance(topics);
@@ -243,6 +248,16 @@ impl Admin for MemoryLog {
     fn list_topics(&self) -> Result<Vec<String>, AdminError> {
         let state = self.inner.reachable()?;
         Ok(state.topics.keys().cloned().collect())
+    }
+
+    fn topic_ids(
+        &self,
+        names: &[&str],
+        _timeout: Duration,
+    ) -> Result<Vec<Option<TopicId>>, AdminError> {
+        let state = self.inner.reachable()?;
+        let id = |name: &&str| state.topics.get(*name).map(|topic| topic.id.clone());
+        Ok(names.iter().map(id).collect())
     }
 
     fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
