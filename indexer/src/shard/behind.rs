@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use shoal_runtime::{chain, priority::giving_way};
 use shoal_schemas::TopicId;
-use shoal_topic::{Admin, AdminError, Watermarks};
+use shoal_topic::{Admin, AdminError, Fetched, Watermarks};
 use tracing::{info, warn};
 
 use crate::{
@@ -94,7 +94,7 @@ impl Turns {
                 known: self.shared.topics.of(index),
                 found: ids.into_iter().next().flatten(),
                 next: self.writer.next_offset(index),
-                heard_ms: self.writer.heard_ms(),
+                heard_ms: self.shared.heard_ms(),
                 now_ms: self.shared.clock.now_ms(),
                 delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
                 ends,
@@ -111,6 +111,24 @@ impl Turns {
             }
         }
         Ok(Some(Standing::Behind(behind)))
+    }
+
+    /// Why the shard cannot take what has come, if nothing came for so long, because the broker was away or a limit was
+    /// reached, that deletes may have come and gone meanwhile. One that goes on all the time is only slow.
+    pub(super) fn why_too_late(&mut self, fetched: &Fetched) -> Option<String> {
+        let age = gone::Age {
+            heard_ms: self.shared.heard_ms(),
+            now_ms: self.shared.clock.now_ms(),
+            delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
+        };
+        let before_ms = std::mem::replace(&mut self.brought_ms, age.now_ms);
+        let was_held_up = age.is_too_long(age.now_ms.saturating_sub(before_ms));
+        let has_taken = self
+            .active
+            .iter()
+            .any(|(index, _)| self.writer.next_offset(*index).0 > 0);
+        let is_late = was_held_up && has_taken && !fetched.records.is_empty();
+        is_late.then(|| age.why()).flatten()
     }
 
     /// Writes down which topic a source is; false if the shard was cancelled while it waited for room.

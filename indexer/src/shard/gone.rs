@@ -55,16 +55,42 @@ pub(super) fn why(standing: &Standing) -> Option<String> {
             ends.low
         ));
     }
-    let margin_ms = standing.delete_retention_ms / MARGIN_SHARE;
-    let longest_ms = standing.delete_retention_ms - margin_ms;
-    let away_ms = standing.now_ms.saturating_sub(standing.heard_ms);
-    (standing.heard_ms > 0 && next < ends.high && away_ms > longest_ms).then(|| {
-        format!(
-            "it was away for {:?}, tombstones are kept for {:?}: deletes may be missed",
-            Duration::from_millis(away_ms),
-            Duration::from_millis(standing.delete_retention_ms)
-        )
-    })
+    let age = Age {
+        heard_ms: standing.heard_ms,
+        now_ms: standing.now_ms,
+        delete_retention_ms: standing.delete_retention_ms,
+    };
+    (next < ends.high).then(|| age.why()).flatten()
+}
+
+/// How long ago a shard last held everything.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age {
+    /// See [`Standing::heard_ms`].
+    pub(super) heard_ms: u64,
+    /// Wall time now.
+    pub(super) now_ms: u64,
+    /// See [`Standing::delete_retention_ms`].
+    pub(super) delete_retention_ms: u64,
+}
+
+impl Age {
+    /// Why a shard that has not held everything for so long cannot take what comes, if it cannot.
+    pub(super) fn why(self) -> Option<String> {
+        let away_ms = self.now_ms.saturating_sub(self.heard_ms);
+        (self.heard_ms > 0 && self.is_too_long(away_ms)).then(|| {
+            format!(
+                "it was away for {:?}, tombstones are kept for {:?}: deletes may be missed",
+                Duration::from_millis(away_ms),
+                Duration::from_millis(self.delete_retention_ms)
+            )
+        })
+    }
+
+    /// Whether tombstones may have come and gone in that time.
+    pub(super) fn is_too_long(self, millis: u64) -> bool {
+        millis > self.delete_retention_ms - self.delete_retention_ms / MARGIN_SHARE
+    }
 }
 
 /// Renames the shard's folder, so that the shard begins anew and nothing is lost.

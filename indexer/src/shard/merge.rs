@@ -21,6 +21,12 @@ use crate::{
 /// Rows whose edges are taken over in the time that one is folded.
 const ADOPT_ROWS: u32 = 16;
 
+/// Whether the edges of a graph are worth taking over when so many of its nodes are kept: most of them have to be. Rows that
+/// lost most of their neighbours have too few left to choose new ones from, and searches of the new graph find less.
+fn is_worth_adopting(kept: usize, nodes: u32) -> bool {
+    usize::try_from(nodes).is_ok_and(|nodes| 2 * kept >= nodes)
+}
+
 /// The graph of several segments' rows.
 pub(super) struct Merge<'a> {
     pub(super) shared: &'a Shared,
@@ -49,10 +55,12 @@ impl Merge<'_> {
         };
         let (mut vector, mut code) = (Vec::new(), Vec::new());
         let mut builder = packed::Builder::new(options.clone());
-        if let Some(first) = self.inputs.first()
+        let first = self.inputs.first();
+        let first = first.map(|first| (first, self.nodes_of(first, &keys)));
+        if let Some((first, numbers)) = first
+            && is_worth_adopting(numbers.iter().flatten().count(), first.nodes())
             && let Some(sealed) = first.as_sealed()
         {
-            let numbers = self.nodes_of(first, &keys);
             let graph = sealed.graph();
             let is_coded_alike = graph.space().is_same(self.space);
             let adopt = packed::Adopt {
@@ -181,5 +189,18 @@ impl Merge<'_> {
             u32::try_from(node).ok()
         };
         rows.iter().map(|new| new.and_then(node)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_worth_adopting;
+
+    #[test]
+    fn edges_are_taken_over_while_most_nodes_are_kept() {
+        assert!(is_worth_adopting(87, 100), "what compaction usually meets");
+        assert!(is_worth_adopting(50, 100));
+        assert!(!is_worth_adopting(49, 100));
+        assert!(!is_worth_adopting(10_000, 60_000));
     }
 }

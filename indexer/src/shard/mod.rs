@@ -231,6 +231,8 @@ pub struct Shared {
     pub syncer: wal::Syncer,
     /// What lag is told from.
     pub lag: lag::Lag,
+    /// What [`Shared::heard_ms`] was when the shard was last closed or killed.
+    heard_before_ms: AtomicU64,
     view: ArcSwap<View>,
     view_change: Mutex<()>,
     applied: AtomicU64,
@@ -318,10 +320,14 @@ impl Shared {
         Ok(next)
     }
 
-    /// Wall time, in milliseconds, at which the shard last held everything the broker had.
+    /// Wall time, in milliseconds, at which the shard last held everything the broker had, in this run or before it: 0 if
+    /// that is not known. That of a new shard which has not held it yet is when it began to read.
     fn heard_ms(&self) -> u64 {
-        let behind = self.lag.read().behind;
-        let behind_ms = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
+        let lag = self.lag.read();
+        if !lag.was_caught_up {
+            return self.heard_before_ms.load(Ordering::Relaxed);
+        }
+        let behind_ms = u64::try_from(lag.behind.as_millis()).unwrap_or(u64::MAX);
         self.clock.now_ms().saturating_sub(behind_ms)
     }
 

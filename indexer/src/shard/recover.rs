@@ -297,11 +297,18 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         shard: shard.clone(),
         source,
     })?;
+    let is_new = manifest.is_none() && opened.first == opened.end;
+    let heard_before_ms = match &manifest {
+        Some(manifest) => manifest.taken_ms,
+        None if is_new => clock.now_ms(),
+        None => 0,
+    };
     let (progress, _) = watch::channel(Arc::new(Progress::default()));
     let replay_to = wal.reader().end();
     let shared = Arc::new(Shared {
         fields: indexed::fields(&spec.collection),
         lag: Lag::new(clock.clone(), sources.len()),
+        heard_before_ms: AtomicU64::new(heard_before_ms),
         catalog,
         log: wal.reader(),
         syncer: wal.syncer(),
@@ -350,7 +357,6 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         checkpoint_failed: None,
         checkpoint_wanted: false,
         quiet: Stopwatch::start(),
-        heard_ms: manifest.as_ref().map_or(0, |one| one.taken_ms),
         buffer: Vec::new(),
         reordered: 0,
     };

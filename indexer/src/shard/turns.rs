@@ -105,6 +105,8 @@ pub(super) struct Turns {
     pub(super) cancel: CancellationToken,
     /// When the broker was last found silent, until it is heard again.
     pub(super) silent_at: Option<Duration>,
+    /// Wall time at which something last came from the broker, or turns began; milliseconds.
+    pub(super) brought_ms: u64,
     room: Room,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
@@ -123,13 +125,14 @@ impl Turns {
         Self {
             active: active_sources(&shared),
             writer,
-            shared,
             cluster,
             schemas,
             cancel,
             silent_at: None,
+            brought_ms: shared.clock.now_ms(),
             room,
             is_torn: false,
+            shared,
         }
     }
 
@@ -185,6 +188,9 @@ impl Turns {
                     if self.silent_at.is_some_and(heard) {
                         self.silent_at = None;
                         info!(shard = %self.shared.spec.label(), "broker answers again");
+                    }
+                    if brings && let Some(why) = self.why_too_late(&fetched) {
+                        return Ok(Ended::Gone(why));
                     }
                     self.take(fetched)?;
                 }

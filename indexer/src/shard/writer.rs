@@ -146,8 +146,6 @@ pub struct Writer {
     pub(super) checkpoint_wanted: bool,
     /// Since the last row.
     pub(super) quiet: Stopwatch,
-    /// Wall time of the newest progress known, 0 if there is none.
-    pub(super) heard_ms: u64,
     pub(super) buffer: Vec<u8>,
     /// Records whose version was below that of an earlier one of their source.
     pub reordered: u64,
@@ -160,11 +158,6 @@ impl Writer {
             .get(usize::from(source.0))
             .copied()
             .unwrap_or_default()
-    }
-
-    /// Wall time of the newest progress written down, milliseconds; 0 if there is none.
-    pub fn heard_ms(&self) -> u64 {
-        self.heard_ms
     }
 
     /// Appends one change to the own log's buffer.
@@ -278,7 +271,8 @@ impl Writer {
             // These are read before anything is replayed.
             Entry::Source(..) | Entry::Topic(..) => {}
             Entry::Progress(source, next, time_ms) => {
-                self.heard_ms = self.heard_ms.max(time_ms);
+                let heard = &self.shared.heard_before_ms;
+                heard.fetch_max(time_ms, Ordering::Relaxed);
                 self.set_next(source, next);
             }
             Entry::Upsert(stamp, id, body) => {

@@ -9,6 +9,7 @@
 
 mod anew;
 mod asks;
+mod away;
 mod behind;
 mod copies;
 mod mended;

@@ -188,11 +188,23 @@ impl World {
     }
 
     pub(crate) fn delete(&self, id: &str) -> Offset {
-        self.send(&Record {
+        self.send(&self.tombstone(id))
+    }
+
+    pub(crate) fn tombstone(&self, id: &str) -> Record {
+        Record {
             key: Some(Bytes::copy_from_slice(id.as_bytes())),
             timestamp_ms: 1_700_000_000_000,
             ..Record::default()
-        })
+        }
+    }
+
+    /// Where all records go.
+    pub(crate) fn home(&self) -> TopicPartition {
+        TopicPartition {
+            topic: TOPIC.into(),
+            partition: Partition(0),
+        }
     }
 
     /// The record at an offset.
