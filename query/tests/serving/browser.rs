@@ -3,7 +3,7 @@
 //! Pictures of what it looked like are left in the target folder's `tmp`.
 
 use serde_json::json;
-use shoal_schemas::{Collection, FieldKind, Payload, Point, PointId, Value, Vector};
+use shoal_schemas::{Collection, FieldKind, Payload, Point, PointId, Value, Vector, route};
 use tonic::Code;
 
 use crate::{
@@ -30,7 +30,13 @@ async fn opened(world: &World) -> (Collection, Vec<Indexer>) {
     ]
     .into();
     let indexers = world.spread(&docs).await;
-    for n in 0..200u16 {
+    fill(&docs, &indexers, 0..200);
+    (docs, indexers)
+}
+
+/// Puts points where they belong: each takes those of its shards.
+fn fill(docs: &Collection, indexers: &[Indexer], points: std::ops::Range<u16>) {
+    for n in points {
         let title = TITLES[usize::from(n) % TITLES.len()];
         let payload = Payload(
             [
@@ -51,10 +57,11 @@ async fn opened(world: &World) -> (Collection, Vec<Indexer>) {
             expires_at_ms: None,
         };
         let id = PointId::new(&format!("p{n}")).unwrap();
-        let mut put = (indexers.iter()).map(|one| one.node.upsert(&docs, &id, &point));
-        assert!(put.any(|put| put.is_some()));
+        let put = indexers
+            .iter()
+            .map(|one| one.node.upsert(docs, &id, &point));
+        assert!(put.filter(Option::is_some).count() > 0);
     }
-    (docs, indexers)
 }
 
 fn shown_ids(browser: &mut Chromium) -> Vec<String> {
@@ -86,7 +93,7 @@ fn search_by(browser: &mut Chromium, by: &str, text: &str, first: &str) -> Vec<S
 async fn a_person_sees_the_collection_and_searches_it() {
     let endpoint = EmbeddingEndpoint::start().await;
     let world = endpoint.world(None).await;
-    let (_, indexers) = opened(&world).await;
+    let (docs, indexers) = opened(&world).await;
     let mut browser = Chromium::start("desktop");
     browser.resize(1280, 860, false);
     browser.prefer("light");
@@ -153,6 +160,8 @@ async fn a_person_sees_the_collection_and_searches_it() {
 
     browser.until("document.querySelectorAll('#latency path').length >= 2");
     browser.until("document.querySelectorAll('#ingest path').length >= 1");
+    fill(&docs, &indexers, 200..260);
+    browser.until("parseFloat(document.getElementById('ingest-now').textContent) > 0");
     browser.picture("desktop-light");
     browser.prefer("dark");
     browser.picture("desktop-dark");
@@ -168,6 +177,76 @@ fn endpoint_texts(endpoint: &EmbeddingEndpoint) -> Vec<String> {
     let seen = endpoint.seen().into_iter();
     seen.map(|(_, asked)| asked["input"][0].as_str().unwrap().to_owned())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_shard_are_one_shard() {
+    let world = World::start().await;
+    let (docs, indexers) = opened(&world).await;
+    let replica = world.replica(&docs, Some("b")).await;
+    fill(&docs, std::slice::from_ref(&replica), 0..200);
+    let mut browser = Chromium::start("copies");
+    browser.resize(1280, 860, false);
+    browser.prefer("light");
+    browser.open(&world.url("/"));
+    browser.until("document.getElementById('points').textContent === '200'");
+    browser.until("document.getElementById('status').textContent === 'All shards answer'");
+    let text = |browser: &mut Chromium, id: &str| {
+        browser.value(&format!("document.getElementById({id:?}).textContent"))
+    };
+    assert_eq!(text(&mut browser, "answering"), "4 of 4");
+    assert_eq!(
+        text(&mut browser, "answering-note"),
+        "5 indexers, 8 of 8 copies"
+    );
+    let rows = "[...document.querySelectorAll('#shards tbody tr')].map(row => \
+                [...row.cells].map(cell => cell.textContent))";
+    let rows: Vec<Vec<String>> = serde_json::from_value(browser.value(rows)).unwrap();
+    assert_eq!(rows.len(), 8);
+    for (n, pair) in rows.chunks(2).enumerate() {
+        let [own, copy] = pair else { unreachable!() };
+        assert_eq!(
+            own[..3],
+            [n.to_string(), "ready".into(), format!("node-{n}")]
+        );
+        let named = "node-of-b (b)".to_owned();
+        assert_eq!(copy[..3], [n.to_string(), "ready".into(), named]);
+        assert_eq!(own[3], copy[3], "as many points: {rows:?}");
+        assert!(
+            own[4].ends_with('s') && copy[4].ends_with('s'),
+            "lags: {rows:?}"
+        );
+        assert_eq!(
+            (own[10].len(), &own[10]),
+            (16, &copy[10]),
+            "digests: {rows:?}"
+        );
+    }
+    browser.picture("copies");
+
+    // An owner that is silent costs no points, nor does the replica.
+    indexers[1].behave(Behaviour::Fails(Code::Unavailable));
+    browser.until("document.getElementById('status').textContent === '1 of 8 copies silent'");
+    assert_eq!(text(&mut browser, "points"), "200");
+    assert_eq!(text(&mut browser, "answering"), "4 of 4");
+    replica.behave(Behaviour::Fails(Code::Unavailable));
+    browser.until("document.getElementById('status').textContent === '1 of 4 shards silent'");
+    assert_eq!(text(&mut browser, "answering"), "3 of 4");
+    indexers[1].behave(Behaviour::Answers);
+    replica.behave(Behaviour::Answers);
+    browser.until("document.getElementById('status').textContent === 'All shards answer'");
+
+    // Equally far, and not the same: somebody is wrong.
+    let of_first = |n: &u16| {
+        let id = PointId::new(&format!("p{n}")).unwrap();
+        route::partition_of(&docs, &id).0 == 0
+    };
+    let mut others = (200..).filter(of_first);
+    let (one, other) = (others.next().unwrap(), others.next().unwrap());
+    fill(&docs, &indexers, one..one + 1);
+    fill(&docs, std::slice::from_ref(&replica), other..other + 1);
+    browser.until("document.getElementById('status').textContent === 'Copies of shard 0 differ'");
+    assert_eq!(browser.complaints, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,8 +68,11 @@ async function read() {
     const asked = name ? call(collectionPath(name, "/shards?timeout_ms=1500")) : { shards: [] };
     const [counted, { shards }] = await Promise.all([meters(), asked]);
     if (mine !== turn || name !== collection) return;
-    const answering = shards.filter((shard) => shard.answered);
-    const applied = new Map(answering.map((shard) => [shard.shard, shard.next_offset]));
+    const applied = new Map();
+    for (const { number, copies } of byNumber(shards)) {
+      const offsets = copies.filter((copy) => copy.answered).map((copy) => copy.next_offset);
+      if (offsets.length) applied.set(number, Math.max(...offsets));
+    }
     const time = Date.now();
     readings.push({ time, meters: counted, applied });
     readings = readings.filter((one) => one.time >= time - SPAN_MS - 2 * EVERY_MS);
@@ -110,37 +113,67 @@ function choose(name) {
   readings = readings.map((one) => ({ ...one, applied: null }));
 }
 
-function glance(shards, definition) {
+// Each shard with its copies: its owner's, and one of each replica set. What one copy holds is what all of them hold, so
+// a shard is told by one of those that answer: the owner's, else one that is ready.
+function byNumber(rows) {
+  const shards = new Map();
+  for (const row of rows) shards.set(row.shard, [...(shards.get(row.shard) ?? []), row]);
+  return [...shards].map(([number, copies]) => {
+    const answering = copies.filter((copy) => copy.answered);
+    const told = answering.find((copy) => !copy.set) ?? answering.find((copy) => copy.ready) ?? answering[0];
+    return { number, copies, told };
+  });
+}
+
+// Copies that have come equally far and hold something else: that is never right.
+function differ({ copies }) {
+  const answering = copies.filter((copy) => copy.answered);
+  return answering.some((a) => answering.some((b) => a.next_offset === b.next_offset && a.digest !== b.digest));
+}
+
+function glance(rows, definition) {
   $("empty").hidden = Boolean(definition);
   for (const section of document.querySelectorAll(".filled")) section.hidden = !definition;
   if (!definition) {
     status("warn", "No collection yet");
     return;
   }
-  const answering = shards.filter((shard) => shard.answered);
-  const sum = (field) => answering.reduce((all, shard) => all + shard[field], 0);
-  const missing = shards.length - answering.length;
-  figure("points", count(sum("points")));
-  const contested = sum("contested");
+  const shards = byNumber(rows);
+  const told = shards.flatMap((shard) => shard.told ?? []);
+  const answering = rows.filter((row) => row.answered);
+  const hasCopies = rows.length > shards.length;
+  const sum = (some, field) => some.reduce((all, row) => all + row[field], 0);
+  const missing = shards.length - told.length;
+  figure("points", count(sum(told, "points")));
+  const contested = sum(told, "contested");
+  const scanned = sum(told, "memtable_rows");
   $("points-note").textContent = [
     missing ? `without ${missing} silent ${missing === 1 ? "shard" : "shards"}` : "",
     contested ? `${count(contested)} contested` : "",
-    sum("memtable_rows") ? `${count(sum("memtable_rows"))} newest scanned` : "",
+    scanned ? `${count(scanned)} newest scanned` : "",
   ].filter(Boolean).join(", ");
-  figure("answering", `${answering.length}`, `of ${shards.length}`);
-  const nodes = new Set(answering.map((shard) => shard.node));
-  $("answering-note").textContent = `${nodes.size} ${nodes.size === 1 ? "indexer" : "indexers"}`;
-  const lags = answering.map((shard) => shard.lag_seconds);
+  figure("answering", `${told.length}`, `of ${shards.length}`);
+  const nodes = new Set(answering.map((row) => row.node));
+  $("answering-note").textContent = [
+    `${nodes.size} ${nodes.size === 1 ? "indexer" : "indexers"}`,
+    hasCopies ? `${answering.length} of ${rows.length} copies` : "",
+  ].filter(Boolean).join(", ");
+  const lags = answering.map((row) => row.lag_seconds);
   const most = Math.max(0, ...lags);
   const [value, unit] = seconds(most).split(" ");
   figure("lag", answering.length ? value : "–", answering.length ? unit : "");
   $("lag-note").textContent = most > LATE_SECONDS ? "a shard is behind its topic" : "since a shard last held everything";
-  const [size, sizeUnit] = bytes(sum("index_bytes") + sum("wal_bytes")).split(" ");
+  const [index, log] = [sum(answering, "index_bytes"), sum(answering, "wal_bytes")];
+  const [size, sizeUnit] = bytes(index + log).split(" ");
   figure("size", size, sizeUnit);
-  $("size-note").textContent = `${bytes(sum("index_bytes"))} index, ${bytes(sum("wal_bytes"))} log`;
-  const restoring = answering.filter((shard) => !shard.ready).length;
+  $("size-note").textContent = `${bytes(index)} index, ${bytes(log)} log${hasCopies ? ", all copies" : ""}`;
+  const restoring = told.length - shards.filter(({ copies }) => copies.some((copy) => copy.answered && copy.ready)).length;
+  const silent = rows.length - answering.length;
+  const other = shards.find(differ);
   if (missing) status("bad", `${missing} of ${shards.length} shards silent`);
+  else if (other) status("bad", `Copies of shard ${other.number} differ`);
   else if (restoring) status("warn", `${restoring} of ${shards.length} shards not ready`);
+  else if (silent) status("warn", `${silent} of ${rows.length} copies silent`);
   else if (most > LATE_SECONDS) status("warn", "Behind");
   else status("good", "All shards answer");
 }
