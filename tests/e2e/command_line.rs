@@ -78,6 +78,14 @@ fn a_collection_lives_from_its_definition_to_its_end_by_commands_alone() {
     assert!(refused(&differs).contains("dim"), "{}", refused(&differs));
     assert!(shoal(&["collection", "list"]).contains("cli"));
     assert!(shoal(&["collection", "describe", "cli"]).contains("l2"));
+    let aliases = || shoal(&["alias", "list", "--json"]);
+    assert!(shoal(&["alias", "set", "cli-name", "cli"]).contains("cli"));
+    assert!(aliases().contains("cli-name"), "{}", aliases());
+    assert!(shoal(&["count", "cli-name"]).contains('0'));
+    assert!(refused(&["alias", "set", "cli-name", "cli-none"]).contains("cli-none"));
+    shoal(&["alias", "drop", "cli-name"]);
+    assert!(!aliases().contains("cli-name"), "{}", aliases());
+    assert!(refused(&["count", "cli-name"]).contains("cli-name"));
 
     // From a file, and from standard input.
     let file = shared.world.folder.join("points.jsonl");

@@ -34,6 +34,7 @@ mod ranges;
 mod rebalance;
 mod refused_calls;
 mod reindex;
+mod reindex_ends;
 mod replicas;
 mod residency;
 mod restored;

@@ -33,9 +33,9 @@ use crate::harness::{
     world::{World, now_ms, publish},
 };
 
-const DIM: u32 = 16;
+pub(crate) const DIM: u32 = 16;
 
-fn name(text: &str) -> CollectionName {
+pub(crate) fn name(text: &str) -> CollectionName {
     text.parse().unwrap()
 }
 
@@ -52,7 +52,7 @@ fn stands_for(query: &client::Query, name: &str) -> Option<v1::Collection> {
 }
 
 /// Waits until a name's shards serve.
-fn serves(query: &client::Query, name: &str) {
+pub(crate) fn serves(query: &client::Query, name: &str) {
     let ask = v1::CountRequest {
         collection: name.to_owned(),
         read: client::at_least(&[]),
@@ -63,30 +63,30 @@ fn serves(query: &client::Query, name: &str) {
     });
 }
 
-fn indexer(world: &World) -> Settings {
+pub(crate) fn indexer(world: &World) -> Settings {
     world.indexer("indexer").small_engine()
 }
 
-fn query(role: &Role) -> client::Query {
+pub(crate) fn query(role: &Role) -> client::Query {
     client::Query::to(role.settings.grpc, role.settings.http)
 }
 
 /// A run of `shoal reindex` that is watched.
-fn launch(world: &World, life: &str, arguments: &[&str]) -> Child {
+pub(crate) fn launch(world: &World, life: &str, arguments: &[&str]) -> Child {
     let log = world.folder.join(format!("reindex-{life}.log"));
     let all = [&["reindex"], arguments].concat();
     Child::shoal("reindex", &all, &world.variables(), &log)
 }
 
 /// Waits until the control topic says so.
-fn until(world: &World, what: &str, holds: impl Fn(&ControlState) -> bool) {
+pub(crate) fn until(world: &World, what: &str, holds: impl Fn(&ControlState) -> bool) {
     eventually(DEADLINE, what, || {
         holds(&world.control.snapshot()).then_some(())
     });
 }
 
 /// Fails unless nothing of a re-indexing is left and `docs` is as it was.
-fn is_as_before(world: &World, docs: &Collection) {
+pub(crate) fn is_as_before(world: &World, docs: &Collection) {
     // What the run has taken back has to be read here first, and claims go with their indexer.
     until(world, "nothing to be left of the run", |state| {
         let is_only = state.collections.values().eq([docs]);

@@ -126,6 +126,11 @@ impl Child {
         kill_process(Pid::from_child(&self.process), Signal::INT).unwrap();
     }
 
+    /// Asks it to end as an orchestrator does, without waiting.
+    pub(crate) fn request_end(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
+    }
+
     /// Waits until it has died of `SIGKILL`, as an armed crash point makes it.
     #[track_caller]
     pub(crate) fn dies(mut self, why: &str) {
