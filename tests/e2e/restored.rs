@@ -160,7 +160,7 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     let publisher = world.publisher(&collection);
     let mut model = Model::new(&collection);
     let lost = settings(&world, "lost", &store);
-    let owner = lost.start();
+    let mut owner = lost.start();
     let query_role = world.query("query").start();
     let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
 
@@ -173,6 +173,12 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     world.settled(&owner, &collection);
     let first = take(&query_role);
     assert_eq!(sum(&first, "sent_bytes"), sum(&first, "bytes"));
+
+    // Its folder as it is now comes back at the very end.
+    owner.child.terminate();
+    let stale = settings(&world, "stale", &store);
+    copy(&lost.data(), &stale.data());
+    owner = lost.start();
 
     // What the second one has to send is what came since.
     world::publish(
@@ -260,4 +266,12 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     assert!(third.iter().all(|shard| shard["number"] == 3), "{third:?}");
     world::publish(&publisher, &mut model, rows(&collection, 4200..4300));
     model.assert_is(&world.settled(&back, &collection), now_ms());
+
+    // A folder that is older than what is left of the topic, and than the snapshots, gives way to the newest of these.
+    back.child.terminate();
+    let late = stale.start();
+    model.assert_is(&world.settled(&late, &collection), now_ms());
+    let set_aside = "what the shard holds is damaged or does not lead on to the topic; it is set aside and rebuilt";
+    assert_eq!(said(&late, set_aside), 2);
+    assert_eq!(said(&late, "shard restored from a snapshot"), 2);
 }

@@ -31,7 +31,13 @@ use super::{
     table::Table,
 };
 
+/// Ends so where nothing differs and not everything can be compared: asked again later, it may be.
+const NOT_COMPARED: u8 = 3;
+
 /// What to verify.
+///
+/// Ends with 0 when every shard answers and, where two sides are compared, all of them are equal; with 1 when some differ or
+/// are silent, 2 for a wrong command line, and 3 when some are not at the same positions, so that nothing can be said.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
     /// The collections [default: all]
@@ -170,12 +176,13 @@ impl Verify {
             }
         }
         out.flush()?;
-        let different = compared
-            .values()
-            .any(|compared| compared.verdict == Verdict::Different);
-        let silent = here.values().any(|held| held.outcome.is_err());
-        Ok(if different || silent {
+        let mut held = here.values().chain(there.iter().flat_map(BTreeMap::values));
+        let is_silent = held.any(|held| held.outcome.is_err());
+        let is_any = |verdict| compared.values().any(|one| one.verdict == verdict);
+        Ok(if is_silent || is_any(Verdict::Different) {
             ExitCode::FAILURE
+        } else if is_any(Verdict::NotComparable) {
+            ExitCode::from(NOT_COMPARED)
         } else {
             ExitCode::SUCCESS
         })
