@@ -8,7 +8,7 @@ use shoal_runtime::eventually;
 use shoal_schemas::{
     Collection, Metric, Offset, Partition,
     placement::{Labels, Member, Wanted, assign},
-    v1,
+    route, v1,
 };
 
 use crate::{
@@ -65,10 +65,8 @@ fn owners(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
     })
 }
 
-/// The same once each shard is where the ring puts it: between these nodes, which are alike, and of
-/// no other collection.
-#[track_caller]
-fn settled(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
+/// The node of each shard by the ring alone: of nodes which are alike, and serve no other collection.
+fn given(collection: &Collection, nodes: &[&str]) -> Vec<Option<String>> {
     let member = |name: &&str| Member {
         name: (*name).to_owned(),
         labels: Labels::new(),
@@ -82,7 +80,14 @@ fn settled(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
             required: Labels::new(),
         })
         .collect();
-    let given: Vec<_> = assign(&members, &shards).into_values().collect();
+    assign(&members, &shards).into_values().collect()
+}
+
+/// The same once each shard is where the ring puts it: between these nodes, which are alike, and of
+/// no other collection.
+#[track_caller]
+fn settled(world: &World, collection: &Collection, nodes: &[&str]) -> Owners {
+    let given = given(collection, nodes);
     eventually(
         DEADLINE,
         &format!("{nodes:?} to own what is theirs"),
@@ -238,6 +243,23 @@ fn labels_decide_who_serves_a_shard_and_what_nobody_may_serve_is_said() {
     let hot = world.create(wanted("hot", &[("gpu", "true")]));
     let near = world.create(wanted("near", &[("region", "eu")]));
     let far = world.create(wanted("far", &[("region", "us")]));
+    // A hot tenant among others: one whose shard the ring by itself gives to the other node.
+    let mut tenants = wanted("tenants", &[]);
+    tenants.route_by_key_prefix = true;
+    let by_ring = given(&tenants, &["gpu", "plain"]);
+    let shard_of = |tenant: &str| {
+        let shards = route::partitions_of_prefix(&tenants, tenant);
+        *shards.start()
+    };
+    let names = (0..).map(|number| format!("tenant-{number}"));
+    let mut elsewhere = names.filter(|name| {
+        let node = by_ring.get(usize::try_from(shard_of(name).0).unwrap());
+        node.unwrap().as_deref() == Some("plain")
+    });
+    let busy = elsewhere.next().unwrap();
+    let busy_shard = shard_of(&busy).0;
+    tenants.tenant_placement = [(busy, [("gpu".to_owned(), "true".to_owned())].into())].into();
+    let tenants = world.create(tenants);
     let gpu = on_ring(&world, "gpu")
         .with("INDEXER__LABELS", "{gpu=\"true\"}")
         .with("INDEXER__REGION", "eu")
@@ -247,6 +269,8 @@ fn labels_decide_who_serves_a_shard_and_what_nobody_may_serve_is_said() {
         .start();
     owners(&world, &hot, &["gpu"]);
     owners(&world, &near, &["gpu", "plain"]);
+    let found = owners(&world, &tenants, &["gpu", "plain"]);
+    assert_eq!(found[&busy_shard].0, "gpu", "{found:?}");
     let query_role = world.query("query").start();
     let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
     let told = eventually(

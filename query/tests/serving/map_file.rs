@@ -90,8 +90,13 @@ impl Lone {
         fs::write(data.join("map.json"), content).unwrap();
         let swapped = self.folder.path().join("..data");
         let beside = self.folder.path().join("..data_tmp");
-        symlink(&data, &beside).unwrap();
+        let before = fs::read_link(&swapped).ok();
+        symlink(version, &beside).unwrap();
         fs::rename(&beside, &swapped).unwrap();
+        // What nobody is led to any more goes at once.
+        if let Some(before) = before {
+            fs::remove_dir_all(self.folder.path().join(before)).unwrap();
+        }
         if !self.path.is_symlink() {
             symlink(Path::new("..data/map.json"), &self.path).unwrap();
         }

@@ -133,7 +133,9 @@ fn histories_of_random_operations_under_random_kills_are_right() {
     };
     let (one, two) = (indexer("one"), indexer("two"));
     let copy = indexer("copy").with("INDEXER__REPLICA_SET", "b");
-    let queries = [world.query("query-a"), world.query("query-b")];
+    // One of them keeps answers, which shards have to say still hold.
+    let keeping = world.query("query-b").with("QUERY__CACHE__MEMORY", "8MiB");
+    let queries = [world.query("query-a"), keeping];
     let gateway = world.gateway("gateway");
     let targets = targets(
         &world,
@@ -149,12 +151,18 @@ fn histories_of_random_operations_under_random_kills_are_right() {
     let clients = Clients::start(&recorder, &targets, &mut random, 0..6);
     pass(Duration::from_secs(2));
     cast.trouble(&recorder, &mut random, Duration::from_secs(seconds));
-    // Clients see it heal; and a history has to have something to say.
+    // Clients see it heal; and a history has to have something to say, of kept answers as well: since the node that keeps
+    // them began last.
     cast.is_ready();
+    let lookups = |outcome| {
+        let metrics = cast.role("query-b").metrics();
+        metrics.sum("query_cache_lookups_total", &[outcome])
+    };
     eventually(DEADLINE, "enough of each operation", || {
         let tally = recorder.tally();
         let is_enough = |done| tally.get(done).is_some_and(|count| *count >= ENOUGH);
-        WANTED.iter().all(is_enough).then_some(())
+        let is_kept = ["\"unchanged\"", "\"changed\""].map(|outcome| lookups(outcome) > 0.0);
+        (WANTED.iter().all(is_enough) && is_kept == [true; 2]).then_some(())
     });
     clients.stop();
     // What it still had to send is sent.
