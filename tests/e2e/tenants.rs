@@ -45,6 +45,11 @@ fn ask(vectors: &[(usize, Vec<f32>)], for_tenants: bool) -> v1::SearchBatchReque
     }
 }
 
+/// Microseconds that a shard took by itself.
+fn own_micros(told: &v1::ShardExplain) -> u64 {
+    told.plan_us + told.search_us + told.rescore_us + told.payload_us
+}
+
 /// Rows compared and microseconds taken in the shards, over all answers.
 #[derive(Default)]
 struct Cost {
@@ -57,7 +62,7 @@ impl Cost {
     fn add(&mut self, list: &v1::HitList) {
         for one in &list.explain {
             self.rows += one.rows_scanned;
-            self.micros += one.plan_us + one.search_us + one.rescore_us + one.payload_us;
+            self.micros += own_micros(one);
         }
         self.queries += 1;
     }
@@ -129,12 +134,19 @@ fn ten_thousand_tenants_of_ten_points_each_see_their_own_alone() {
     }
     for asked in vectors.chunks(BATCH).take(4) {
         let answer = query.search_batch(ask(asked, false)).unwrap();
+        let shards = answer.coverage.unwrap().shards;
+        assert!(shards.iter().all(|shard| shard.shard_us > 0), "{shards:?}");
         for list in &answer.results {
             assert_eq!(list.hits.len(), 15);
             assert_eq!(list.explain.len(), 4);
+            // Each walks a graph of thousands of rows.
+            let takes_time = list.explain.iter().all(|shard| own_micros(shard) > 0);
+            assert!(takes_time, "{:?}", list.explain);
             everybody.add(list);
         }
     }
+    // One of ten rows alone may take less than a microsecond a step.
+    assert!(own.micros > 0, "no shard says how long it took");
     eprintln!(
         "100,000 points of 10,000 tenants: applied in {:.1} s, {} KiB held; \
          a query of a tenant: {}; of everybody: {}",

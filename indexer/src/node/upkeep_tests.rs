@@ -1,4 +1,4 @@
-//! Claims, and a broker that does not take them.
+//! Claims: a broker that does not take them, and others that come in between.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{sync::Arc, thread};
@@ -25,16 +25,19 @@ fn claimed(alone: &Alone, key: &ShardKey) -> Option<Offset> {
     claim.ready.then_some(*epoch)
 }
 
+/// The thread that claims what the node holds.
+fn claiming(alone: &Arc<Alone>) -> thread::JoinHandle<()> {
+    let alone = alone.clone();
+    thread::spawn(move || alone.node.claim())
+}
+
 #[test]
 fn a_claim_that_the_broker_does_not_take_does_not_hold_up_the_end() {
     let alone = alone();
     let docs = alone.define("docs", &[]);
     alone.take(&docs);
     alone.writer.fall_silent();
-    let claims = thread::spawn({
-        let alone = alone.clone();
-        move || alone.node.claim()
-    });
+    let claims = claiming(&alone);
     eventually(DEADLINE, "a claim to be sent", || {
         (alone.writer.unanswered() > 0).then_some(())
     });
@@ -49,10 +52,7 @@ fn an_owner_that_gets_its_shard_back_at_once_opens_and_claims_it() {
     let alone = alone();
     let docs = alone.define("docs", &[]);
     let key = alone.take(&docs);
-    let claims = thread::spawn({
-        let alone = alone.clone();
-        move || alone.node.claim()
-    });
+    let claims = claiming(&alone);
     let first = eventually(DEADLINE, "the first claim", || claimed(&alone, &key));
     // What was claimed is still remembered, and must not keep the folder from its successor.
     alone.node.let_go(std::slice::from_ref(&key));
@@ -60,6 +60,26 @@ fn an_owner_that_gets_its_shard_back_at_once_opens_and_claims_it() {
     eventually(DEADLINE, "the second claim", || {
         claimed(&alone, &key).filter(|epoch| *epoch > first)
     });
+    alone.node.deps.tasks.cancel().cancel();
+    claims.join().unwrap();
+}
+
+#[test]
+fn a_claim_that_a_late_one_of_another_node_has_overtaken_is_made_again() {
+    let group = "shoal-indexers".into();
+    let alone = Arc::new(Alone::new(Ownership::Group { group }));
+    let docs = alone.define("docs", &[]);
+    let key = alone.take(&docs);
+    let claims = claiming(&alone);
+    let first = eventually(DEADLINE, "the first claim", || claimed(&alone, &key));
+    assert!(alone.node.owns(&key));
+    // Sent when that node had the shard, and written only now; it is read once this returns.
+    alone.claim(&docs, "other", true);
+    eventually(DEADLINE, "the shard to be claimed again", || {
+        alone.node.owns(&key).then_some(())
+    });
+    let again = claimed(&alone, &key).unwrap();
+    assert!(again > first, "{again:?} after {first:?}");
     alone.node.deps.tasks.cancel().cancel();
     claims.join().unwrap();
 }

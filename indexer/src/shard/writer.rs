@@ -529,13 +529,14 @@ impl Writer {
             .applied
             .store(self.sequence.0, Ordering::Release);
         *lock(&self.shared.applied_log) = (self.wal.end(), self.next.clone());
-        self.shared.lag.applied(&self.next);
         self.shared.progress.send_replace(Arc::new(Progress {
             next: self.next.clone(),
             digest: self.digest,
             contested: self.contested,
             points: self.points,
         }));
+        // Behind it: whoever is told that the shard has caught up is told how far it came, too.
+        self.shared.lag.applied(&self.next);
         // Fewer wait until it looks by itself: searches scan them for less than it takes to wake it for each.
         if self.shared.view.load().memtable_rows() >= FOLD_ROWS {
             self.shared.work_changed.notify_all();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test")]
 
+mod claims;
 mod known;
 mod pooled;
 
@@ -381,26 +382,6 @@ async fn a_scan_nobody_waits_for_any_more_is_given_up() {
             watch.elapsed()
         );
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_that_is_let_go_is_claimed_as_not_ready() {
-    let world = World::start(1).await;
-    // The follower goes with the role, so another one looks.
-    let tasks = Tasks::new(CancellationToken::new());
-    let other = ControlLog::spawn(&world.log.cluster(), &tasks, System::shared()).unwrap();
-    world.tasks.cancel().cancel();
-    world.tasks.finish(DEADLINE).await.unwrap();
-    let name = world.name.clone();
-    let claim = blocking(move || {
-        eventually(DEADLINE, "a claim that is not ready", || {
-            let state = other.snapshot();
-            let (claim, _) = state.owner(&name, Partition(0))?;
-            (!claim.ready).then(|| claim.clone())
-        })
-    });
-    assert_eq!(claim.await.node, "node-1");
-    tasks.cancel().cancel();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,13 +23,13 @@ use crate::{
 const POINTS: u16 = 12;
 
 /// A region: a query node, and one indexer a shard with points.
-struct Region {
-    world: World,
-    indexers: Vec<Indexer>,
+pub(crate) struct Region {
+    pub(crate) world: World,
+    pub(crate) indexers: Vec<Indexer>,
 }
 
 impl Region {
-    async fn start(docs: &Collection) -> Self {
+    pub(crate) async fn start(docs: &Collection) -> Self {
         let world = World::start().await;
         let indexers = world.spread(docs).await;
         fill(&indexers, docs, POINTS);
@@ -37,11 +37,11 @@ impl Region {
     }
 
     /// How an edge node is told of it.
-    fn named<'a>(&self, name: &'a str) -> (&'a str, SocketAddr) {
+    pub(crate) fn named<'a>(&self, name: &'a str) -> (&'a str, SocketAddr) {
         (name, self.world.addresses.grpc)
     }
 
-    fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.indexers.iter().map(|one| one.seen().len()).sum()
     }
 
@@ -70,7 +70,7 @@ impl Drop for Edge {
 
 impl Edge {
     /// One that keeps nothing.
-    async fn over(regions: &[(&str, SocketAddr)]) -> Self {
+    pub(crate) async fn over(regions: &[(&str, SocketAddr)]) -> Self {
         Self::start(regions, cache::Config::default(), Duration::ZERO).await
     }
 
@@ -138,7 +138,7 @@ impl Edge {
         answer.json().await.unwrap()
     }
 
-    fn search(&self) -> world::Search {
+    pub(crate) fn search(&self) -> world::Search {
         world::Search::new(self.channel.clone())
     }
 
@@ -167,7 +167,7 @@ pub(crate) fn keeping(ttl: Duration) -> cache::Config {
     }
 }
 
-fn region_of(coverage: &Option<v1::Coverage>) -> &str {
+pub(crate) fn region_of(coverage: &Option<v1::Coverage>) -> &str {
     &coverage.as_ref().unwrap().region
 }
 

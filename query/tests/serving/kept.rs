@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use shoal_query::{
     Config, Coordinator, cache,
     call::Call,
@@ -24,11 +24,14 @@ use shoal_query::{
     shard_map::{Maps, Replica, ShardMap},
 };
 use shoal_schemas::{Collection, Offset, Partition, control::Claim, v1};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    edge::{Edge, Region, region_of},
     indexer::{Behaviour, Indexer},
-    world::{World, collection, fill, id, ids, near_origin, point, read},
+    stream::next,
+    world::{World, collection, fill, id, ids, near_origin, point, read, wait},
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -360,4 +363,50 @@ async fn equal_searches_under_way_are_asked_once_and_one_that_leaves_takes_no_ot
         Poll::Ready(Ok(_))
     ));
     assert_eq!(asked(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_searches_under_way_at_an_edge_node_are_asked_of_the_region_once() {
+    let docs = collection("docs", 1);
+    let only = Region::start(&docs).await;
+    let edge = Edge::over(&[only.named("only")]).await;
+    let (release, released) = oneshot::channel::<()>();
+    only.indexers[0].before_answer(released.map(drop).boxed());
+    // Those of one stream are begun in the order in which they are sent.
+    let (send, requests) = mpsc::channel(8);
+    let requests = ReceiverStream::new(requests);
+    let opened = edge.search().search_stream(requests).await;
+    let mut answers = opened.unwrap().into_inner();
+    let ask = |request_id: u64, k: u32| v1::SearchStreamRequest {
+        request_id,
+        call: Some(v1::search_stream_request::Call::Search(near_origin(
+            &docs, k,
+        ))),
+        timeout_ms: 60_000,
+    };
+    for request_id in 1..=3 {
+        send.send(ask(request_id, 3)).await.unwrap();
+    }
+    wait(
+        || (only.asked() == 1).then_some(()),
+        "the region to be asked",
+    );
+    // Once another one that was sent behind them is answered, all of them are under way.
+    send.send(ask(9, 2)).await.unwrap();
+    assert_eq!(next(&mut answers).await.0, 9);
+    assert_eq!(only.asked(), 2);
+    release.send(()).unwrap();
+    let mut answered = Vec::new();
+    for _ in 0..3 {
+        let (request_id, outcome) = next(&mut answers).await;
+        let v1::search_stream_response::Outcome::Response(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(ids(&found.hits), ["p0", "p1", "p2"]);
+        assert_eq!(region_of(&found.coverage), "only");
+        answered.push(request_id);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3]);
+    assert_eq!(only.asked(), 2, "one call for all three");
 }

@@ -16,6 +16,7 @@ mod deadlines;
 mod definitions;
 mod depths;
 mod edge;
+mod edge_refused;
 mod grpc_web;
 mod http;
 mod indexer;

@@ -1,15 +1,20 @@
 //! Several replicas of a shard: slow, dead, refusing and stale ones.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use futures::FutureExt as _;
 use shoal_query::{Config, admission, hedge};
 use shoal_schemas::{Collection, v1};
+use tokio::sync::mpsc;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
     indexer::{Behaviour, Indexer},
-    world::{PATIENCE, World, collection, fill, near_origin, timed, wait, within},
+    world::{PATIENCE, World, collection, fill, metrics, near_origin, timed, wait, within},
 };
 
 const POINTS: u16 = 20;
@@ -116,6 +121,52 @@ async fn a_replica_that_hangs_is_hedged_found_out_left_alone_and_taken_up_again(
         .until("it to answer again", async || {
             let coverage = whole(&world, &docs).await;
             (coverage.shards[0].node == owner.name).then_some(())
+        })
+        .await;
+}
+
+/// Hedges that answered first, of all query nodes of this process.
+fn hedges_won() -> u64 {
+    let text = metrics().render();
+    let name = "query_hedges_total{outcome=\"won\"} ";
+    let found = text.lines().find_map(|line| line.strip_prefix(name));
+    found.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hedge_that_answers_first_ends_the_call_that_it_overtakes_at_its_server() {
+    let (world, docs, replicas) = twins(1, hedging_soon()).await;
+    let before = hedges_won();
+    // Where the machine stalls, the hedge may come first and be the one that is held: then once more.
+    world
+        .until("a hedge to answer first", async || {
+            let held_at = Arc::new(OnceLock::new());
+            // Dropped with the call it is part of, as the server gives up what nobody awaits.
+            let (held, mut given_up) = mpsc::channel::<()>(1);
+            for one in &replicas {
+                let (held, held_at, name) = (held.clone(), held_at.clone(), one.name.clone());
+                let doing = async move {
+                    let _held = held;
+                    // Whoever is asked first never answers, the other one at once.
+                    if held_at.set(name).is_ok() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                one.before_answer(doing.boxed());
+            }
+            drop(held);
+            let mut search = world.search();
+            // Longer than is waited for here, so that no call ends by itself.
+            let request = within(PATIENCE * 4, everything(&docs, None));
+            let answer = tokio::time::timeout(PATIENCE, search.search(request)).await;
+            let answer = answer.expect("an answer in time").unwrap().into_inner();
+            assert_eq!(answer.hits.len(), usize::from(POINTS));
+            let shards = answer.coverage.unwrap().shards;
+            let overtaken = held_at.get().expect("one is held");
+            assert_ne!(shards[0].node, *overtaken);
+            let closed = tokio::time::timeout(PATIENCE, given_up.recv()).await;
+            assert_eq!(closed, Ok(None), "the call to `{overtaken}` is ended");
+            (hedges_won() > before).then_some(())
         })
         .await;
 }

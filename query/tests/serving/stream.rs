@@ -33,7 +33,7 @@ async fn open(
 }
 
 /// The next answer: its request's id, and what it says.
-async fn next(answers: &mut Streaming<v1::SearchStreamResponse>) -> (u64, Outcome) {
+pub(crate) async fn next(answers: &mut Streaming<v1::SearchStreamResponse>) -> (u64, Outcome) {
     let next = tokio::time::timeout(PATIENCE, answers.message()).await;
     let next = next.expect("an answer in time").unwrap().unwrap();
     (next.request_id, next.outcome.unwrap())

@@ -1,13 +1,14 @@
 //! `hedge`: searches at a fixed rate through a query node, while one of two replicas is in trouble.
 //!
-//! In each repeat four parts of the same length follow each other, 500 searches a second
+//! In each repeat five parts of the same length follow each other, 500 searches a second
 //! whatever comes back: both replicas well, one stopped (SIGSTOP: its connections stay), one killed
-//! (SIGKILL), and one started anew in good order (SIGTERM, then the same again). The trouble begins
+//! (SIGKILL), the same through a query node that hedges no search, and one started anew in good order (SIGTERM, then
+//! the same again). The trouble begins
 //! with the timed part, so that what it costs until it is noticed is in the figures. A search wants every shard and
 //! has the query node's own deadline; one that is not answered has failed. Owner and replica take
 //! turns in being the one. Everything shares the machine.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use crate::{
     arguments::Arguments,
     client::{Node, Replicas, Shard, is_folded},
     embeddings::{Embeddings, collection},
-    figures::{Latencies, Repeats, round, say},
+    figures::{Latencies, Repeats, millis, round, say},
     place::Place,
     role::Role,
 };
@@ -38,13 +39,16 @@ enum Trouble {
     None,
     Stopped,
     Killed,
+    /// Killed, and nobody hedges.
+    Unhedged,
     Restarted,
 }
 
-const PARTS: [(Trouble, &str); 4] = [
+const PARTS: [(Trouble, &str); 5] = [
     (Trouble::None, "both well"),
     (Trouble::Stopped, "one stopped"),
     (Trouble::Killed, "one killed"),
+    (Trouble::Unhedged, "killed, no hedges"),
     (Trouble::Restarted, "one restarted"),
 ];
 
@@ -54,6 +58,8 @@ struct Part {
     p50: Repeats,
     p99: Repeats,
     failed: u64,
+    /// How long after the trouble's begin the last search that failed was due.
+    last_failed: Duration,
     asked: u64,
 }
 
@@ -64,6 +70,7 @@ impl Part {
             "p99_ms": round(self.p99.median()),
             "p99_spread": self.p99.spread(),
             "failed": self.failed,
+            "last_failed_ms": round(millis(self.last_failed)),
             "asked": self.asked,
         })
     }
@@ -78,6 +85,15 @@ struct Bench<'a> {
     /// One a set; none while it is down.
     indexers: [Option<Role>; 2],
     query: Role,
+    /// One that hedges no search.
+    plain: Role,
+}
+
+/// Searches under way, and what came of them.
+struct Outcome {
+    latencies: Latencies,
+    failed: u64,
+    last_failed: Duration,
 }
 
 pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
@@ -95,15 +111,24 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         embeddings,
         indexers: [None, None],
         query: block_in_place(|| Role::query(arguments, &place))?,
+        plain: block_in_place(|| {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let never = [("SHOAL_QUERY__HEDGE__ENABLED", "false")];
+            Role::query_with(arguments, &place, any, &never)
+        })?,
     };
     for at in 0..SETS.len() {
         bench.start(at)?;
         bench.serves(at).await?;
     }
-    let mut parts: [Part; 4] = Default::default();
+    let mut parts: [Part; 5] = Default::default();
     for repeat in 0..repeats {
         for ((trouble, name), part) in PARTS.iter().zip(&mut parts) {
-            let (latencies, failed) = bench.run(*trouble, repeat % 2, time).await?;
+            let Outcome {
+                latencies,
+                failed,
+                last_failed,
+            } = bench.run(*trouble, repeat % 2, time).await?;
             say(format!(
                 "repeat {repeat}: {name}: p50 {:.2} ms, p99 {:.2} ms, {failed} failed of {}",
                 latencies.at(0.5),
@@ -113,10 +138,11 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
             part.p50.push(latencies.at(0.5));
             part.p99.push(latencies.at(0.99));
             part.failed += failed;
+            part.last_failed = part.last_failed.max(last_failed);
             part.asked += latencies.len() as u64 + failed;
         }
     }
-    let [well, stopped, killed, restarted] = &parts;
+    let [well, stopped, killed, unhedged, restarted] = &parts;
     let ratio = |part: &Part| part.p99.median() / well.p99.median();
     say(format!(
         "\nmedian (lowest - highest) of {repeats} parts of {} s each, {SEARCHES_PER_SECOND} searches/s",
@@ -124,20 +150,30 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     ))?;
     for ((_, name), part) in PARTS.iter().zip(&parts) {
         say(format!(
-            "  {name:14} p50 {}  p99 {}  x {:.2}  failed {} of {}",
+            "  {name:18} p50 {}  p99 {}  x {:.2}  failed {} of {}{}",
             part.p50.text("ms"),
             part.p99.text("ms"),
             ratio(part),
             part.failed,
-            part.asked
+            part.asked,
+            match part.failed {
+                0 => String::new(),
+                _ => format!(
+                    ", the last {:.0} ms after the trouble began",
+                    millis(part.last_failed)
+                ),
+            }
         ))?;
     }
-    let failed: u64 = parts.iter().map(|part| part.failed).sum();
+    let hedged = PARTS.iter().zip(&parts);
+    let hedged = hedged.filter(|((trouble, _), _)| *trouble != Trouble::Unhedged);
+    let failed: u64 = hedged.map(|(_, part)| part.failed).sum();
     Ok(json!({
         "name": "hedge",
         "ours": {
             "stopped": stopped.figures(),
             "killed": killed.figures(),
+            "killed_without_hedges": unhedged.figures(),
             "restarted": restarted.figures(),
         },
         "reference": well.figures(),
@@ -194,8 +230,11 @@ impl Bench<'_> {
     async fn both_are_known(&mut self) -> anyhow::Result<()> {
         let running = self.indexers.iter().flatten();
         let addresses: Vec<String> = running.map(|one| one.grpc.to_string()).collect();
-        let mut replicas = Replicas::connect(self.query.grpc, self.collection).await?;
-        replicas.wait(&addresses).await
+        for query in [&self.query, &self.plain] {
+            let mut replicas = Replicas::connect(query.grpc, self.collection).await?;
+            replicas.wait(&addresses).await?;
+        }
+        Ok(())
     }
 
     /// Searches for a while; the trouble begins with them. Everything is well again when it
@@ -205,16 +244,20 @@ impl Bench<'_> {
         trouble: Trouble,
         at: usize,
         time: Duration,
-    ) -> anyhow::Result<(Latencies, u64)> {
+    ) -> anyhow::Result<Outcome> {
         self.both_are_known().await?;
         // What both answer in it tells what a usual answer takes.
-        self.searches(WARM_UP).await?;
+        let query = match trouble {
+            Trouble::Unhedged => self.plain.grpc,
+            _ => self.query.grpc,
+        };
+        self.searches(query, WARM_UP).await?;
         let mut searches = JoinSet::new();
-        searches.spawn(self.searches(time));
+        searches.spawn(self.searches(query, time));
         match trouble {
             Trouble::None => {}
             Trouble::Stopped => self.indexer(at)?.pause()?,
-            Trouble::Killed => {
+            Trouble::Killed | Trouble::Unhedged => {
                 let indexer = self.take(at)?;
                 blocking(move || indexer.kill()).await?;
             }
@@ -228,26 +271,26 @@ impl Bench<'_> {
         match trouble {
             Trouble::None | Trouble::Restarted => {}
             Trouble::Stopped => self.indexer(at)?.resume()?,
-            Trouble::Killed => self.start(at)?,
+            Trouble::Killed | Trouble::Unhedged => self.start(at)?,
         }
         self.serves(at).await?;
         found?
     }
 
-    /// Asks at fixed times whatever comes back; a latency begins when its search is due. Also how
-    /// many got no answer.
+    /// Asks at fixed times whatever comes back; a latency begins when its search is due.
     fn searches(
         &self,
+        query: SocketAddr,
         time: Duration,
-    ) -> impl Future<Output = anyhow::Result<(Latencies, u64)>> + Send + use<> {
-        let (query, collection) = (self.query.grpc, self.collection.clone());
+    ) -> impl Future<Output = anyhow::Result<Outcome>> + Send + use<> {
+        let collection = self.collection.clone();
         let embeddings = self.embeddings.clone();
         async move {
             let node = Node::connect(query, &collection).await?;
             let watch = Stopwatch::start();
             let period = Duration::from_secs(1) / SEARCHES_PER_SECOND;
             let mut ticks = interval(period);
-            let mut asked: JoinSet<anyhow::Result<Duration>> = JoinSet::new();
+            let mut asked: JoinSet<(Duration, anyhow::Result<Duration>)> = JoinSet::new();
             for (number, vector) in (0u32..).zip(embeddings.queries.iter().cycle()) {
                 let due = period * number;
                 if due >= time {
@@ -256,23 +299,29 @@ impl Bench<'_> {
                 ticks.tick().await;
                 let (mut node, vector) = (node.clone(), vector.clone());
                 asked.spawn(async move {
-                    node.search(&vector, None).await?;
-                    Ok(watch.elapsed().saturating_sub(due))
+                    let answered = node.search(&vector, None).await;
+                    let took = watch.elapsed().saturating_sub(due);
+                    (due, answered.map(|_| took))
                 });
             }
-            let (mut latencies, mut failed) = (Latencies::default(), 0);
+            let mut outcome = Outcome {
+                latencies: Latencies::default(),
+                failed: 0,
+                last_failed: Duration::ZERO,
+            };
             while let Some(done) = asked.join_next().await {
                 match done? {
-                    Ok(latency) => latencies.push(latency),
-                    Err(why) => {
-                        if failed == 0 {
+                    (_, Ok(latency)) => outcome.latencies.push(latency),
+                    (due, Err(why)) => {
+                        if outcome.failed == 0 {
                             say(format!("  a search failed: {why:#}"))?;
                         }
-                        failed += 1;
+                        outcome.failed += 1;
+                        outcome.last_failed = outcome.last_failed.max(due);
                     }
                 }
             }
-            Ok((latencies, failed))
+            Ok(outcome)
         }
     }
 }
