@@ -584,3 +584,7 @@ fn stored_id(position: Position, id: &str) -> Result<PointId, WriteError> {
         })
     })
 }
+
+#[cfg(test)]
+#[path = "again_tests.rs"]
+mod tests;

@@ -12,12 +12,16 @@ mod asks;
 mod away;
 mod behind;
 mod copies;
+mod damage;
+mod filtered;
+mod matrix;
 mod mended;
 mod pooled;
 mod precision;
 mod resolve;
 mod rides;
 mod together;
+mod tokens;
 mod world;
 
 use std::{
