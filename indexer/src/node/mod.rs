@@ -244,6 +244,11 @@ impl Node {
             prober.probe();
             Ok::<_, std::convert::Infallible>(())
         })?;
+        let comparer = self.clone();
+        tasks.spawn_thread("topics", move || {
+            comparer.compare_topics();
+            Ok::<_, std::convert::Infallible>(())
+        })?;
         let limits = self.clone();
         tasks.spawn_thread("limits", move || {
             limits.limit();

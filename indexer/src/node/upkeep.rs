@@ -102,7 +102,6 @@ impl Node {
             let is_due = (since_all.as_ref()).is_none_or(|since| since.elapsed() >= interval);
             if is_due {
                 since_all = Some(Stopwatch::start());
-                self.compare_topics();
             }
             for held in self.open_shards() {
                 // One that opens, whenever that is, serves as soon as it has caught up.
@@ -117,8 +116,17 @@ impl Node {
         }
     }
 
+    /// Asks which topics are there again and again. Not beside the heartbeats: another broker answers, or does not.
+    pub(super) fn compare_topics(&self) {
+        let cancel = self.deps.tasks.cancel();
+        while !cancel.is_cancelled() {
+            self.compare_topics_once();
+            wait(cancel, self.config.probe_interval);
+        }
+    }
+
     /// Asks which topics are there, and has each shard compare them with those it reads.
-    fn compare_topics(&self) {
+    fn compare_topics_once(&self) {
         let shards = self.open_shards();
         let shards: Vec<_> = shards.iter().filter_map(|held| held.opened()).collect();
         let names: BTreeSet<&str> = shards
@@ -134,7 +142,7 @@ impl Node {
                     shared.compare_topics(|name| found.get(name).cloned().flatten());
                 }
             }
-            // As below.
+            // Heartbeats tell of that.
             Err(AdminError::Unreachable { .. }) => {}
             Err(error) => warn!(error = %chain(&error), "cannot ask for the topics' ids"),
         }

@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use shoal_runtime::{chain, priority::giving_way};
 use shoal_schemas::TopicId;
-use shoal_topic::{Admin, AdminError, Fetched, Watermarks};
+use shoal_topic::{Fetched, TopicPartition, Watermarks};
 use tracing::{info, warn};
 
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
 pub(super) const STEPS: i32 = 15;
 /// Records that are worth it. Fewer are there before a second reader would be.
 const FAR_RECORDS: u64 = 1024;
+/// Nothing that came for less long was held up: a topic is at rest for longer, and tombstones may be kept for next to no time.
+const HELD_UP_MS: u64 = 60_000;
 /// How long the broker may take to tell its ends.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -83,16 +85,12 @@ impl Turns {
     fn standing(&mut self) -> Result<Option<Standing>, ShardError> {
         let mut behind = 0u64;
         for (index, partition) in self.active.clone() {
-            let name = [&*partition.topic];
-            let Some(ids) = self.ask(|admin| admin.topic_ids(&name, ENDS_TIMEOUT)) else {
-                return Ok(None);
-            };
-            let Some(ends) = self.ask(|admin| admin.watermarks(&partition, ENDS_TIMEOUT)) else {
+            let Some(ends) = self.ends(&partition) else {
                 return Ok(None);
             };
             let standing = gone::Standing {
                 known: self.shared.topics.of(index),
-                found: ids.into_iter().next().flatten(),
+                found: self.topic_now(index, &partition),
                 next: self.writer.next_offset(index),
                 heard_ms: self.shared.heard_ms(),
                 now_ms: self.shared.clock.now_ms(),
@@ -110,48 +108,30 @@ impl Turns {
                 return Ok(None);
             }
         }
+        let now_ms = self.shared.clock.now_ms();
+        if !self.has_read() {
+            // From here on it reads.
+            let heard = &self.shared.heard_before_ms;
+            heard.store(now_ms, Ordering::Relaxed);
+        }
+        self.brought_ms = now_ms;
         Ok(Some(Standing::Behind(behind)))
     }
 
-    /// Why the shard cannot take what has come, if nothing came for so long, because the broker was away or a limit was
-    /// reached, that deletes may have come and gone meanwhile. One that goes on all the time is only slow.
-    pub(super) fn why_too_late(&mut self, fetched: &Fetched) -> Option<String> {
-        let age = gone::Age {
-            heard_ms: self.shared.heard_ms(),
-            now_ms: self.shared.clock.now_ms(),
-            delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
-        };
-        let before_ms = std::mem::replace(&mut self.brought_ms, age.now_ms);
-        let was_held_up = age.is_too_long(age.now_ms.saturating_sub(before_ms));
-        let has_taken = self
-            .active
-            .iter()
-            .any(|(index, _)| self.writer.next_offset(*index).0 > 0);
-        let is_late = was_held_up && has_taken && !fetched.records.is_empty();
-        is_late.then(|| age.why()).flatten()
+    /// Whether anything of any source was taken.
+    fn has_read(&self) -> bool {
+        let mut active = self.active.iter();
+        active.any(|(index, _)| self.writer.next_offset(*index).0 > 0)
     }
 
-    /// Writes down which topic a source is; false if the shard was cancelled while it waited for room.
-    fn note_topic(&mut self, source: SourceIndex, topic: &TopicId) -> Result<bool, ShardError> {
-        loop {
-            let appended = self.writer.append_topic(source, topic.clone());
-            if self.retry_when_full(appended)?.is_some() {
-                return self.flush();
-            }
-            if self.cancel.is_cancelled() {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Asks the broker until it answers: `None` once cancelled.
-    fn ask<T>(&mut self, question: impl Fn(&dyn Admin) -> Result<T, AdminError>) -> Option<T> {
+    /// Asks the broker for a partition's ends until it answers: `None` once cancelled.
+    fn ends(&mut self, partition: &TopicPartition) -> Option<Watermarks> {
         loop {
             if self.cancel.is_cancelled() {
                 return None;
             }
-            match question(&*self.cluster.admin) {
-                Ok(answer) => return Some(answer),
+            match self.cluster.admin.watermarks(partition, ENDS_TIMEOUT) {
+                Ok(ends) => return Some(ends),
                 Err(error) => {
                     let now = self.shared.lag.now();
                     if self.silent_at.replace(now).is_none() {
@@ -163,6 +143,57 @@ impl Turns {
                     }
                     dlq::wait(&self.cancel, RETRY_AFTER);
                 }
+            }
+        }
+    }
+
+    /// Which topic is there, if brokers tell; another one than is known only if they tell it twice. Where none answers, the
+    /// shard goes on: topics are compared all the time.
+    fn topic_now(&self, index: SourceIndex, partition: &TopicPartition) -> Option<TopicId> {
+        let ask = || {
+            let told = self
+                .cluster
+                .admin
+                .topic_ids(&[&partition.topic], ENDS_TIMEOUT);
+            told.ok()?.into_iter().next().flatten()
+        };
+        let found = ask()?;
+        let known = self.shared.topics.of(index);
+        if known.is_none_or(|known| known == found) {
+            return Some(found);
+        }
+        dlq::wait(&self.cancel, RETRY_AFTER);
+        ask().filter(|again| *again == found)
+    }
+
+    /// Why the shard cannot take what has come, if nothing came for so long, because the broker was away or a limit was
+    /// reached, that deletes may have come and gone meanwhile. One that goes on all the time is only slow.
+    pub(super) fn why_too_late(&mut self, fetched: &Fetched) -> Option<String> {
+        let age = gone::Age {
+            heard_ms: self.shared.heard_ms(),
+            now_ms: self.shared.clock.now_ms(),
+            delete_retention_ms: self.shared.spec.collection.delete_retention_ms,
+        };
+        let before_ms = std::mem::replace(&mut self.brought_ms, age.now_ms);
+        let silent_ms = age.now_ms.saturating_sub(before_ms);
+        let was_held_up = silent_ms > HELD_UP_MS && age.is_too_long(silent_ms);
+        let is_late = was_held_up && self.has_read() && !fetched.records.is_empty();
+        is_late.then(|| age.why()).flatten()
+    }
+
+    /// Writes down which topic a source is; false if the shard was cancelled while it waited for room.
+    pub(super) fn note_topic(
+        &mut self,
+        source: SourceIndex,
+        topic: &TopicId,
+    ) -> Result<bool, ShardError> {
+        loop {
+            let appended = self.writer.append_topic(source, topic.clone());
+            if self.retry_when_full(appended)?.is_some() {
+                return self.flush();
+            }
+            if self.cancel.is_cancelled() {
+                return Ok(false);
             }
         }
     }

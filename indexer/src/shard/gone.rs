@@ -24,7 +24,7 @@ pub(super) struct Standing {
     pub(super) found: Option<TopicId>,
     /// First offset the shard has not applied.
     pub(super) next: Offset,
-    /// Wall time of the newest progress it has written down, 0 if unknown.
+    /// Wall time at which it last held everything the broker had, or a new one began to read; 0 if unknown.
     pub(super) heard_ms: u64,
     /// Wall time now.
     pub(super) now_ms: u64,

@@ -15,8 +15,15 @@ use shoal_schemas::Offset;
 
 #[derive(Clone, Copy, Debug)]
 struct Probe {
-    asked_at: Duration,
+    asked: Moment,
     end: Offset,
+}
+
+/// A moment by both clocks: the monotonic one stands still while a machine sleeps.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    at: Duration,
+    wall_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +35,7 @@ struct State {
     /// The newest answer at all, by source.
     newest: Vec<Option<Probe>>,
     /// When each source was last known to be applied to its end.
-    caught_up_at: Vec<Option<Duration>>,
+    caught_up_at: Vec<Option<Moment>>,
 }
 
 /// The lag of one shard over all its sources.
@@ -48,6 +55,8 @@ pub struct Reading {
     pub behind: Duration,
     /// Whether it has held everything at least once since it was opened.
     pub was_caught_up: bool,
+    /// Wall time at which it last did, milliseconds since the Unix epoch.
+    pub held_all_ms: Option<u64>,
 }
 
 impl Lag {
@@ -74,15 +83,21 @@ impl Lag {
 
     /// Notes that at `asked_at` or later the broker said a source ends at `end`.
     pub fn heard(&self, source: usize, asked_at: Duration, end: Offset) {
+        let since = self.clock.monotonic().saturating_sub(asked_at);
+        let since_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let asked = Moment {
+            at: asked_at,
+            wall_ms: self.clock.now_ms().saturating_sub(since_ms),
+        };
         let mut state = self.lock();
-        let probe = Probe { asked_at, end };
+        let probe = Probe { asked, end };
         if let Some(newest) = state.newest.get_mut(source) {
             *newest = Some(probe);
         }
         let reached = state.next.get(source).is_some_and(|next| *next >= end);
         if reached {
             if let Some(at) = state.caught_up_at.get_mut(source) {
-                *at = Some(asked_at);
+                *at = Some(asked);
             }
         } else if let Some(pending) = state.pending.get_mut(source) {
             // An older end is reached earlier, so it is kept until it is.
@@ -94,7 +109,7 @@ impl Lag {
     pub fn was_heard_after(&self, moment: Duration) -> bool {
         let state = self.lock();
         let mut newest = state.newest.iter().flatten();
-        newest.any(|probe| probe.asked_at > moment)
+        newest.any(|probe| probe.asked.at > moment)
     }
 
     /// Notes that everything below `next` is applied, by source.
@@ -114,10 +129,10 @@ impl Lag {
             .zip(newest.iter().zip(caught_up_at))
         {
             if let Some(probe) = pending.filter(|probe| probe.end <= *next) {
-                *at = Some(probe.asked_at);
+                *at = Some(probe.asked);
                 *pending = newest.filter(|probe| probe.end > *next);
                 if pending.is_none() {
-                    *at = newest.map(|probe| probe.asked_at);
+                    *at = newest.map(|probe| probe.asked);
                 }
             }
         }
@@ -137,12 +152,18 @@ impl Lag {
         let oldest = state
             .caught_up_at
             .iter()
-            .map(|at| at.unwrap_or(self.opened_at))
+            .map(|held| held.map_or(self.opened_at, |held| held.at))
             .min();
         Reading {
             records,
             behind: now.saturating_sub(oldest.unwrap_or(self.opened_at)),
             was_caught_up,
+            held_all_ms: state
+                .caught_up_at
+                .iter()
+                .map(|held| held.map(|held| held.wall_ms))
+                .min()
+                .flatten(),
         }
     }
 

@@ -323,12 +323,8 @@ impl Shared {
     /// Wall time, in milliseconds, at which the shard last held everything the broker had, in this run or before it: 0 if
     /// that is not known. That of a new shard which has not held it yet is when it began to read.
     fn heard_ms(&self) -> u64 {
-        let lag = self.lag.read();
-        if !lag.was_caught_up {
-            return self.heard_before_ms.load(Ordering::Relaxed);
-        }
-        let behind_ms = u64::try_from(lag.behind.as_millis()).unwrap_or(u64::MAX);
-        self.clock.now_ms().saturating_sub(behind_ms)
+        let held_all_ms = self.lag.read().held_all_ms;
+        held_all_ms.unwrap_or_else(|| self.heard_before_ms.load(Ordering::Relaxed))
     }
 
     /// Bytes of the shard's own log on disk.

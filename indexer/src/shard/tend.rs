@@ -127,7 +127,7 @@ impl Writer {
     }
 
     fn source_states(&self) -> Vec<SourceState> {
-        let topics = self.shared.topics.known();
+        let topics = self.shared.topics.noted();
         let sources = self.shared.sources.iter().zip(topics.iter());
         let states = sources
             .zip(&self.next)

@@ -2,42 +2,69 @@
 //!
 //! A topic that is dropped and made anew keeps its name and counts its offsets from 0 again. Once it holds as many
 //! records as the shard had applied, its offsets look like those of the old one: only the id tells. So the shard writes
-//! down which topic it reads before it takes the first record, and compares that with what the broker says.
+//! down which topic it reads, and compares that with what the brokers say: when it begins and all the time.
+//!
+//! Brokers hear of a new topic in their own time, so another id counts only when it is told twice.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
-use shoal_schemas::TopicId;
+use shoal_schemas::{Offset, TopicId};
 
 use crate::{
     rule::SourceIndex,
     shard::{Shared, lock},
 };
 
-/// The topics a shard has read, in the order of its sources; `None` where no broker has told an id yet.
+/// What is known of one source's topic.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The topic that is read, as it was written down; `None` where no broker has told an id yet.
+    noted: Option<TopicId>,
+    /// Another one, told by the last comparison.
+    told: Option<TopicId>,
+    /// To be written down.
+    unnoted: Option<TopicId>,
+}
+
+/// The topics a shard reads, in the order of its sources.
 #[derive(Debug)]
-pub(super) struct Topics(Mutex<Vec<Option<TopicId>>>);
+pub(super) struct Topics(Mutex<Vec<Known>>);
 
 impl Topics {
-    pub(super) fn new(known: Vec<Option<TopicId>>) -> Self {
-        Self(Mutex::new(known))
+    pub(super) fn new(noted: Vec<Option<TopicId>>) -> Self {
+        let known = noted.into_iter().map(|noted| Known {
+            noted,
+            ..Known::default()
+        });
+        Self(Mutex::new(known.collect()))
     }
 
-    /// All of them, one a source.
-    pub(super) fn known(&self) -> MutexGuard<'_, Vec<Option<TopicId>>> {
-        lock(&self.0)
+    /// What is written down of all of them, one a source.
+    pub(super) fn noted(&self) -> Vec<Option<TopicId>> {
+        lock(&self.0).iter().map(|one| one.noted.clone()).collect()
     }
 
-    /// The topic of one source.
+    /// What is written down of one.
     pub(super) fn of(&self, source: SourceIndex) -> Option<TopicId> {
-        let known = self.known();
-        known.get(usize::from(source.0)).cloned().flatten()
+        let known = lock(&self.0);
+        known.get(usize::from(source.0))?.noted.clone()
     }
 
-    /// Takes down which topic a source is from now on.
+    /// Takes down that it was written down which topic a source is from now on.
     pub(super) fn note(&self, source: SourceIndex, topic: TopicId) {
-        if let Some(known) = self.known().get_mut(usize::from(source.0)) {
-            *known = Some(topic);
+        if let Some(known) = lock(&self.0).get_mut(usize::from(source.0)) {
+            *known = Known {
+                noted: Some(topic),
+                ..Known::default()
+            };
         }
+    }
+
+    /// A source whose topic is to be written down, if there is one.
+    pub(super) fn take_unnoted(&self) -> Option<(SourceIndex, TopicId)> {
+        let mut known = lock(&self.0);
+        let mut all = (0u16..).zip(known.iter_mut());
+        all.find_map(|(index, one)| Some((SourceIndex(index), one.unnoted.take()?)))
     }
 }
 
@@ -50,17 +77,34 @@ pub(super) fn why_another(known: Option<&TopicId>, found: Option<&TopicId>) -> O
 }
 
 impl Shared {
-    /// Compares the topics the shard reads with those that are there, by name. One that was made anew ends the shard's
-    /// turns: what it holds is set aside and rebuilt.
+    /// Compares the topics the shard reads with those that are there, by name. One that was made anew, as two comparisons
+    /// one after the other say, ends the shard's turns: what it holds is set aside and rebuilt. One whose id was not known
+    /// is written down.
     pub fn compare_topics(&self, found: impl Fn(&str) -> Option<TopicId>) {
-        let known = self.topics.known().clone();
+        let next = self.progress.borrow().next.clone();
+        let mut known = lock(&self.topics.0);
         for wanted in &self.spec.sources {
-            let mut sources = self.sources.iter().zip(&known);
-            let Some((source, known)) = sources.find(|(one, _)| one.source == wanted.source) else {
+            let mut all = self.sources.iter().zip(known.iter_mut()).enumerate();
+            let Some((index, (source, known))) =
+                all.find(|(_, (one, _))| one.source == wanted.source)
+            else {
                 continue;
             };
             let topic = &source.source.topic;
-            if let Some(why) = why_another(known.as_ref(), found(topic).as_ref()) {
+            let Some(found) = found(topic) else { continue };
+            if known.noted.as_ref() == Some(&found) {
+                known.told = None;
+                continue;
+            }
+            let has_read = next.get(index).is_some_and(|next| *next > Offset(0));
+            if known.noted.is_none() || !has_read {
+                known.unnoted = Some(found);
+                continue;
+            }
+            let is_told_again = known.told.as_ref() == Some(&found);
+            let why = why_another(known.noted.as_ref(), Some(&found)).filter(|_| is_told_again);
+            known.told = Some(found);
+            if let Some(why) = why {
                 *lock(&self.unfit) = Some(format!("`{topic}`: {why}"));
             }
         }

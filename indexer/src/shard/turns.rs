@@ -162,6 +162,10 @@ impl Turns {
             if let Some(why) = super::lock(&self.shared.unfit).take() {
                 return Ok(Ended::Gone(why));
             }
+            if let Some((source, topic)) = self.shared.topics.take_unnoted() {
+                self.note_topic(source, &topic)?;
+                continue;
+            }
             if let Some(reached) = self.shared.spec.pressure.reached() {
                 if reached == Reached::Memory {
                     // What it has fetched ahead is memory, too.

@@ -410,7 +410,10 @@ impl Store for Bucket {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use shoal_runtime::chain;
+
     use super::{Bucket, OpenError};
+    use crate::snapshot::store::Store as _;
 
     #[test]
     fn a_prefix_that_leads_elsewhere_is_refused() {
@@ -418,5 +421,34 @@ mod tests {
             let error = Bucket::open(url).unwrap_err();
             assert!(matches!(error, OpenError::Prefix { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_store_of_each_cloud_is_opened_by_its_url_and_variables() {
+        let stores: [(&str, &[(&str, &str)]); 3] = [
+            ("s3://bucket/prefix", &[("aws_region", "eu-west-1")]),
+            ("gs://bucket/prefix", &[("google_skip_signature", "true")]),
+            (
+                "az://container/prefix",
+                &[
+                    ("azure_storage_account_name", "account"),
+                    ("azure_storage_account_key", "a2V5"),
+                ],
+            ),
+        ];
+        for (url, variables) in stores {
+            let opened = Bucket::open_with(url, variables);
+            let opened = opened.unwrap_or_else(|error| panic!("{url}: {}", chain(&error)));
+            assert_eq!(opened.name(), url);
+        }
+    }
+
+    #[test]
+    fn a_store_that_lacks_its_credentials_is_named_with_what_it_lacks() {
+        let key = ("google_service_account_key", "no key at all");
+        let refused = Bucket::open_with("gs://bucket/prefix", &[key]).unwrap_err();
+        assert!(matches!(refused, OpenError::Settings { .. }), "{refused:?}");
+        let told = chain(&refused).to_string();
+        assert!(told.contains("gs://bucket/prefix"), "{told}");
     }
 }

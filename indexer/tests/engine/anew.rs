@@ -1,9 +1,17 @@
 //! A topic that was dropped and made anew under its name, and is as long again as the old one was.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use shoal_runtime::eventually;
-use shoal_schemas::TopicId;
+use shoal_schemas::{ClusterId, Offset, TopicId};
+use shoal_topic::{Admin, AdminError, TopicPartition, TopicSpec, Watermarks};
 
 use crate::world::{DEADLINE, Live, TOPIC, World};
 
@@ -63,31 +71,125 @@ fn a_topic_made_anew_while_the_shard_was_away_is_another_one_however_long_it_is(
 }
 
 #[test]
-fn a_topic_made_anew_beside_a_shard_that_goes_on_is_noticed_when_topics_are_compared() {
+fn another_id_of_a_topic_that_is_read_counts_when_it_is_told_twice() {
     let world = World::new();
     let live = world.open();
-    for seed in 0..5 {
-        world.upsert(&format!("old-{seed}"), seed);
-    }
+    world.upsert("a", 1);
     world.caught_up(&live);
-    let compare = |live: &Live| {
-        let told = world.cluster.admin.topic_ids(&[TOPIC], DEADLINE);
-        let id: Option<TopicId> = told.unwrap().remove(0);
+    let own = world.cluster.admin.topic_ids(&[TOPIC], DEADLINE);
+    let own = own.unwrap().remove(0);
+    let compare = |id: Option<TopicId>| {
         live.shared.compare_topics(|name| {
             assert_eq!(name, TOPIC);
             id.clone()
         });
     };
-    // The same topic, and one that is away, are no reason.
-    compare(&live);
-    live.shared.compare_topics(|_| None);
-    world.upsert("old-5", 5);
+    // A broker that has not heard of it yet, or of another one still, and those that have.
+    for told in [
+        None,
+        Some("other".into()),
+        own.clone(),
+        Some("other".into()),
+    ] {
+        compare(told);
+        compare(own.clone());
+    }
+    world.upsert("b", 2);
     world.caught_up(&live);
-    assert_eq!(live.nearest(5, 1), ["old-5"]);
+    assert_eq!(live.nearest(2, 1), ["b"]);
+    assert!(!world.folder.path().join("live.aside-0").exists());
+    compare(Some("other".into()));
+    compare(Some("other".into()));
+    is_rebuilt(&world, live, 1);
+}
+
+/// An admin client whose broker tells no ids of topics for a while.
+struct Reticent {
+    inner: Arc<dyn Admin>,
+    tells: AtomicBool,
+}
+
+impl Admin for Reticent {
+    fn cluster_id(&self) -> Result<ClusterId, AdminError> {
+        self.inner.cluster_id()
+    }
+
+    fn create_topic(&self, spec: &TopicSpec) -> Result<(), AdminError> {
+        self.inner.create_topic(spec)
+    }
+
+    fn describe_topic(&self, name: &str) -> Result<Option<TopicSpec>, AdminError> {
+        self.inner.describe_topic(name)
+    }
+
+    fn list_topics(&self) -> Result<Vec<String>, AdminError> {
+        self.inner.list_topics()
+    }
+
+    fn topic_ids(
+        &self,
+        names: &[&str],
+        timeout: Duration,
+    ) -> Result<Vec<Option<TopicId>>, AdminError> {
+        match self.tells.load(Ordering::Relaxed) {
+            true => self.inner.topic_ids(names, timeout),
+            false => Ok(vec![None; names.len()]),
+        }
+    }
+
+    fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
+        self.inner.delete_topic(name)
+    }
+
+    fn watermarks(
+        &self,
+        partition: &TopicPartition,
+        timeout: Duration,
+    ) -> Result<Watermarks, AdminError> {
+        self.inner.watermarks(partition, timeout)
+    }
+
+    fn commit_advice(
+        &self,
+        group: &str,
+        positions: &[(TopicPartition, Offset)],
+    ) -> Result<(), AdminError> {
+        self.inner.commit_advice(group, positions)
+    }
+
+    fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Offset>>, AdminError> {
+        self.inner.committed(group, partitions)
+    }
+}
+
+#[test]
+fn an_id_that_is_told_late_is_written_down_all_the_same() {
+    let mut world = World::new();
+    let reticent = Arc::new(Reticent {
+        inner: world.cluster.admin.clone(),
+        tells: AtomicBool::new(false),
+    });
+    world.cluster.admin = reticent.clone();
+    let live = world.open();
+    world.upsert("old-0", 0);
+    world.caught_up(&live);
+    reticent.tells.store(true, Ordering::Relaxed);
+    let told = reticent.topic_ids(&[TOPIC], DEADLINE).unwrap().remove(0);
+    live.shared.compare_topics(|_| told.clone());
+    // The turn that takes the second one began behind it.
+    for seed in 1..3 {
+        world.upsert(&format!("old-{seed}"), seed);
+        world.caught_up(&live);
+    }
+    live.close();
     make_anew(&world);
     for seed in 0..9 {
         world.upsert(&format!("new-{seed}"), seed);
     }
-    compare(&live);
+    let live = world.open();
     is_rebuilt(&world, live, 1);
 }

@@ -130,3 +130,36 @@ fn one_that_is_behind_for_long_but_reads_on_goes_on() {
     live.close();
     assert!(!world.folder.path().join("live.aside-0").exists());
 }
+
+#[test]
+fn one_whose_topic_rests_for_longer_than_it_keeps_tombstones_goes_on() {
+    let (mut world, clock) = world();
+    world.collection.delete_retention_ms = 1;
+    let live = holding(&world);
+    for seed in 0..5 {
+        clock.advance(Duration::from_secs(30));
+        world.upsert("b", seed);
+        world.caught_up(&live);
+    }
+    live.close();
+    assert!(!world.folder.path().join("live.aside-0").exists());
+}
+
+#[test]
+fn one_that_was_opened_long_before_it_could_read_counts_from_when_it_did() {
+    let (world, clock) = world();
+    world.log.set_down(true);
+    world.open().close();
+    clock.advance(LONG);
+    world.log.set_down(false);
+    world.upsert("a", 1);
+    let live = world.open();
+    world.caught_up(&live);
+    live.close();
+    clock.advance(DAY);
+    world.upsert("b", 2);
+    let live = world.open();
+    assert_eq!(world.caught_up(&live).points, 2);
+    live.close();
+    assert!(!world.folder.path().join("live.aside-0").exists());
+}

@@ -36,8 +36,8 @@ const NOT_COMPARED: u8 = 3;
 
 /// What to verify.
 ///
-/// Ends with 0 when every shard answers and, where two sides are compared, all of them are equal; with 1 when some differ or
-/// are silent, 2 for a wrong command line, and 3 when some are not at the same positions, so that nothing can be said.
+/// Ends with 0 when every shard answers and, where two sides are compared, all of them are equal; with 1 when some differ, are
+/// on one side only or silent, 2 for a wrong command line, and 3 when some are not at the same positions, so that nothing can be said.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
     /// The collections [default: all]
@@ -98,10 +98,15 @@ enum Verdict {
     Equal,
     Different,
     NotComparable,
+    /// One side has no such shard.
+    OneSided,
 }
 
 impl Verdict {
     fn of(here: Option<&Held>, there: Option<&Held>) -> Self {
+        if here.is_some() != there.is_some() {
+            return Self::OneSided;
+        }
         let facts = |held: Option<&Held>| held.and_then(|held| held.outcome.clone().ok());
         match (facts(here), facts(there)) {
             (Some(here), Some(there)) => {
@@ -123,6 +128,7 @@ impl Verdict {
             Self::Equal => "equal",
             Self::Different => "DIFFERENT",
             Self::NotComparable => "not comparable: not at the same positions",
+            Self::OneSided => "on one side only",
         }
     }
 }
@@ -143,6 +149,11 @@ impl Verify {
             (None, Some(folder)) => Some(self.open(folder).await?),
             (None, None) => None,
         };
+        if there.as_ref().is_some_and(BTreeMap::is_empty) && here.is_empty() {
+            return Err(
+                Usage("neither side has such a shard, so nothing is compared".into()).into(),
+            );
+        }
         let mut compared = BTreeMap::new();
         if let Some(there) = &there {
             for shard in here.keys().chain(there.keys()) {
@@ -179,7 +190,8 @@ impl Verify {
         let mut held = here.values().chain(there.iter().flat_map(BTreeMap::values));
         let is_silent = held.any(|held| held.outcome.is_err());
         let is_any = |verdict| compared.values().any(|one| one.verdict == verdict);
-        Ok(if is_silent || is_any(Verdict::Different) {
+        let differs = is_any(Verdict::Different) || is_any(Verdict::OneSided);
+        Ok(if is_silent || differs {
             ExitCode::FAILURE
         } else if is_any(Verdict::NotComparable) {
             ExitCode::from(NOT_COMPARED)
@@ -192,7 +204,7 @@ impl Verify {
     async fn compare(&self, shard: &Shard, here: Option<&Held>, there: Option<&Held>) -> Compared {
         let verdict = Verdict::of(here, there);
         let wanted = match verdict {
-            Verdict::Equal => false,
+            Verdict::Equal | Verdict::OneSided => false,
             Verdict::Different => self.ids > 0,
             Verdict::NotComparable => self.ids > 0 && self.anyway,
         };
@@ -447,7 +459,8 @@ mod tests {
         assert_eq!(Verdict::of(Some(&a), Some(&a.clone())), Verdict::Equal);
         assert_eq!(Verdict::of(Some(&a), Some(&b)), Verdict::Different);
         assert_eq!(Verdict::of(Some(&a), Some(&ahead)), Verdict::NotComparable);
-        assert_eq!(Verdict::of(Some(&a), None), Verdict::NotComparable);
+        assert_eq!(Verdict::of(Some(&a), None), Verdict::OneSided);
+        assert_eq!(Verdict::of(None, Some(&a)), Verdict::OneSided);
         // Two regions are never at the same offsets, and can hold the same all the same.
         let elsewhere = held("1", 99);
         assert_eq!(Verdict::of(Some(&a), Some(&elsewhere)), Verdict::Equal);

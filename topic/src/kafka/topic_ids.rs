@@ -83,7 +83,7 @@ pub(super) fn ask<C: ClientContext>(
     let described = unsafe { slice::from_raw_parts(described, count) };
     let mut ids = vec![None; names.len()];
     for topic in described {
-        // SAFETY: each pointer is a description's that lives as long as the event.
+        // SAFETY: each pointer is null or a description's that lives as long as the event.
         let Some((name, id)) = (unsafe { read(*topic) }) else {
             continue;
         };
@@ -141,8 +141,12 @@ fn describe<C: ClientContext>(
 /// Name and id of a topic; `None` if it is not there or has no id.
 ///
 /// # Safety
-/// `topic` is a description, and its event lives for `'a`.
+/// `topic` is null or a description, and its event lives for `'a`.
 unsafe fn read<'a>(topic: *const raw::rd_kafka_TopicDescription_t) -> Option<(&'a CStr, TopicId)> {
+    // A place that the broker's answer left empty.
+    if topic.is_null() {
+        return None;
+    }
     let none = raw::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     // SAFETY: the caller's.
     let error = unsafe { raw::rd_kafka_TopicDescription_error(topic) };

@@ -125,7 +125,9 @@ function byNumber(rows) {
   });
 }
 
-// Copies that have come equally far and hold something else: that is never right.
+// Copies that have come equally far and hold something else. A copy may show what it holds a moment before how far that
+// is, so they differ if they do in two readings one after the other.
+let differed = new Set();
 function differ({ copies }) {
   const answering = copies.filter((copy) => copy.answered);
   return answering.some((a) => answering.some((b) => a.next_offset === b.next_offset && a.digest !== b.digest));
@@ -169,9 +171,11 @@ function glance(rows, definition) {
   $("size-note").textContent = `${bytes(index)} index, ${bytes(log)} log${hasCopies ? ", all copies" : ""}`;
   const restoring = told.length - shards.filter(({ copies }) => copies.some((copy) => copy.answered && copy.ready)).length;
   const silent = rows.length - answering.length;
-  const other = shards.find(differ);
+  const differing = shards.filter(differ).map((shard) => shard.number);
+  const other = differing.find((number) => differed.has(number));
+  differed = new Set(differing);
   if (missing) status("bad", `${missing} of ${shards.length} shards silent`);
-  else if (other) status("bad", `Copies of shard ${other.number} differ`);
+  else if (other !== undefined) status("bad", `Copies of shard ${other} differ`);
   else if (restoring) status("warn", `${restoring} of ${shards.length} shards not ready`);
   else if (silent) status("warn", `${silent} of ${rows.length} copies silent`);
   else if (most > LATE_SECONDS) status("warn", "Behind");
