@@ -18,6 +18,7 @@ use crate::{
     shard::{
         gone,
         run::ShardError,
+        topics,
         turns::{Ended, RETRY_AFTER, Turns, Until},
     },
 };
@@ -27,8 +28,9 @@ use crate::{
 pub(super) const STEPS: i32 = 15;
 /// Records that are worth it. Fewer are there before a second reader would be.
 const FAR_RECORDS: u64 = 1024;
-/// Nothing that came for less long was held up: a topic is at rest for longer, and tombstones may be kept for next to no time.
-const HELD_UP_MS: u64 = 60_000;
+/// What took no longer held nothing up, however short tombstones are kept: the broker is asked for its ends every second,
+/// and may take a few to answer.
+const HELD_UP_MS: u64 = 10_000;
 /// How long the broker may take to tell its ends.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -84,13 +86,20 @@ impl Turns {
     /// [`ShardError::Write`]: which topic it is that is read from here on is written down.
     fn standing(&mut self) -> Result<Option<Standing>, ShardError> {
         let mut behind = 0u64;
+        let mut judged_ms = None;
         for (index, partition) in self.active.clone() {
             let Some(ends) = self.ends(&partition) else {
                 return Ok(None);
             };
+            let known = self.shared.topics.of(index);
             let standing = gone::Standing {
-                known: self.shared.topics.of(index),
-                found: self.topic_now(index, &partition),
+                known: known.clone(),
+                found: topics::told_now(
+                    &*self.cluster.admin,
+                    &partition.topic,
+                    known.as_ref(),
+                    &self.cancel,
+                ),
                 next: self.writer.next_offset(index),
                 heard_ms: self.shared.heard_ms(),
                 now_ms: self.shared.clock.now_ms(),
@@ -100,6 +109,7 @@ impl Turns {
             if let Some(why) = gone::why(&standing) {
                 return Ok(Some(Standing::Gone(why)));
             }
+            judged_ms.get_or_insert(standing.now_ms);
             behind = behind.saturating_add(left(&standing));
             if let Some(found) = standing.found
                 && standing.known.as_ref() != Some(&found)
@@ -114,7 +124,7 @@ impl Turns {
             let heard = &self.shared.heard_before_ms;
             heard.store(now_ms, Ordering::Relaxed);
         }
-        self.brought_ms = now_ms;
+        self.brought_ms = judged_ms.unwrap_or(now_ms);
         Ok(Some(Standing::Behind(behind)))
     }
 
@@ -147,25 +157,6 @@ impl Turns {
         }
     }
 
-    /// Which topic is there, if brokers tell; another one than is known only if they tell it twice. Where none answers, the
-    /// shard goes on: topics are compared all the time.
-    fn topic_now(&self, index: SourceIndex, partition: &TopicPartition) -> Option<TopicId> {
-        let ask = || {
-            let told = self
-                .cluster
-                .admin
-                .topic_ids(&[&partition.topic], ENDS_TIMEOUT);
-            told.ok()?.into_iter().next().flatten()
-        };
-        let found = ask()?;
-        let known = self.shared.topics.of(index);
-        if known.is_none_or(|known| known == found) {
-            return Some(found);
-        }
-        dlq::wait(&self.cancel, RETRY_AFTER);
-        ask().filter(|again| *again == found)
-    }
-
     /// Why the shard cannot take what has come, if nothing came for so long, because the broker was away or a limit was
     /// reached, that deletes may have come and gone meanwhile. One that goes on all the time is only slow.
     pub(super) fn why_too_late(&mut self, fetched: &Fetched) -> Option<String> {
@@ -176,17 +167,28 @@ impl Turns {
         };
         let before_ms = std::mem::replace(&mut self.brought_ms, age.now_ms);
         let silent_ms = age.now_ms.saturating_sub(before_ms);
-        let was_held_up = silent_ms > HELD_UP_MS && age.is_too_long(silent_ms);
+        let was_held_up = age.is_too_long(silent_ms) && silent_ms.min(age.away_ms()) > HELD_UP_MS;
         let is_late = was_held_up && self.has_read() && !fetched.records.is_empty();
         is_late.then(|| age.why()).flatten()
     }
 
+    /// Writes down a topic that brokers have told since the shard began; true if so, and then what a reader has fetched ahead
+    /// may be another one's.
+    pub(super) fn note_told(&mut self) -> Result<bool, ShardError> {
+        let Some((source, topic)) = self.shared.topics.take_unnoted() else {
+            return Ok(false);
+        };
+        // Records of the one that is written down may have been taken since it was compared: then it is to be compared again.
+        let is_known = self.shared.topics.of(source).is_some();
+        if is_known && self.writer.next_offset(source).0 > 0 {
+            return Ok(false);
+        }
+        self.note_topic(source, &topic)?;
+        Ok(true)
+    }
+
     /// Writes down which topic a source is; false if the shard was cancelled while it waited for room.
-    pub(super) fn note_topic(
-        &mut self,
-        source: SourceIndex,
-        topic: &TopicId,
-    ) -> Result<bool, ShardError> {
+    fn note_topic(&mut self, source: SourceIndex, topic: &TopicId) -> Result<bool, ShardError> {
         loop {
             let appended = self.writer.append_topic(source, topic.clone());
             if self.retry_when_full(appended)?.is_some() {

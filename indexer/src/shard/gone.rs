@@ -77,7 +77,7 @@ pub(super) struct Age {
 impl Age {
     /// Why a shard that has not held everything for so long cannot take what comes, if it cannot.
     pub(super) fn why(self) -> Option<String> {
-        let away_ms = self.now_ms.saturating_sub(self.heard_ms);
+        let away_ms = self.away_ms();
         (self.heard_ms > 0 && self.is_too_long(away_ms)).then(|| {
             format!(
                 "it was away for {:?}, tombstones are kept for {:?}: deletes may be missed",
@@ -85,6 +85,11 @@ impl Age {
                 Duration::from_millis(self.delete_retention_ms)
             )
         })
+    }
+
+    /// That time, milliseconds.
+    pub(super) fn away_ms(self) -> u64 {
+        self.now_ms.saturating_sub(self.heard_ms)
     }
 
     /// Whether tombstones may have come and gone in that time.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    shard::{gone, run::Context},
+    shard::{gone, run::Context, topics},
     snapshot::{ReadError, Settings, ShardPlace, Shelf, manifest::Manifest, store::Store},
 };
 
@@ -116,13 +116,12 @@ fn why_useless(context: &Context, manifest: &Manifest) -> Option<String> {
         topic: home.source.topic.clone(),
         partition: home.source.partition,
     };
+    let known = kept.and_then(|one| one.topic_id.clone());
     let admin = &context.cluster.admin;
-    let found = admin.topic_ids(&[&partition.topic], ENDS_TIMEOUT);
     match admin.watermarks(&partition, ENDS_TIMEOUT) {
         Ok(ends) => gone::why(&gone::Standing {
-            known: kept.and_then(|one| one.topic_id.clone()),
-            // As with the ends: it is compared once more.
-            found: found.ok().and_then(|ids| ids.into_iter().next().flatten()),
+            found: topics::told_now(&**admin, &partition.topic, known.as_ref(), &context.cancel),
+            known,
             next: kept.map_or(Offset(0), |one| one.next),
             heard_ms: manifest.taken_ms,
             now_ms: context.clock.now_ms(),

@@ -6,14 +6,20 @@
 //!
 //! Brokers hear of a new topic in their own time, so another id counts only when it is told twice.
 
-use std::sync::Mutex;
+use std::{sync::Mutex, time::Duration};
 
 use shoal_schemas::{Offset, TopicId};
+use shoal_topic::Admin;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dlq,
     rule::SourceIndex,
-    shard::{Shared, lock},
+    shard::{Shared, lock, turns::RETRY_AFTER},
 };
+
+/// How long brokers may take to tell which topic is there.
+const TOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known of one source's topic.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +82,26 @@ pub(super) fn why_another(known: Option<&TopicId>, found: Option<&TopicId>) -> O
     })
 }
 
+/// Which topic of that name is there, if brokers tell; another one than is known only if they tell it twice. Not waited for:
+/// topics are compared all the time.
+pub(super) fn told_now(
+    admin: &dyn Admin,
+    topic: &str,
+    known: Option<&TopicId>,
+    cancel: &CancellationToken,
+) -> Option<TopicId> {
+    let ask = || {
+        let told = admin.topic_ids(&[topic], TOLD_TIMEOUT);
+        told.ok()?.into_iter().next().flatten()
+    };
+    let found = ask()?;
+    if known.is_none_or(|known| *known == found) {
+        return Some(found);
+    }
+    dlq::wait(cancel, RETRY_AFTER);
+    ask().filter(|again| *again == found)
+}
+
 impl Shared {
     /// Compares the topics the shard reads with those that are there, by name. One that was made anew, as two comparisons
     /// one after the other say, ends the shard's turns: what it holds is set aside and rebuilt. One whose id was not known
@@ -93,19 +119,19 @@ impl Shared {
             let topic = &source.source.topic;
             let Some(found) = found(topic) else { continue };
             if known.noted.as_ref() == Some(&found) {
-                known.told = None;
+                (known.told, known.unnoted) = (None, None);
                 continue;
             }
             let has_read = next.get(index).is_some_and(|next| *next > Offset(0));
-            if known.noted.is_none() || !has_read {
-                known.unnoted = Some(found);
+            let is_first = known.noted.is_none() && !has_read;
+            let is_told_again = known.told.as_ref() == Some(&found);
+            known.told = Some(found.clone());
+            if !is_first && !is_told_again {
                 continue;
             }
-            let is_told_again = known.told.as_ref() == Some(&found);
-            let why = why_another(known.noted.as_ref(), Some(&found)).filter(|_| is_told_again);
-            known.told = Some(found);
-            if let Some(why) = why {
-                *lock(&self.unfit) = Some(format!("`{topic}`: {why}"));
+            match why_another(known.noted.as_ref(), Some(&found)).filter(|_| has_read) {
+                Some(why) => *lock(&self.unfit) = Some(format!("`{topic}`: {why}")),
+                None => known.unnoted = Some(found),
             }
         }
     }

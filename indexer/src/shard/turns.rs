@@ -162,8 +162,8 @@ impl Turns {
             if let Some(why) = super::lock(&self.shared.unfit).take() {
                 return Ok(Ended::Gone(why));
             }
-            if let Some((source, topic)) = self.shared.topics.take_unnoted() {
-                self.note_topic(source, &topic)?;
+            if self.note_told()? {
+                reader = None;
                 continue;
             }
             if let Some(reached) = self.shared.spec.pressure.reached() {

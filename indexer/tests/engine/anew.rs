@@ -179,7 +179,9 @@ fn an_id_that_is_told_late_is_written_down_all_the_same() {
     world.caught_up(&live);
     reticent.tells.store(true, Ordering::Relaxed);
     let told = reticent.topic_ids(&[TOPIC], DEADLINE).unwrap().remove(0);
-    live.shared.compare_topics(|_| told.clone());
+    for _ in 0..2 {
+        live.shared.compare_topics(|_| told.clone());
+    }
     // The turn that takes the second one began behind it.
     for seed in 1..3 {
         world.upsert(&format!("old-{seed}"), seed);

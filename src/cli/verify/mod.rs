@@ -149,10 +149,9 @@ impl Verify {
             (None, Some(folder)) => Some(self.open(folder).await?),
             (None, None) => None,
         };
-        if there.as_ref().is_some_and(BTreeMap::is_empty) && here.is_empty() {
-            return Err(
-                Usage("neither side has such a shard, so nothing is compared".into()).into(),
-            );
+        let is_nothing = here.is_empty() && there.as_ref().is_none_or(BTreeMap::is_empty);
+        if is_nothing && self.shard.is_some() {
+            return Err(Usage("there is no such shard".into()).into());
         }
         let mut compared = BTreeMap::new();
         if let Some(there) = &there {

@@ -12,6 +12,8 @@ const $ = (id) => document.getElementById(id);
 let readings = [];
 let collection = null;
 let turn = 0;
+// Shards whose copies differed in the last reading.
+let differed = new Set();
 
 const count = (number) => Math.round(number).toLocaleString("en");
 
@@ -110,6 +112,7 @@ function offer(collections) {
 
 function choose(name) {
   collection = name;
+  differed = new Set();
   readings = readings.map((one) => ({ ...one, applied: null }));
 }
 
@@ -127,7 +130,6 @@ function byNumber(rows) {
 
 // Copies that have come equally far and hold something else. A copy may show what it holds a moment before how far that
 // is, so they differ if they do in two readings one after the other.
-let differed = new Set();
 function differ({ copies }) {
   const answering = copies.filter((copy) => copy.answered);
   return answering.some((a) => answering.some((b) => a.next_offset === b.next_offset && a.digest !== b.digest));
