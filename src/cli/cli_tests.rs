@@ -11,6 +11,22 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
+fn the_cron_job_s_command_reads_and_it_knows_how_runs_end() {
+    let job = include_str!("../../k8s/reindex-cronjob.yaml");
+    let list = |name: &str| -> Vec<serde_json::Value> {
+        let line = job.lines().find_map(|line| line.trim().strip_prefix(name));
+        serde_json::from_str(line.unwrap()).unwrap()
+    };
+    let args = list("args: ");
+    let words = args.iter().map(|word| word.as_str().unwrap());
+    let read = Cli::try_parse_from(["shoal"].into_iter().chain(words));
+    assert!(matches!(read.unwrap().verb, Verb::Reindex(_)));
+    // Those after which another try at once is of no use.
+    let [usage, timed_out, overtaken] = [2, super::reindex::TIMED_OUT, super::reindex::OVERTAKEN];
+    assert_eq!(list("values: "), [usage, timed_out, overtaken]);
+}
+
+#[test]
 fn every_verb_reads() {
     let lines = [
         "up",

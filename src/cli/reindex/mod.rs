@@ -54,9 +54,9 @@ const OF_ONE_MADE: [&str; 9] = [
     "called",
 ];
 /// The time was over; the next run goes on.
-const TIMED_OUT: u8 = 3;
+pub(super) const TIMED_OUT: u8 = 3;
 /// Another run is at it.
-const OVERTAKEN: u8 = 4;
+pub(super) const OVERTAKEN: u8 = 4;
 /// As of a program that a signal has ended.
 const INTERRUPTED: u8 = 130;
 
