@@ -9,7 +9,7 @@ use shoal_topic::kafka::{self, Config};
 use crate::harness::{
     DEADLINE, child, client, folder,
     model::Model,
-    role::Role,
+    role::{Role, SET_ASIDE},
     seed::Random,
     state, topic, wait, workload,
     world::{self, World, now_ms},
@@ -20,10 +20,6 @@ const PARTITIONS: u32 = 2;
 const COLLECTION: &str = "anew";
 const OLD_POINTS: usize = 200;
 const NEW_POINTS: usize = 400;
-
-/// What its log says of a shard that begins anew.
-const SET_ASIDE: &str =
-    "what the shard holds is damaged or does not lead on to the topic; it is set aside and rebuilt";
 
 /// Drops the collection's topic, makes it again and fills it with more records than it had: what it holds then.
 fn make_anew(
@@ -66,13 +62,6 @@ fn becomes(indexer: &Role, model: &Model) {
     });
 }
 
-/// How often a role has logged a message.
-fn said(role: &Role, message: &str) -> usize {
-    let lines = role.child.logged();
-    let same = lines.iter().filter(|line| line["message"] == message);
-    same.count()
-}
-
 #[test]
 fn a_topic_made_anew_is_noticed_whether_its_indexer_was_away_or_not() {
     let world = World::new("made-anew");
@@ -100,11 +89,11 @@ fn a_topic_made_anew_is_noticed_whether_its_indexer_was_away_or_not() {
     let model = make_anew(&world, &collection, &mut random, "new", NEW_POINTS);
     let indexer = settings.start();
     becomes(&indexer, &model);
-    assert_eq!(said(&indexer, SET_ASIDE), 2);
+    assert_eq!(indexer.said(SET_ASIDE), 2);
     // The snapshot is of the old topic.
     let useless = "newest snapshot is of no use, the shard is read from its topic";
-    assert_eq!(said(&indexer, useless), 2);
-    assert_eq!(said(&indexer, "shard restored from a snapshot"), 0);
+    assert_eq!(indexer.said(useless), 2);
+    assert_eq!(indexer.said("shard restored from a snapshot"), 0);
 
     // Beside an indexer that runs.
     let model = make_anew(&world, &collection, &mut random, "newer", 2 * NEW_POINTS);
@@ -117,12 +106,12 @@ fn a_topic_made_anew_is_noticed_whether_its_indexer_was_away_or_not() {
         (client::ids(&answer.hits) == [id.as_str()]).then_some(())
     });
     // And a shard that is what its topic says stays as it is.
-    let asides = said(&indexer, SET_ASIDE);
+    let asides = indexer.said(SET_ASIDE);
     indexer.child.terminate();
     let indexer = settings.start();
     model.assert_is(&world.settled(&indexer, &collection), now_ms());
     assert_eq!(
-        said(&indexer, SET_ASIDE),
+        indexer.said(SET_ASIDE),
         0,
         "set aside {asides} times before"
     );

@@ -15,7 +15,7 @@ use crate::{
         DEADLINE, child, client, folder,
         model::Model,
         python,
-        role::{Role, Settings},
+        role::{Role, SET_ASIDE, Settings},
         topic,
         world::{self, World, now_ms},
     },
@@ -143,15 +143,6 @@ fn damage(store: &Path) -> Vec<String> {
     damaged.collect()
 }
 
-/// How often a role has logged a message.
-fn said(role: &Role, message: &str) -> usize {
-    let lines = role.child.logged();
-    lines
-        .iter()
-        .filter(|line| line["message"] == message)
-        .count()
-}
-
 #[test]
 fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     let world = World::new("restored");
@@ -224,8 +215,8 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     let careful = settings(&world, "careful", &broken).start();
     assert_eq!(world.settled(&careful, &collection), before);
     let passed_over = "snapshot cannot be restored, the shard is read from its topic";
-    assert_eq!(said(&careful, passed_over), 2);
-    assert_eq!(said(&careful, "shard restored from a snapshot"), 0);
+    assert_eq!(careful.said(passed_over), 2);
+    assert_eq!(careful.said("shard restored from a snapshot"), 0);
     careful.child.terminate();
 
     // From here on only the snapshots know what came before them.
@@ -240,7 +231,7 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     python::succeed(cut);
     let mut back = lost.start();
     assert_eq!(world.settled(&back, &collection), before);
-    assert_eq!(said(&back, "shard restored from a snapshot"), 2);
+    assert_eq!(back.said("shard restored from a snapshot"), 2);
     let read = back.metrics().sum("indexer_records_in_total", &[]);
     let ends = topic::ends(&world.cluster, &collection);
     let tail: u64 = ends
@@ -271,7 +262,6 @@ fn a_lost_disk_is_restored_from_snapshots_and_the_tail_of_the_topic_alone() {
     back.child.terminate();
     let late = stale.start();
     model.assert_is(&world.settled(&late, &collection), now_ms());
-    let set_aside = "what the shard holds is damaged or does not lead on to the topic; it is set aside and rebuilt";
-    assert_eq!(said(&late, set_aside), 2);
-    assert_eq!(said(&late, "shard restored from a snapshot"), 2);
+    assert_eq!(late.said(SET_ASIDE), 2);
+    assert_eq!(late.said("shard restored from a snapshot"), 2);
 }

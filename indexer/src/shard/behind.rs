@@ -5,7 +5,7 @@
 //! a thread of lower priority, with a reader whose threads are that one's, and its builder gives way as well. Then
 //! the shard's own thread goes on: a thread that has given way could not come back.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{error::Error, sync::atomic::Ordering, time::Duration};
 
 use shoal_runtime::{chain, priority::giving_way};
 use shoal_schemas::TopicId;
@@ -142,19 +142,22 @@ impl Turns {
             }
             match self.cluster.admin.watermarks(partition, ENDS_TIMEOUT) {
                 Ok(ends) => return Some(ends),
-                Err(error) => {
-                    let now = self.shared.lag.now();
-                    if self.silent_at.replace(now).is_none() {
-                        warn!(
-                            shard = %self.shared.spec.label(),
-                            error = %chain(&error),
-                            "nothing comes from the broker, the shard waits and goes on serving"
-                        );
-                    }
-                    dlq::wait(&self.cancel, RETRY_AFTER);
-                }
+                Err(error) => self.wait_for_broker(&error),
             }
         }
+    }
+
+    /// Rests before the broker is asked again. That it is away is said once, until it answers.
+    pub(super) fn wait_for_broker(&mut self, error: &(dyn Error + 'static)) {
+        let now = self.shared.lag.now();
+        if self.silent_at.replace(now).is_none() {
+            warn!(
+                shard = %self.shared.spec.label(),
+                error = %chain(error),
+                "nothing comes from the broker, the shard waits and goes on serving"
+            );
+        }
+        dlq::wait(&self.cancel, RETRY_AFTER);
     }
 
     /// Why the shard cannot take what has come, if nothing came for so long, because the broker was away or a limit was

@@ -198,17 +198,7 @@ impl Turns {
                     }
                     self.take(fetched)?;
                 }
-                Err(error) if is_waited_for(&error) => {
-                    let now = self.shared.lag.now();
-                    if self.silent_at.replace(now).is_none() {
-                        warn!(
-                            shard = %self.shared.spec.label(),
-                            error = %chain(&error),
-                            "nothing comes from the broker, the shard waits and goes on serving"
-                        );
-                    }
-                    dlq::wait(&self.cancel, RETRY_AFTER);
-                }
+                Err(error) if is_waited_for(&error) => self.wait_for_broker(&error),
                 Err(ReadError::OutOfRange { partition, offset }) => {
                     return Ok(Ended::Gone(format!(
                         "{partition} does not hold offset {offset}"

@@ -8,7 +8,7 @@ use shoal_indexer::{index::distance::Query, shard::search::Ask};
 use shoal_runtime::eventually;
 use shoal_schemas::{Dim, Metric, Payload, Quantization, v1};
 
-use crate::world::{DEADLINE, Live, World, assert_coded};
+use crate::world::{DEADLINE, Live, World, assert_coded, components};
 
 const DIMS: [u32; 5] = [2, 3, 9, 255, 257];
 const METRICS: [Metric; 3] = [Metric::Cosine, Metric::InnerProduct, Metric::L2];
@@ -22,17 +22,6 @@ const K: usize = 20;
 /// So many are asked for with a beam so narrow that the graph is walked instead.
 const WALKED: usize = 12;
 const BEAM: usize = 24;
-
-fn components(seed: u64, dim: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..dim).map(|_| next()).collect()
-}
 
 fn name(id: usize) -> String {
     format!("id-{id}")

@@ -282,8 +282,13 @@ pub(crate) fn assert_coded(live: &Live) -> usize {
 
 /// A direction that depends on the seed alone.
 pub(crate) fn vector(seed: u64) -> Vec<f32> {
+    components(seed, DIM)
+}
+
+/// The same with so many components.
+pub(crate) fn components(seed: u64, dim: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..DIM)
+    (0..dim)
         .map(|_| {
             state ^= state << 13;
             state ^= state >> 7;

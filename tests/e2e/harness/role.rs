@@ -10,6 +10,10 @@ use shoal_runtime::eventually;
 
 use super::{DEADLINE, child::Child, client, disk::Disk, place};
 
+/// What an indexer logs of a shard that begins anew.
+pub(crate) const SET_ASIDE: &str =
+    "what the shard holds is damaged or does not lead on to the topic; it is set aside and rebuilt";
+
 /// How a role is started. Settings are environment variables without their `SHOAL_`.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -149,6 +153,13 @@ impl Role {
         let (status, text) = client::get(self.settings.http, "/metrics");
         assert_eq!(status, 200);
         Metrics(text)
+    }
+
+    /// How often it has logged a message.
+    pub(crate) fn said(&self, message: &str) -> usize {
+        let lines = self.child.logged();
+        let same = lines.iter().filter(|line| line["message"] == message);
+        same.count()
     }
 
     /// Fails the test if it has logged errors other than the expected messages.

@@ -52,6 +52,8 @@ struct State {
     next_member: u64,
     /// Topics made so far: each one's id is its number.
     made: u64,
+    /// It tells no ids of topics, as a broker from before there were any.
+    hides_ids: bool,
 }
 
 struct Queued {
@@ -94,6 +96,11 @@ impl MemoryLog {
         }
         drop(state);
         self.inner.changed.notify_all();
+    }
+
+    /// Has the broker tell no ids of topics, or tell them again.
+    pub fn hide_topic_ids(&self, hidden: bool) {
+        self.inner.lock().hides_ids = hidden;
     }
 
     /// Keeps the newest record a key in every partition, tombstones among them. Gaps remain.
@@ -256,7 +263,10 @@ impl Admin for MemoryLog {
         _timeout: Duration,
     ) -> Result<Vec<Option<TopicId>>, AdminError> {
         let state = self.inner.reachable()?;
-        let id = |name: &&str| state.topics.get(*name).map(|topic| topic.id.clone());
+        let id = |name: &&str| {
+            let topic = state.topics.get(*name).filter(|_| !state.hides_ids);
+            topic.map(|topic| topic.id.clone())
+        };
         Ok(names.iter().map(id).collect())
     }
 
