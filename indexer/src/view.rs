@@ -74,9 +74,7 @@ impl View {
     /// Visible points. Rows that can expire are looked at one by one only where there are any.
     pub fn count(&self, moment: Moment) -> u64 {
         let counts = self.segments.iter().map(|segment| {
-            let visible = segment
-                .rows()
-                .filter(|(_, row)| row.is_visible(moment.sequence, moment.now_ms));
+            let visible = segment.visible(u32::MAX, moment);
             u64::try_from(visible.count()).unwrap_or(u64::MAX)
         });
         counts.sum()

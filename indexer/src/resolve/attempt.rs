@@ -402,18 +402,22 @@ fn read_served(shared: &Shared, id: &str) -> Result<Base, ReadError> {
             current => {
                 return Ok(Base {
                     known: state.known,
-                    current: Some(current?),
+                    current: current?,
                 });
             }
         }
     }
 }
 
-fn read_row(shared: &Shared, segment: &Segment, row: u32) -> Result<Current, ReadError> {
+/// The point of a row; `None` if it was reclaimed.
+fn read_row(shared: &Shared, segment: &Segment, row: u32) -> Result<Option<Current>, ReadError> {
+    if segment.is_reclaimed() {
+        return Ok(None);
+    }
     let frame = segment.frame(row, &shared.log)?;
     let mut components = Vec::new();
     segment.vector(row, &shared.log, &mut components)?;
-    point_of(shared, &frame, &components)
+    point_of(shared, &frame, &components).map(Some)
 }
 
 /// The point of a frame that was written a moment ago: its place in the own log is not cut yet.

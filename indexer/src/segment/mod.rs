@@ -7,7 +7,8 @@
 //! *sealed* one ([`sealed`]) takes no more rows: it is a folder of immutable files ([`seal`]) that
 //! holds everything about its points, and the same row numbers. Rows end, but are never taken
 //! out: compaction writes a new segment of what is left. A row whose vector is that of the row it
-//! replaced *rides* on that one's node ([`rides`]) and is in no graph itself.
+//! replaced *rides* on that one's node ([`rides`]) and is in no graph itself, nor is one whose point
+//! has expired and is reclaimed ([`wear`]).
 
 mod ends;
 pub mod entries;
@@ -20,6 +21,7 @@ pub mod rows;
 pub mod seal;
 pub mod sealed;
 pub mod vectors;
+pub mod wear;
 
 use std::sync::{
     Arc,
@@ -41,6 +43,7 @@ use crate::{
         rides::Rides,
         sealed::Sealed,
         vectors::Precision,
+        wear::LastCount,
     },
     view::Moment,
     wal::{self, Position},
@@ -188,26 +191,27 @@ pub struct Segment {
     pub rides: Rides,
     rows: Rows,
     dead: AtomicU32,
+    expired: LastCount,
 }
 
 impl Segment {
     /// A segment that takes rows.
     pub fn growing(id: SegmentId, growing: Growing) -> Self {
-        Self {
-            id,
-            rides: Rides::default(),
-            rows: Rows::Growing(Box::new(growing)),
-            dead: AtomicU32::new(0),
-        }
+        Self::of(id, Rows::Growing(Box::new(growing)))
     }
 
     /// A segment of files.
     pub fn sealed(id: SegmentId, sealed: Sealed) -> Self {
+        Self::of(id, Rows::Sealed(Arc::new(sealed)))
+    }
+
+    fn of(id: SegmentId, rows: Rows) -> Self {
         Self {
             id,
             rides: Rides::default(),
-            rows: Rows::Sealed(Arc::new(sealed)),
+            rows,
             dead: AtomicU32::new(0),
+            expired: LastCount::default(),
         }
     }
 
@@ -216,12 +220,9 @@ impl Segment {
         let Rows::Sealed(sealed) = &self.rows else {
             return None;
         };
-        Some(Self {
-            id: self.id,
-            rides: Rides::default(),
-            rows: Rows::Sealed(sealed.clone()),
-            dead: AtomicU32::new(self.dead()),
-        })
+        let same = Self::of(self.id, Rows::Sealed(sealed.clone()));
+        same.dead.store(self.dead(), Ordering::Release);
+        Some(same)
     }
 
     /// Its rows in memory; `None` once it is sealed.
@@ -261,7 +262,10 @@ impl Segment {
     /// The rows below `below` that a search of a moment may answer with, rising. Those that have ended cost next to
     /// nothing.
     pub fn visible(&self, below: u32, moment: Moment) -> impl Iterator<Item = u32> {
-        let below = below.min(self.len());
+        let below = match self.is_reclaimed() {
+            true => 0,
+            false => below.min(self.len()),
+        };
         (0..below.div_ceil(BLOCK_ROWS)).flat_map(move |block| {
             let first = block * BLOCK_ROWS;
             let there = BLOCK_ROWS.min(below - first);
@@ -319,51 +323,6 @@ impl Segment {
         self.len().saturating_sub(self.dead())
     }
 
-    /// Rows that are or will be in no graph, ended ones too: they ride or rode.
-    pub fn riding(&self) -> u32 {
-        match &self.rows {
-            Rows::Growing(_) => self.rides.riding(),
-            Rows::Sealed(sealed) => sealed.manifest.riders,
-        }
-    }
-
-    /// Nodes of its graph.
-    pub fn nodes(&self) -> u32 {
-        match &self.rows {
-            Rows::Growing(growing) => growing.graph.rows(),
-            Rows::Sealed(sealed) => sealed.len().saturating_sub(sealed.manifest.riders),
-        }
-    }
-
-    /// Rows of its own nodes that have ended.
-    fn dead_nodes(&self) -> u32 {
-        let rode = self.riding().saturating_sub(self.rides.riding_live());
-        self.dead().saturating_sub(rode)
-    }
-
-    /// Nodes, folded or not, by which a search finds a row that has not ended.
-    pub fn live_nodes(&self) -> u32 {
-        let nodes = self.len().saturating_sub(self.riding());
-        let masked = self.dead_nodes().saturating_sub(self.rides.carrying());
-        nodes.saturating_sub(masked)
-    }
-
-    /// Of these, those that are in the graph, where rows below `folded` are.
-    pub fn live_in_graph(&self, folded: u32) -> u32 {
-        let waiting = self.len().saturating_sub(folded);
-        self.live_nodes().saturating_sub(waiting).min(self.nodes())
-    }
-
-    /// Rows that are of no use any more and those there are: of all rows, and of those with a node.
-    pub fn wear(&self) -> [(u32, u32); 2] {
-        let carrying = self.rides.carrying();
-        let nodes = self.len().saturating_sub(self.riding());
-        [
-            (self.dead().saturating_sub(carrying), self.len()),
-            (self.dead_nodes().saturating_sub(carrying), nodes),
-        ]
-    }
-
     /// Rows below this are in the graph, or ride.
     pub fn folded(&self) -> u32 {
         match &self.rows {
@@ -402,7 +361,7 @@ impl Segment {
         (died != ALIVE).then_some(Sequence(died))
     }
 
-    /// Whether any row, dead or alive, has an expiry.
+    /// Whether any row, dead or alive, of a point that is held has an expiry.
     pub fn has_expiring(&self) -> bool {
         match &self.rows {
             Rows::Growing(growing) => growing.has_expiring(),

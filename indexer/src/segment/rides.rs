@@ -161,6 +161,15 @@ impl Rides {
         self.riding.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Says that a row rides no longer, and is not found by any node. Only the shard's writer.
+    pub fn let_go(&self, row: u32, is_alive: bool) {
+        self.carriers.set(row, NOTHING);
+        self.riding.fetch_sub(1, Ordering::AcqRel);
+        if is_alive {
+            self.riding_live.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
     /// Says who rides on a row of this segment from now on. Only the shard's writer, before that
     /// one is visible.
     pub fn carry(&self, row: u32, rider: Place) {

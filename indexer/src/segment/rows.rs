@@ -1,9 +1,9 @@
 //! The table of a sealed segment's rows: fixed records and ids, in one mapped file.
 //!
-//! Little-endian. Head of 32 bytes: magic, rows u32, rows with an expiry u32, where the ids begin
+//! Little-endian. Head of 32 bytes: magic, rows u32, rows with a point and an expiry u32, where the ids begin
 //! u64, zero u64. Then a record of 80 bytes a row: version u64, offset u64, place in the shard's
 //! own log u64, expiry i64 (`i64::MIN` = none), digest hash 16 bytes, point's place u64, id's
-//! place u64, point's length u32 (0 = the row had ended before), point's CRC-32 u32, source u16,
+//! place u64, point's length u32 (0 = the row had ended before, or is reclaimed), point's CRC-32 u32, source u16,
 //! id's length u16, zero u32. Then the ids.
 
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a table of so many rows, of which `expiring` have an expiry.
+    /// Begins a table of so many rows, of which `expiring` have a point that expires.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -146,7 +146,7 @@ impl Table {
         self.rows == 0
     }
 
-    /// Whether any row has an expiry.
+    /// Whether any row has a point that expires.
     pub fn has_expiring(&self) -> bool {
         self.expiring > 0
     }
@@ -180,7 +180,7 @@ impl Table {
         (expires != NO_TIME).then_some(expires)
     }
 
-    /// Where a row's point stands; `None` if the row had ended before it was sealed.
+    /// Where a row's point stands; `None` if the row had ended before it was sealed, or is reclaimed.
     pub fn point(&self, row: u32) -> Option<PointPlace> {
         let record = self.record(row)?;
         let place = PointPlace {

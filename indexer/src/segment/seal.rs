@@ -41,6 +41,7 @@ use crate::{
         indexed,
         rows::{self, PointPlace},
         vectors::{Precision, fits_f16},
+        wear::LONG_EXPIRED_MS,
     },
     wal,
 };
@@ -99,6 +100,9 @@ pub struct Manifest {
     /// Rows that are in no graph: they ride on rows of other segments or of this one, or had ended.
     #[serde(default)]
     pub riders: u32,
+    /// Whether its rows are of points that have expired, and nothing but the rows is left.
+    #[serde(default)]
+    pub is_reclaimed: bool,
     /// Its vectors and graph.
     pub shape: Shape,
     /// How the exact vectors are kept.
@@ -256,6 +260,8 @@ pub struct Sealer<'a> {
     pub shape: Shape,
     /// Its rows.
     pub origins: &'a [Origin],
+    /// Whether nothing but the rows is kept. All are alive then, and none is a node.
+    pub is_reclaimed: bool,
     /// How their vectors are kept.
     pub survey: &'a Survey,
     /// Their edges.
@@ -290,14 +296,17 @@ impl Sealer<'_> {
         let Some(files) = written? else {
             return Ok(false);
         };
-        let dead = self.origins.iter().filter(|origin| !origin.alive).count();
-        let riders = self.origins.iter().filter(|origin| !origin.is_node).count();
+        let count = |origins: &[Origin], is_counted: fn(&Origin) -> bool| {
+            let counted = origins.iter().filter(|origin| is_counted(origin));
+            u32::try_from(counted.count()).unwrap_or(u32::MAX)
+        };
         let manifest = Manifest {
             format: FORMAT,
             segment: self.segment,
-            rows: u32::try_from(self.origins.len()).unwrap_or(u32::MAX),
-            dead: u32::try_from(dead).unwrap_or(u32::MAX),
-            riders: u32::try_from(riders).unwrap_or(u32::MAX),
+            rows: count(self.origins, |_| true),
+            dead: count(self.origins, |origin| !origin.alive),
+            riders: count(self.holding(), |origin| !origin.is_node),
+            is_reclaimed: self.is_reclaimed,
             shape: self.shape.clone(),
             precision: self.survey.precision,
             files,
@@ -321,7 +330,8 @@ impl Sealer<'_> {
     ) -> Result<Option<Vec<FileMark>>, SealError> {
         let Survey { precision, space } = self.survey;
         let rows = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
-        let expiring = self.origins.iter().filter(|origin| {
+        let holding = u32::try_from(self.holding().len()).unwrap_or(u32::MAX);
+        let expiring = self.holding().iter().filter(|origin| {
             let row = origin.segment.row(origin.row);
             origin.alive && row.is_some_and(|row| row.expires_at_ms.is_some())
         });
@@ -334,6 +344,17 @@ impl Sealer<'_> {
         let (mut vector, mut bytes) = (Vec::new(), Vec::new());
         for origin in self.origins {
             let row = origin.row()?;
+            if self.is_reclaimed {
+                let row = Row {
+                    expires_at_ms: Some(LONG_EXPIRED_MS),
+                    ..row
+                };
+                table.push(&row, PointPlace::default())?;
+                if !meanwhile()? {
+                    return Ok(None);
+                }
+                continue;
+            }
             let is_copied = origin.alive && origin.segment.precision() == Some(*precision);
             let is_coded = self.nodes.is_some() || !origin.is_node;
             if origin.alive && !is_copied || !is_coded {
@@ -394,7 +415,7 @@ impl Sealer<'_> {
                 packed::write(&mut graph, space, self.adjacency, codes)?;
             }
         }
-        columns.extend_to(rows);
+        columns.extend_to(holding);
         let mut fields = Sink::create(folder.join(FIELDS_FILE))?;
         fields.put(&columns.seal())?;
         let mut entries = Sink::create(folder.join(ENTRIES_FILE))?;
@@ -414,13 +435,21 @@ impl Sealer<'_> {
         Ok(Some(marks.into()))
     }
 
+    /// The rows of which more is kept: all or none.
+    fn holding(&self) -> &[Origin] {
+        match self.is_reclaimed {
+            true => &[],
+            false => self.origins,
+        }
+    }
+
     /// The codes of all rows; zeros for one that is no node, which no walk comes to and no scan looks at.
     fn codes_of<'c>(
         &'c self,
         nodes: &'c packed::Coded,
     ) -> impl Iterator<Item = (Cow<'c, [u8]>, f32)> {
         let mut numbers = 0u32..;
-        self.origins.iter().map(move |origin| {
+        self.holding().iter().map(move |origin| {
             match origin.is_node.then(|| numbers.next()).flatten() {
                 Some(node) => {
                     let (code, bias) = nodes.of(node);

@@ -73,9 +73,13 @@ impl Sealed {
             manifest.shape.dim.len(),
             manifest.precision,
         )?;
-        if table.len() != manifest.rows || graph.rows() != manifest.rows {
+        let in_graph = match manifest.is_reclaimed {
+            true => 0,
+            false => manifest.rows,
+        };
+        if table.len() != manifest.rows || graph.rows() != in_graph {
             let detail = format!(
-                "segment says {} rows, its table has {}, its graph {}",
+                "segment says {} rows, {in_graph} of them in its graph, its table has {}, its graph {}",
                 manifest.rows,
                 table.len(),
                 graph.rows()
@@ -113,7 +117,7 @@ impl Sealed {
         self.len() == 0
     }
 
-    /// Whether any row has an expiry.
+    /// Whether any row that holds its point has an expiry.
     pub fn has_expiring(&self) -> bool {
         self.table.has_expiring()
     }
@@ -126,7 +130,7 @@ impl Sealed {
     /// Whether a search at `at` may answer with a row: what [`Row::is_visible`] says, for less.
     #[inline]
     pub fn is_visible(&self, row: u32, at: Sequence, now_ms: i64) -> bool {
-        if row >= self.len() {
+        if row >= self.graph.rows() {
             return false;
         }
         let known = self

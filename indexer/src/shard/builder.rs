@@ -345,7 +345,8 @@ fn make_segment(
     cancel: &CancellationToken,
 ) -> Result<bool, BuildError> {
     let view = shared.view.load_full();
-    if compact::is_worn(&shared.spec.engine, view.growing()) {
+    let expired_by_ms = compact::expired_by_ms(shared);
+    if compact::is_worn(&shared.spec.engine, view.growing(), expired_by_ms) {
         shared.work().seal_wanted = true;
     }
     let (_, others) = view
@@ -374,7 +375,7 @@ fn make_segment(
     }
     match full {
         Some(segment) => seal(shared, segment, cancel)?,
-        None => compact(shared, next_segment(), &inputs, cancel)?,
+        None => compact(shared, next_segment, &inputs, cancel)?,
     }
     shared.work_changed.notify_all();
     Ok(true)
@@ -405,7 +406,7 @@ fn seal(
 
 fn compact(
     shared: &Arc<Shared>,
-    id: SegmentId,
+    next_segment: &impl Fn() -> SegmentId,
     inputs: &[Arc<Segment>],
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
@@ -413,7 +414,7 @@ fn compact(
     // As they are now that nothing takes their place meanwhile.
     let inputs = inputs.iter().filter_map(|chosen| shared.segment(chosen.id));
     let inputs: Vec<_> = inputs.collect();
-    let built = compact::build(shared, id, &inputs, meanwhile(shared, cancel))?;
+    let built = compact::build(shared, next_segment, &inputs, meanwhile(shared, cancel))?;
     let mut work = shared.work();
     let Some(compacted) = built else {
         work.compacting = false;

@@ -6,6 +6,9 @@
 //!
 //! A row that rides on one of the old segments takes that one's place, whichever segment it is in:
 //! it has a node of its own then. One of an old segment whose carrier stays where it is rides on.
+//!
+//! A row whose point expired a while ago is reclaimed ([`crate::segment::wear`]): it moves to a segment of
+//! such rows, without its point, and rides on none.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,16 +16,20 @@ use shoal_schemas::PointId;
 
 use crate::{
     catalog::CatalogError,
+    config::EngineConfig,
     segment::{
         Place, Segment, SegmentId, Sequence,
         entries::Entry,
         seal::{self, Origin, SealError, Sealer},
         sealed::Sealed,
+        wear::GRACE_MS,
     },
     shard::{
         Shared,
         mending::{Mending, vector_of},
         merge::Merge,
+        outputs::Outputs,
+        taking::{Taking, live_rider},
     },
     view::View,
 };
@@ -33,59 +40,90 @@ const SLICE_ROWS: usize = 512;
 pub(super) const READ_ROWS: u32 = 32;
 /// Rows looked for, when edges are mended, in that time.
 pub(super) const MEND_ROWS: u32 = 4;
+/// So many small segments are worth a merge.
+const SMALL_ONES: usize = 4;
+/// A segment that several were merged into is larger than each by about this factor.
+const MERGED: u32 = 4;
 
-/// A new segment that is to take the place of old ones.
+/// New segments that are to take the place of old ones.
 pub struct Compacted {
-    /// The new segment's number.
-    pub id: SegmentId,
-    /// The new segment; `None` if no row was left.
-    pub output: Option<Arc<Segment>>,
+    /// The new segments; none if no row was left.
+    pub outputs: Outputs,
     /// Deletes and refusals that no segment holds then.
     pub entries: Vec<Entry>,
     /// Where each of its rows came from, by row.
     pub origins: Vec<Place>,
-    /// Each old row's number in the new segment, if it was alive or one rode on it.
+    /// Each old row's number in the new segments, if it was alive or one rode on it.
     pub moved: HashMap<SegmentId, Vec<Option<u32>>>,
     /// The new numbers of rows that rode on old ones, wherever they are.
     pub adopted: HashMap<Place, u32>,
-    /// New rows that ride on ones of segments that stay.
+    /// New rows that ride on ones of segments that stay, or rode and are reclaimed.
     pub riding: Vec<(u32, Place)>,
-    /// The new segment's rows, in the order of their ids.
+    /// The new rows, in the order of their ids: as the catalog has them, they are looked up for less.
     by_id: Vec<u32>,
 }
 
 /// Which sealed segments are worth rebuilding together now; empty if none.
 pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     let engine = &shared.spec.engine;
+    let expired_by_ms = expired_by_ms(shared);
     let (_, sealed) = view
         .segments
         .split_last()
         .expect("a view keeps a growing segment");
-    let ready = |segment: &&Arc<Segment>| segment.as_sealed().is_some();
-    let is_worn = |segment: &Segment| is_worn(engine, segment);
+    let is_worn = |segment: &Segment| is_worn(engine, segment, expired_by_ms);
+    let ready = sealed.iter().filter(|one| one.as_sealed().is_some());
+    let (reclaimed, holding): (Vec<_>, Vec<_>) = ready.partition(|one| one.is_reclaimed());
     let small = engine.seal_rows / 2;
-    let small_ones = sealed.iter().filter(ready).filter(|s| left(s) < small);
-    let worn = sealed.iter().filter(ready).any(|segment| is_worn(segment));
+    let of_points = choose_of(&holding, engine.seal_rows, is_worn, |one| left(one) < small);
+    if !of_points.is_empty() {
+        return of_points;
+    }
+    // They are added to for ever, and are written again only with others of about their size.
+    let size = |segment: &Segment| segment.live().checked_ilog(MERGED).unwrap_or(0);
+    let sizes = reclaimed
+        .iter()
+        .filter(|one| left(one) < small)
+        .map(|one| size(one));
+    let mut sizes: Vec<u32> = sizes.collect();
+    sizes.sort_unstable();
+    let many = sizes
+        .chunk_by(|one, next| one == next)
+        .find(|alike| alike.len() >= SMALL_ONES);
+    let many = many.and_then(|alike| alike.first().copied());
+    choose_of(&reclaimed, engine.seal_rows, is_worn, |one| {
+        left(one) < small && many == Some(size(one))
+    })
+}
+
+/// Those of some segments that are worth rebuilding together: any that are worn, with small ones as far as there is
+/// room; several small ones.
+fn choose_of(
+    segments: &[&Arc<Segment>],
+    most_rows: u32,
+    is_worn: impl Fn(&Segment) -> bool,
+    is_small: impl Fn(&Segment) -> bool,
+) -> Vec<Arc<Segment>> {
+    // Worn ones first, so that a small one in front cannot crowd them out for ever.
+    let (worn, others): (Vec<_>, Vec<_>) = segments.iter().copied().partition(|one| is_worn(one));
+    let small: Vec<_> = others.into_iter().filter(|one| is_small(one)).collect();
     // One small segment beside a big one is normal; several are worth a merge.
-    if !worn && small_ones.clone().count() < 4 {
+    if worn.is_empty() && small.len() < SMALL_ONES {
         return Vec::new();
     }
-    // Worn ones first, so that a small one in front cannot crowd them out for ever.
-    let (worn_ones, others): (Vec<_>, Vec<_>) =
-        sealed.iter().filter(ready).partition(|s| is_worn(s));
-    let small_ones = others.into_iter().filter(|s| left(s) < small);
+    let is_worn = !worn.is_empty();
     let mut chosen: Vec<Arc<Segment>> = Vec::new();
     let mut rows = 0u32;
-    for segment in worn_ones.into_iter().chain(small_ones) {
+    for segment in worn.into_iter().chain(small) {
         let with_it = rows.saturating_add(left(segment));
-        if chosen.is_empty() || with_it <= engine.seal_rows {
+        if chosen.is_empty() || with_it <= most_rows {
             rows = with_it;
             chosen.push(segment.clone());
         }
     }
     // Rebuilding one segment that is not worn would change nothing.
-    match chosen.as_slice() {
-        [only] if !is_worn(only) => Vec::new(),
+    match chosen.len() {
+        1 if !is_worn => Vec::new(),
         _ => chosen,
     }
 }
@@ -96,12 +134,18 @@ fn left(segment: &Segment) -> u32 {
 }
 
 /// Whether so many rows of a segment, or nodes of its graph, are of no use any more that it is to
-/// be rebuilt. A dead row that carries another is of use.
-pub fn is_worn(engine: &crate::config::EngineConfig, segment: &Segment) -> bool {
-    segment.wear().into_iter().any(|(wasted, all)| {
+/// be rebuilt. A dead row that carries another is of use, one that had expired by then is not.
+pub fn is_worn(engine: &EngineConfig, segment: &Segment, expired_by_ms: i64) -> bool {
+    let wear = segment.wear(expired_by_ms);
+    wear.into_iter().any(|(wasted, all)| {
         wasted >= engine.compact_dead_rows
             && f64::from(wasted) >= f64::from(all) * engine.compact_dead_share
     })
+}
+
+/// Points that expired by then are reclaimed.
+pub fn expired_by_ms(shared: &Shared) -> i64 {
+    shared.now_ms().saturating_sub(GRACE_MS)
 }
 
 /// Writes the segment that takes the place of a growing one which takes no more rows.
@@ -147,6 +191,7 @@ pub fn seal(
         segment: segment.id.0,
         shape,
         origins: &origins,
+        is_reclaimed: false,
         survey: &survey,
         adjacency: &adjacency,
         nodes: None,
@@ -184,7 +229,7 @@ pub(super) fn paced<'a>(
     }
 }
 
-/// Builds the new segment. Between rows `meanwhile` keeps the memtable moving, and ends the work
+/// Builds the new segments. Between rows `meanwhile` keeps the memtable moving, and ends the work
 /// by saying no.
 ///
 /// The largest input's edges are taken over as far as its rows are; the others' rows are inserted.
@@ -193,41 +238,15 @@ pub(super) fn paced<'a>(
 /// [`SealError`]; nothing has changed then.
 pub fn build(
     shared: &Shared,
-    id: SegmentId,
+    next_segment: impl Fn() -> SegmentId,
     inputs: &[Arc<Segment>],
     mut meanwhile: impl FnMut() -> Result<bool, SealError>,
 ) -> Result<Option<Compacted>, SealError> {
     let mut inputs = inputs.to_vec();
     inputs.sort_by_key(|input| std::cmp::Reverse(input.live()));
-    let mut origins = Vec::new();
-    let mut moved = HashMap::new();
-    let (mut adopted, mut riding) = (HashMap::new(), Vec::new());
-    let mut entries = Vec::new();
+    let (mut taking, mut entries) = (Taking::default(), Vec::new());
     for input in &inputs {
-        let mut numbers = Vec::new();
-        for row in 0..input.len() {
-            // Looked at once: a row that ends from here on is in the new segment, and ends there too.
-            let Some(taken) = take(shared, &inputs, input, row) else {
-                numbers.push(None);
-                continue;
-            };
-            let new = u32::try_from(origins.len()).unwrap_or(u32::MAX);
-            if let Some(carrier) = taken.carrier {
-                riding.push((new, carrier));
-            }
-            numbers.push(Some(new));
-            let place = taken.place();
-            if (place.segment, place.row) != (input.id, row) {
-                adopted.insert(place, new);
-            }
-            origins.push(Origin {
-                is_node: taken.carrier.is_none(),
-                segment: taken.segment,
-                row: taken.row,
-                alive: true,
-            });
-        }
-        moved.insert(input.id, numbers);
+        taking.take_all(shared, &inputs, input);
         if let Some(sealed) = input.as_sealed() {
             entries.extend(
                 sealed
@@ -237,122 +256,69 @@ pub fn build(
             );
         }
     }
-    let places = origins.iter().map(|origin| Place {
-        segment: origin.segment.id,
-        row: origin.row,
-    });
-    let places: Vec<Place> = places.collect();
-    let mut output = None;
-    if !origins.is_empty() {
-        let shape = shared.spec.shape();
-        let mut reading = paced(READ_ROWS, &mut meanwhile);
-        let Some(survey) = seal::survey(&shape, &origins, &shared.log, &mut reading)? else {
-            return Ok(None);
-        };
-        drop(reading);
+    let Taking {
+        origins,
+        moved,
+        adopted,
+        riding,
+        first_reclaimed,
+        ..
+    } = taking.finish();
+    let (holding, reclaimed) = origins.split_at(first_reclaimed);
+    let shape = shared.spec.shape();
+    let mut reading = paced(READ_ROWS, &mut meanwhile);
+    let Some(survey) = seal::survey(&shape, holding, &shared.log, &mut reading)? else {
+        return Ok(None);
+    };
+    drop(reading);
+    let mut outputs = Outputs::default();
+    for (origins, is_reclaimed) in [(holding, false), (reclaimed, true)] {
+        if origins.is_empty() {
+            continue;
+        }
         let graph = Merge {
             shared,
             inputs: &inputs,
             moved: &moved,
-            origins: &origins,
+            // None of those that are reclaimed is a node.
+            origins: if is_reclaimed { &[] } else { origins },
             space: &survey.space,
         };
         let Some(built) = graph.build(&mut meanwhile)? else {
             return Ok(None);
         };
+        let id = next_segment();
         let folder = shared.spec.segment_folder(id);
         let sealer = Sealer {
             folder: &folder,
             segment: id.0,
-            shape,
-            origins: &origins,
+            shape: shape.clone(),
+            origins,
+            is_reclaimed,
             survey: &survey,
             adjacency: &built.edges,
             nodes: Some(&built.coded),
-            entries: &entries,
+            entries: &std::mem::take(&mut entries),
             log: &shared.log,
         };
-        output = written(&sealer, paced(READ_ROWS, &mut meanwhile))?;
-        if output.is_none() {
+        let Some(output) = written(&sealer, paced(READ_ROWS, &mut meanwhile))? else {
             return Ok(None);
-        }
-        entries.clear();
+        };
+        outputs.push(output);
     }
-    let by_id = output.as_deref().map(by_id).unwrap_or_default();
+    let places = origins.iter().map(|origin| Place {
+        segment: origin.segment.id,
+        row: origin.row,
+    });
     Ok(Some(Compacted {
-        id,
-        output,
-        by_id,
+        by_id: outputs.by_id(),
+        outputs,
         entries,
-        origins: places,
+        origins: places.collect(),
         moved,
         adopted,
         riding,
     }))
-}
-
-/// A segment's rows as the catalog has their ids: side by side there, they are looked up for less.
-fn by_id(segment: &Segment) -> Vec<u32> {
-    let ids = segment.rows().map(|(number, row)| (row.id, number));
-    let mut ids: Vec<(&str, u32)> = ids.collect();
-    ids.sort_unstable();
-    ids.into_iter().map(|(_, number)| number).collect()
-}
-
-/// What a new segment holds for a row of an old one.
-struct Taken {
-    segment: Arc<Segment>,
-    row: u32,
-    /// On which it rides on.
-    carrier: Option<Place>,
-}
-
-impl Taken {
-    fn place(&self) -> Place {
-        Place {
-            segment: self.segment.id,
-            row: self.row,
-        }
-    }
-}
-
-/// Takes a row that is alive, or the one that rides on it. Nothing if there is neither, and
-/// nothing for a row that rides on one of the old segments: that one brings it.
-fn take(shared: &Shared, inputs: &[Arc<Segment>], input: &Arc<Segment>, row: u32) -> Option<Taken> {
-    if input.end_of(row).is_some() {
-        let (segment, row) = live_rider(shared, input, row)?;
-        let carrier = None;
-        return Some(Taken {
-            segment,
-            row,
-            carrier,
-        });
-    }
-    let carrier = input.rides.carrier(row);
-    let is_brought = |place: Place| inputs.iter().any(|one| one.id == place.segment);
-    (!carrier.is_some_and(is_brought)).then(|| Taken {
-        segment: input.clone(),
-        row,
-        carrier,
-    })
-}
-
-/// The row that rides on one that has ended.
-fn live_rider(shared: &Shared, segment: &Segment, row: u32) -> Option<(Arc<Segment>, u32)> {
-    let newest = || segment.rides.riders(row).next();
-    let mut place = newest()?;
-    loop {
-        let rider = shared.segment(place.segment)?;
-        if rider.end_of(place.row).is_none() {
-            return Some((rider, place.row));
-        }
-        // One that takes its place was there before it ended.
-        let again = newest()?;
-        if again == place {
-            return None;
-        }
-        place = again;
-    }
 }
 
 /// Whether a rebuilt catalog would have to know an entry: its tombstone may still be in the topic,
@@ -377,70 +343,84 @@ pub struct Moving {
 }
 
 impl Moving {
-    /// Starts: rows that ended while the new segment was built end there too, and one that rides
-    /// on them since does so there as well.
-    pub fn start(shared: &Shared, compacted: Compacted, at: Sequence) -> Self {
-        if let Some(output) = &compacted.output {
-            for (number, carrier) in &compacted.riding {
-                output.rides.ride(*number, *carrier);
-            }
-            for (number, origin) in (0u32..).zip(&compacted.origins) {
-                let segment = shared.segment(origin.segment);
-                let lives = segment.as_ref().is_some_and(|segment| {
-                    let row = segment.row(origin.row);
-                    row.is_some_and(|row| !row.is_dead())
-                });
-                if lives {
-                    continue;
-                }
-                output.end(number, at);
-                let carrier = segment.and_then(|segment| segment.rides.carrier(origin.row));
-                let carrier = carrier.unwrap_or(*origin);
-                // One that rides on a segment that stays does not concern the new one.
-                let is_node = !output.rides.is_rider(number);
-                let old = shared.segment(carrier.segment).filter(|_| is_node);
-                let rider = old.and_then(|old| live_rider(shared, &old, carrier.row));
-                if let Some((segment, row)) = rider {
-                    let place = Place {
-                        segment: output.id,
-                        row: number,
-                    };
-                    segment.rides.ride(row, place);
-                    let rider = Place {
-                        segment: segment.id,
-                        row,
-                    };
-                    output.rides.carry(number, rider);
-                    output.rides.take_up();
-                }
+    /// Starts: rows that ended while the new segments were built end there too, and one that rides
+    /// on them since does so there as well. `None` if one rides on a row that was reclaimed meanwhile: it
+    /// would be found by no node of the new segments, which are of no use then.
+    pub fn start(shared: &Shared, compacted: Compacted, at: Sequence) -> Option<Self> {
+        let outputs = &compacted.outputs;
+        let place_of = |number: u32| {
+            let origin = compacted.origins.get(usize::try_from(number).ok()?)?;
+            Some((origin, outputs.row(number)?))
+        };
+        // One that rides on a segment that stays, as this row did, does not concern the new ones.
+        let rider_of = |origin: &Place| {
+            let segment = shared.segment(origin.segment);
+            let carrier = segment.and_then(|segment| segment.rides.carrier(origin.row));
+            let carrier = carrier.unwrap_or(*origin);
+            let old = compacted.moved.contains_key(&carrier.segment);
+            let old = shared.segment(carrier.segment).filter(|_| old);
+            old.and_then(|old| live_rider(shared, &old, carrier.row))
+        };
+        let mut rows = (0u32..).map_while(place_of);
+        let is_lost = rows.any(|(origin, (output, _))| {
+            let rider = output.is_reclaimed().then(|| rider_of(origin)).flatten();
+            rider.is_some_and(|(rider, row)| (rider.id, row) != (origin.segment, origin.row))
+        });
+        if is_lost {
+            return None;
+        }
+        for (number, carrier) in &compacted.riding {
+            if let Some((output, row)) = outputs.row(*number) {
+                output.rides.ride(row, *carrier);
             }
         }
-        shared.moving.store(compacted.output.clone());
-        Self {
+        for (origin, (output, new)) in (0u32..).map_while(place_of) {
+            let lives = shared.segment(origin.segment).is_some_and(|segment| {
+                let row = segment.row(origin.row);
+                row.is_some_and(|row| !row.is_dead())
+            });
+            if lives {
+                continue;
+            }
+            output.end(new, at);
+            if let Some((segment, row)) = rider_of(origin) {
+                let place = Place {
+                    segment: output.id,
+                    row: new,
+                };
+                segment.rides.ride(row, place);
+                let rider = Place {
+                    segment: segment.id,
+                    row,
+                };
+                output.rides.carry(new, rider);
+                output.rides.take_up();
+            }
+        }
+        shared.moving.store(Arc::new(outputs.clone()));
+        Some(Self {
             compacted,
             moved: 0,
-        }
+        })
     }
 
-    /// Whether a place is in the new segment.
+    /// Whether a place is in a new segment.
     pub fn is_new(&self, place: Place) -> bool {
-        place.segment == self.compacted.id
+        self.compacted.outputs.get(place.segment).is_some()
     }
 
     /// The same point's row in the other segment, if there is one.
     pub fn twin(&self, place: Place) -> Option<Place> {
         let compacted = &self.compacted;
-        let row = usize::try_from(place.row).ok()?;
-        if self.is_new(place) {
-            return compacted.origins.get(row).copied();
+        if let Some(number) = compacted.outputs.number(place) {
+            let number = usize::try_from(number).ok()?;
+            return compacted.origins.get(number).copied();
         }
+        let row = usize::try_from(place.row).ok()?;
         let numbers = compacted.moved.get(&place.segment);
         let number = numbers.and_then(|numbers| *numbers.get(row)?);
         let number = number.or_else(|| compacted.adopted.get(&place).copied())?;
-        Some(Place {
-            segment: compacted.id,
-            row: number,
-        })
+        compacted.outputs.place(number)
     }
 
     /// Whether it ends rows of segments that stay, so that the change has to have a sequence of
@@ -454,24 +434,20 @@ impl Moving {
     /// # Errors
     /// [`CatalogError`].
     pub fn advance(&mut self, shared: &Shared) -> Result<bool, CatalogError> {
-        let Some(output) = &self.compacted.output else {
-            return Ok(true);
-        };
         let left = self.compacted.by_id.get(self.moved..).unwrap_or_default();
         let slice = left.get(..SLICE_ROWS).unwrap_or(left);
         for number in slice.iter().copied() {
-            let Some(row) = output.row(number).filter(|row| !row.is_dead()) else {
+            let found = self.compacted.outputs.row(number);
+            let row = found.and_then(|(output, row)| output.row(row));
+            let Some(row) = row.filter(|row| !row.is_dead()) else {
                 continue;
             };
+            let place = self.compacted.outputs.place(number);
             let mut state = shared.catalog.read(row.id)?;
-            let place = Place {
-                segment: output.id,
-                row: number,
-            };
-            if state.place.and_then(|old| self.twin(old)) == Some(place)
+            if state.place.and_then(|old| self.twin(old)) == place
                 && let Ok(id) = PointId::new(row.id)
             {
-                state.place = Some(place);
+                state.place = place;
                 shared.catalog.put(id, state);
             }
         }
@@ -483,8 +459,7 @@ impl Moving {
     /// sequence that is shown, or one that is shown next.
     pub fn finish(self, shared: &Shared, complete_from: Sequence) {
         let Compacted {
-            id,
-            output,
+            outputs,
             moved,
             entries,
             adopted,
@@ -498,12 +473,20 @@ impl Moving {
                 segment.end(place.row, complete_from);
             }
         }
-        for (row, carrier) in riding {
-            let is_alive = output
-                .as_ref()
-                .is_some_and(|output| output.end_of(row).is_none());
-            if let Some(segment) = shared.segment(carrier.segment).filter(|_| is_alive) {
-                segment.rides.carry(carrier.row, Place { segment: id, row });
+        for (number, carrier) in riding {
+            let Some((output, row)) = outputs.row(number) else {
+                continue;
+            };
+            let is_alive = output.end_of(row).is_none();
+            let segment = output.id;
+            if let Some(carrying) = shared.segment(carrier.segment).filter(|_| is_alive) {
+                match output.is_reclaimed() {
+                    true => carrying.rides.set_down(),
+                    false => carrying.rides.carry(carrier.row, Place { segment, row }),
+                }
+            }
+            if output.is_reclaimed() {
+                output.rides.let_go(row, is_alive);
             }
         }
         shared.change_view(|view| {
@@ -512,7 +495,7 @@ impl Moving {
                 .iter()
                 .filter(|segment| !moved.contains_key(&segment.id));
             View {
-                segments: output.iter().chain(kept).cloned().collect(),
+                segments: outputs.iter().chain(kept).cloned().collect(),
                 chunks: view.chunks.clone(),
                 complete_from,
             }
@@ -523,6 +506,6 @@ impl Moving {
                 growing.push_entry(entry);
             }
         }
-        shared.moving.store(None);
+        shared.moving.store(Arc::default());
     }
 }

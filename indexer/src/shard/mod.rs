@@ -19,6 +19,7 @@ mod leftover;
 mod mending;
 mod merge;
 pub mod offline;
+mod outputs;
 pub mod pooled;
 pub mod recover;
 pub mod rescue;
@@ -29,6 +30,7 @@ mod room;
 pub mod run;
 pub mod save;
 pub mod search;
+mod taking;
 mod tend;
 mod topics;
 mod turns;
@@ -44,7 +46,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use shoal_runtime::clock::Clock;
 use shoal_schemas::{
     ClusterId, Collection, IndexParameters, Offset, Partition, RegionName, Source, digest::Digest,
@@ -58,6 +60,7 @@ use crate::{
     index::live,
     pressure::Pressure,
     segment::{Segment, SegmentId, Sequence, growing::Growing, indexed, seal::Shape},
+    shard::outputs::Outputs,
     snapshot::Names,
     view::View,
     wal::{self, Position},
@@ -237,7 +240,7 @@ pub struct Shared {
     view_change: Mutex<()>,
     applied: AtomicU64,
     /// Output of a compaction whose rows are being moved over; not in the view yet.
-    moving: ArcSwapOption<Segment>,
+    moving: ArcSwap<Outputs>,
     progress: watch::Sender<Arc<Progress>>,
     named: version::Named,
     /// The newest position of the own log whose content is applied, with the offsets then.
@@ -352,7 +355,7 @@ impl Shared {
         if let Some(segment) = view.segment(id) {
             return Some(segment.clone());
         }
-        self.moving.load_full().filter(|segment| segment.id == id)
+        self.moving.load().get(id).cloned()
     }
 
     fn work(&self) -> MutexGuard<'_, BuilderWork> {

@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use shoal_runtime::{
     ErrorKind, chain,
@@ -322,7 +322,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         }),
         view_change: Mutex::new(()),
         applied: AtomicU64::new(0),
-        moving: ArcSwapOption::empty(),
+        moving: ArcSwap::default(),
         progress,
         named: Named::default(),
         applied_log: Mutex::new((replay_from, next.clone())),

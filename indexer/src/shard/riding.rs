@@ -15,9 +15,13 @@ use crate::{
 };
 
 impl Writer {
-    /// Whether a row's vector is that one, to the last bit.
+    /// Whether a row's vector is that one, to the last bit. Of a point that has expired nothing is used again, for
+    /// compaction may be about to reclaim it.
     pub(super) fn holds(&self, place: Place, vector: &Vector) -> bool {
-        let Some(segment) = self.shared.segment(place.segment) else {
+        let segment = self.shared.segment(place.segment);
+        let now_ms = self.shared.now_ms();
+        let Some(segment) = segment.filter(|segment| !segment.has_expired(place.row, now_ms))
+        else {
             return false;
         };
         let mut held = Vec::new();

@@ -205,6 +205,9 @@ impl Shared {
         row: u32,
         with_vector: bool,
     ) -> Result<Option<v1::StoredPoint>, ReadError> {
+        if segment.is_reclaimed() {
+            return Ok(None);
+        }
         let frame = segment.frame(row, &self.log)?;
         let Entry::Upsert(stamp, id, body) = Entry::decode(&frame)? else {
             return Ok(None);
@@ -239,7 +242,8 @@ impl Shared {
     /// Points a search could answer with now.
     pub fn live_points(&self) -> u64 {
         let (view, sequence) = self.moment();
-        if view.segments.iter().all(|segment| !segment.has_expiring()) {
+        let is_all = |segment: &Segment| !segment.has_expiring() && !segment.is_reclaimed();
+        if view.segments.iter().all(|segment| is_all(segment)) {
             return self.progress().borrow().points;
         }
         view.count(Moment {

@@ -84,7 +84,12 @@ impl Writer {
     }
 
     fn start_moving(&mut self, compacted: Compacted) {
-        self.moving = Some(Moving::start(&self.shared, compacted, self.sequence));
+        self.moving = Moving::start(&self.shared, compacted, self.sequence);
+        if self.moving.is_none() {
+            // A checkpoint takes the files away that nothing names.
+            self.checkpoint_wanted = true;
+            self.shared.work().compacting = false;
+        }
     }
 
     /// Makes the moment that a copy waits for, unless rows are being moved.

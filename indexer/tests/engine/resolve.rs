@@ -347,6 +347,34 @@ fn what_was_acknowledged_before_is_seen_and_headers_are_a_producer_s() {
 }
 
 #[test]
+fn a_point_of_which_only_the_row_is_left_is_not_there() {
+    let owner = Owner::new();
+    let world = &owner.world;
+    let an_hour_ago = world.clock.now_ms() - 60 * 60 * 1000;
+    for id in 0..100 {
+        let until_ms = Some(an_hour_ago);
+        let (id, payload) = (format!("id-{id}"), Payload::default());
+        world.send(&world.record_until(&id, &vector(1), payload, until_ms));
+    }
+    eventually(DEADLINE, "they are reclaimed", || {
+        let (view, _) = owner.live.shared.moment();
+        let each = view
+            .segments
+            .iter()
+            .map(|one| if one.is_reclaimed() { one.len() } else { 0 });
+        (each.sum::<u32>() == 100).then_some(())
+    });
+    let refused = owner.ask(set("id-3", "n", 1)).unwrap_err();
+    assert!(
+        matches!(refused, ResolveError::Refused(Refusal::Missing { .. })),
+        "{refused:?}"
+    );
+    owner.ask(remove("id-3", Condition::Absent)).unwrap();
+    assert_eq!(world.caught_up(&owner.live).points, 99);
+    owner.close();
+}
+
+#[test]
 fn a_patch_is_made_on_top_of_a_record_that_came_between() {
     let owner = Owner::new();
     owner.world.upsert("a", 1);

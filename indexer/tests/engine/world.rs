@@ -169,13 +169,24 @@ impl World {
     }
 
     pub(crate) fn record_of(&self, id: &str, vector: &[f32], payload: Payload) -> Record {
+        self.record_until(id, vector, payload, None)
+    }
+
+    /// The record of a point that expires, if it does.
+    pub(crate) fn record_until(
+        &self,
+        id: &str,
+        vector: &[f32],
+        payload: Payload,
+        until_ms: Option<u64>,
+    ) -> Record {
         let metric = self.collection.metric;
         let point = Point {
             vector: Vector::new(vector, self.collection.dim, metric).unwrap(),
             payload,
             model: None,
             event_time_ms: None,
-            expires_at_ms: None,
+            expires_at_ms: until_ms.map(|until_ms| until_ms as i64),
         };
         let mut value = Vec::new();
         avro::encode(&point, Framing::SingleObject, &mut value);
@@ -266,7 +277,8 @@ pub(crate) fn assert_coded(live: &Live) -> usize {
         };
         let graph = sealed.graph();
         for row in 0..segment.len() {
-            if segment.end_of(row).is_some() || segment.rides.is_rider(row) {
+            let is_node = !segment.rides.is_rider(row) && !segment.is_reclaimed();
+            if segment.end_of(row).is_some() || !is_node {
                 continue;
             }
             segment.vector(row, &live.shared.log, &mut vector).unwrap();

@@ -8,10 +8,11 @@
 //!
 //! What compaction itself costs is told by both shards' bytes written, processor time and folders.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rustix::time::ClockId;
 use serde_json::{Value, json};
+use shoal_runtime::clock::{Clock, System};
 
 use crate::{
     arguments::Arguments,
@@ -23,7 +24,7 @@ use crate::{
     process::{Written, disk_bytes},
     timed::{Timed, ask_for, cpu_time},
     truth::{TIE, distance, kth_distances},
-    turnover::{Pattern, Turnover, write_live},
+    turnover::{self, Pattern, Turnover, write_live},
 };
 
 const BEAMS: [usize; 3] = [16, 32, 64];
@@ -203,20 +204,25 @@ fn once(
 ) -> anyhow::Result<(Found, Found, Repeats)> {
     let folder = engine::folder()?;
     let engine = engine::settings(embeddings.points.len() / 2);
-    let mut log = Log::new(collection("churn")?)?;
+    let by_hand = turnover::clock(embeddings.points.len() / 2, TURNOVERS);
+    let clock: Arc<dyn Clock> = match pattern {
+        Pattern::Expiring => by_hand.clone(),
+        _ => System::shared(),
+    };
+    let mut log = Log::by(collection("churn")?, clock.clone())?;
     let since = Since::now()?;
     let churned = log.open(0, &folder.path().join("churned"), engine.clone())?;
-    let mut turnover = Turnover::start(pattern, embeddings, &mut log)?;
+    let mut turnover = Turnover::start(pattern, embeddings, (&mut log, by_hand), &churned)?;
     let after_rest = (turnover.size as f64 * (engine.compact_dead_share - SHORT_OF)) as usize;
     turnover.replace(turnover.size * TURNOVERS - after_rest, &mut log)?;
     log.wait_settled(&churned)?;
     turnover.replace(after_rest, &mut log)?;
     log.wait_settled(&churned)?;
-    let rows = turnover.live();
+    let (rows, until_ms) = (turnover.live(), turnover.until_ms());
     let churned_spent = since.spent(&log, &churned)?;
-    let mut log = Log::new(collection("churn")?)?;
+    let mut log = Log::by(collection("churn")?, clock)?;
     let since = Since::now()?;
-    write_live(embeddings, &rows, &mut log)?;
+    write_live(embeddings, &rows, until_ms, &mut log)?;
     let fresh = log.open(0, &folder.path().join("fresh"), engine)?;
     log.wait_settled(&fresh)?;
     let fresh_spent = since.spent(&log, &fresh)?;

@@ -73,7 +73,11 @@ pub(crate) fn ask(vector: &[f32], k: usize, ef: usize) -> Ask {
 
 impl Log {
     pub(crate) fn new(collection: Collection) -> anyhow::Result<Self> {
-        let clock = System::shared();
+        Self::by(collection, System::shared())
+    }
+
+    /// One whose shards take their time from a clock.
+    pub(crate) fn by(collection: Collection, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let log = MemoryLog::new(CLUSTER, clock.clone());
         let cluster = log.cluster();
         let topic = collection.name.topic();
@@ -217,7 +221,7 @@ fn is_settled(shared: &Shared) -> bool {
     let older = view.segments.iter().rev().skip(1);
     growing.len() < engine.idle_seal_rows
         && is_folded(growing)
-        && !compact::is_worn(engine, growing)
+        && !compact::is_worn(engine, growing, compact::expired_by_ms(shared))
         && older
             .map(|segment| segment.as_sealed())
             .all(|s| s.is_some())

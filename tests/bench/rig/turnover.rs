@@ -3,11 +3,25 @@
 //! About half of the data set is live at a time; the other half waits to take its place, so a
 //! replacement is always another row of the data.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use shoal_schemas::payload::Value;
+use shoal_runtime::clock::{Clock, Manual, System};
+use shoal_schemas::{Point, payload::Value};
 
-use crate::{embeddings::Embeddings, engine::Log, random::Random};
+use crate::{
+    embeddings::Embeddings,
+    engine::{Log, Running},
+    random::Random,
+};
+
+/// How long a point that expires lives.
+const LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Points are written that close behind what is applied, where time passes with them.
+const NEAR: usize = 256;
 
 /// How points are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +32,22 @@ pub(crate) enum Pattern {
     Sliding,
     /// All points of a category are deleted, then another category comes.
     Clustered,
+    /// The oldest point expires and a new one comes: new ids alone.
+    Expiring,
+}
+
+/// A clock by hand that says what time it is in a run of `turnovers` of `size` points, so that it comes to now.
+pub(crate) fn clock(size: usize, turnovers: usize) -> Arc<Manual> {
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    let all = u32::try_from(turnovers + 1).unwrap_or(u32::MAX);
+    let passes = step_of(size) * size * all;
+    let passes = u64::try_from(passes.as_millis()).unwrap_or(u64::MAX);
+    Manual::at(System::shared().now_ms().saturating_sub(passes))
+}
+
+/// What passes from one point to the next.
+fn step_of(size: u32) -> Duration {
+    Duration::from_millis(u64::try_from((LIFE / size.max(1)).as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A live set that is being replaced.
@@ -33,16 +63,21 @@ pub(crate) struct Turnover<'a> {
     written: usize,
     pattern: Pattern,
     random: Random,
+    clock: Arc<Manual>,
+    /// What takes the points.
+    shard: &'a Running,
 }
 
 impl Pattern {
-    pub(crate) const ALL: [Self; 3] = [Self::Random, Self::Sliding, Self::Clustered];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Random, Self::Sliding, Self::Clustered, Self::Expiring];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Sliding => "sliding",
             Self::Clustered => "clustered",
+            Self::Expiring => "expiring",
         }
     }
 }
@@ -52,7 +87,8 @@ impl<'a> Turnover<'a> {
     pub(crate) fn start(
         pattern: Pattern,
         embeddings: &'a Embeddings,
-        log: &mut Log,
+        (log, clock): (&mut Log, Arc<Manual>),
+        shard: &'a Running,
     ) -> anyhow::Result<Self> {
         let mut random = Random::new(1);
         let rows = 0..embeddings.points.len();
@@ -60,13 +96,15 @@ impl<'a> Turnover<'a> {
             size: rows.len() / 2,
             waiting: match pattern {
                 Pattern::Clustered => regions(embeddings, &mut random),
-                Pattern::Random | Pattern::Sliding => rows.map(|row| vec![row]).collect(),
+                _ => rows.map(|row| vec![row]).collect(),
             },
             embeddings,
             live: VecDeque::new(),
             written: 0,
             pattern,
             random,
+            clock,
+            shard,
         };
         turnover.fill(log)?;
         Ok(turnover)
@@ -88,7 +126,7 @@ impl<'a> Turnover<'a> {
                 self.re_embed(oldest, log)?;
                 continue;
             }
-            for (id, _) in &oldest {
+            for (id, _) in oldest.iter().filter(|_| self.pattern != Pattern::Expiring) {
                 log.delete(0, id)?;
             }
             let rows = oldest.into_iter().map(|(_, row)| row);
@@ -107,7 +145,7 @@ impl<'a> Turnover<'a> {
                 .and_then(|rows| rows.first().copied())
             {
                 self.waiting.push_back(vec![std::mem::replace(row, new)]);
-                upsert(self.embeddings, log, id, new)?;
+                upsert(self.embeddings, log, id, new, None)?;
                 self.written += 1;
             }
         }
@@ -126,12 +164,38 @@ impl<'a> Turnover<'a> {
             for row in rows {
                 let id = format!("point-{}", self.written);
                 self.written += 1;
-                upsert(self.embeddings, log, &id, row)?;
+                upsert(self.embeddings, log, &id, row, self.until_ms())?;
+                self.pass(log)?;
                 group.push((id, row));
             }
             count += group.len();
             self.live.push_back(group);
         }
+        Ok(())
+    }
+
+    /// When a point that is written now expires, if it is to: when so many others have come as are live at a time.
+    pub(crate) fn until_ms(&self) -> Option<u64> {
+        // It is still there when the one before the one that takes its place has come.
+        let lives = self.step() * u32::try_from(self.size).unwrap_or(u32::MAX) + self.step() / 2;
+        let lives = u64::try_from(lives.as_millis()).unwrap_or(u64::MAX);
+        let expires = self.pattern == Pattern::Expiring;
+        expires.then(|| self.clock.now_ms().saturating_add(lives))
+    }
+
+    fn step(&self) -> Duration {
+        step_of(u32::try_from(self.size).unwrap_or(u32::MAX))
+    }
+
+    /// Lets time pass, for what is applied.
+    fn pass(&self, log: &Log) -> anyhow::Result<()> {
+        if self.pattern != Pattern::Expiring {
+            return Ok(());
+        }
+        if self.written.is_multiple_of(NEAR) {
+            log.wait_near(self.shard, NEAR as u64)?;
+        }
+        self.clock.advance(self.step());
         Ok(())
     }
 
@@ -145,19 +209,36 @@ impl<'a> Turnover<'a> {
 pub(crate) fn write_live(
     embeddings: &Embeddings,
     live: &BTreeMap<String, usize>,
+    until_ms: Option<u64>,
     log: &mut Log,
 ) -> anyhow::Result<()> {
     // By row, which is a random order: by id, points of one kind would come together.
     let mut rows: Vec<(usize, &String)> = live.iter().map(|(id, row)| (*row, id)).collect();
     rows.sort_unstable();
     rows.into_iter()
-        .try_for_each(|(row, id)| upsert(embeddings, log, id, row))
+        .try_for_each(|(row, id)| upsert(embeddings, log, id, row, until_ms))
 }
 
-fn upsert(embeddings: &Embeddings, log: &mut Log, id: &str, row: usize) -> anyhow::Result<()> {
-    if let Some((_, point)) = embeddings.points.get(row) {
-        log.upsert(0, id, point)?;
-    }
+fn upsert(
+    embeddings: &Embeddings,
+    log: &mut Log,
+    id: &str,
+    row: usize,
+    until_ms: Option<u64>,
+) -> anyhow::Result<()> {
+    let Some((_, point)) = embeddings.points.get(row) else {
+        return Ok(());
+    };
+    match until_ms {
+        None => log.upsert(0, id, point)?,
+        Some(until_ms) => {
+            let point = Point {
+                expires_at_ms: Some(i64::try_from(until_ms)?),
+                ..point.clone()
+            };
+            log.upsert(0, id, &point)?
+        }
+    };
     Ok(())
 }
 

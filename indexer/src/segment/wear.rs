@@ -1,0 +1,125 @@
+//! What a segment's rows are still good for: how many have a node, how many of those are of use, and which
+//! have expired.
+//!
+//! A point that has expired stays a row, for the digest counts it until its id is written again, as
+//! the topic keeps its record. Compaction *reclaims* it: vector, payload and node go, and what the
+//! digest and the catalog know of it stays. Such rows are in segments of their own, so that they are not
+//! written again whenever others are.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::segment::{ALIVE, Rows, Segment};
+
+/// Wall time when everything reclaimed has expired: before any that is asked for.
+pub const LONG_EXPIRED_MS: i64 = i64::MIN + 1;
+/// A point is reclaimed so long after it expired: clocks differ, and may be set back.
+pub const GRACE_MS: i64 = 60_000;
+/// Rows that have expired are counted anew after so long.
+const COUNT_EVERY_MS: i64 = 10_000;
+
+/// Rows that have not ended, but expired, and still hold their points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Expired {
+    rows: u32,
+    /// Those of them with a node of their own.
+    nodes: u32,
+}
+
+/// The last count of [`Expired`], and of what time it was.
+#[derive(Default)]
+pub(super) struct LastCount(Mutex<Option<(i64, Expired)>>);
+
+impl Segment {
+    /// Rows that are or will be in no graph because they ride or rode, ended ones too.
+    pub fn riding(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(_) => self.rides.riding(),
+            Rows::Sealed(sealed) => sealed.manifest.riders,
+        }
+    }
+
+    /// Whether nothing but its rows is left of points that have expired.
+    pub fn is_reclaimed(&self) -> bool {
+        let sealed = self.as_sealed();
+        sealed.is_some_and(|sealed| sealed.manifest.is_reclaimed)
+    }
+
+    /// Rows with a node, folded or not, ended ones too.
+    fn with_node(&self) -> u32 {
+        match self.is_reclaimed() {
+            true => 0,
+            false => self.len().saturating_sub(self.riding()),
+        }
+    }
+
+    /// Nodes of its graph.
+    pub fn nodes(&self) -> u32 {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.rows(),
+            Rows::Sealed(_) => self.with_node(),
+        }
+    }
+
+    /// Rows of its own nodes that have ended.
+    fn dead_nodes(&self) -> u32 {
+        let rode = match self.is_reclaimed() {
+            true => self.len(),
+            false => self.riding().saturating_sub(self.rides.riding_live()),
+        };
+        self.dead().saturating_sub(rode)
+    }
+
+    /// Nodes, folded or not, by which a search finds a row that has not ended.
+    pub fn live_nodes(&self) -> u32 {
+        let masked = self.dead_nodes().saturating_sub(self.rides.carrying());
+        self.with_node().saturating_sub(masked)
+    }
+
+    /// Of these, those that are in the graph, where rows below `folded` are.
+    pub fn live_in_graph(&self, folded: u32) -> u32 {
+        let waiting = self.len().saturating_sub(folded);
+        self.live_nodes().saturating_sub(waiting).min(self.nodes())
+    }
+
+    /// Rows that are of no use any more and those there are: of all rows, and of those with a node.
+    /// One whose point had expired by `expired_by_ms` is of none; such rows are counted now and then.
+    pub fn wear(&self, expired_by_ms: i64) -> [(u32, u32); 2] {
+        let carrying = self.rides.carrying();
+        let expired = self.expired(expired_by_ms);
+        let dead = self.dead().saturating_sub(carrying);
+        let dead_nodes = self.dead_nodes().saturating_sub(carrying);
+        [
+            (dead.saturating_add(expired.rows), self.len()),
+            (dead_nodes.saturating_add(expired.nodes), self.with_node()),
+        ]
+    }
+
+    fn expired(&self, by_ms: i64) -> Expired {
+        if !self.has_expiring() {
+            return Expired::default();
+        }
+        let mut last = self
+            .expired
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: i64| (0..COUNT_EVERY_MS).contains(&by_ms.saturating_sub(at));
+        if let Some((_, counted)) = last.filter(|(at, _)| is_recent(*at)) {
+            return counted;
+        }
+        let mut counted = Expired::default();
+        for row in (0..self.len()).filter(|row| self.has_expired(*row, by_ms)) {
+            counted.rows += 1;
+            counted.nodes += u32::from(!self.rides.is_rider(row));
+        }
+        *last = Some((by_ms, counted));
+        counted
+    }
+
+    /// Whether a row that has not ended had expired by then.
+    pub fn has_expired(&self, row: u32, by_ms: i64) -> bool {
+        let row = self.row(row).filter(|row| row.died == ALIVE);
+        let expires = row.and_then(|row| row.expires_at_ms);
+        expires.is_some_and(|expires| expires <= by_ms)
+    }
+}
