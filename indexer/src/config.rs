@@ -53,10 +53,10 @@ pub struct Config {
     /// Memory the node may take, as the kernel counts what only the process can give back (`RssAnon`). Default: no
     /// limit.
     ///
-    /// At nine tenths of it ingest stops until some is given back; searches go on. Until that is seen a turn of every
-    /// shard may come in, and what was fetched ahead for it (`kafka.fetch_buffer_bytes`), which is let go of then; with
-    /// many shards of large vectors set it lower than what there is. Leave room above it for mapped segments: what of
-    /// them stays in memory decides how fast searches are.
+    /// At nine tenths of it ingest stops until some is given back; searches go on. What is under way by then has the
+    /// rest: shards fetch less ahead than `kafka.fetch_buffer_bytes`, all together a fiftieth of the budget. Each fetches at
+    /// least 64 KiB and a whole batch of a producer, so many shards under a small budget may take more for a moment. Leave
+    /// room above it for mapped segments: what of them stays in memory decides how fast searches are.
     pub memory_budget: Option<ByteSize>,
     /// Free space to leave on the disk of `data_dir`. Default 256 MiB.
     ///
@@ -217,7 +217,7 @@ pub struct EngineConfig {
     /// How long a growing segment has to be quiet to be sealed early. Default 3 s.
     #[serde(with = "humantime_serde")]
     pub idle_seal_after: Duration,
-    /// A segment with this share of dead rows is rebuilt without them. Default 0.15.
+    /// A segment with this share of dead rows, or of expired ones, is rebuilt without them. Default 0.15.
     ///
     /// Higher leaves more dead rows in memory, and searches pass them; lower rewrites more rows for each
     /// update, up to `1 / share` of them. What both cost: `churn` in docs/benchmarks.md.

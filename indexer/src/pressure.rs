@@ -1,14 +1,18 @@
 //! Limits of the node: memory and disk. A reached one stops ingest, never searches.
 //!
 //! What is measured is what only this process can give back: its anonymous memory. Mapped files
-//! are the kernel's to drop. Ingest stops at nine tenths of the budget, so that what is under way
-//! still fits, and goes on below eight and a half; on a disk it stops while there is still room for a
+//! are the kernel's to drop. Ingest stops at nine tenths of the budget, and goes on below eight and a
+//! half. What is under way by then has the tenth that is left: all shards together fetch no more ahead,
+//! and have no larger turns, than fit it. On a disk ingest stops while there is still room for a
 //! checkpoint and for sealing, which free space. The log it does not read meanwhile is Kafka's.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytesize::ByteSize;
@@ -18,6 +22,10 @@ use tracing::{info, warn};
 const STOP_SHARE: f64 = 0.9;
 /// Share below which it goes on.
 const RESUME_SHARE: f64 = 0.85;
+/// All shards together fetch no more ahead than the memory budget divided by this.
+const AHEAD_SHARE: u64 = 50;
+/// No shard fetches less ahead.
+const LEAST_AHEAD: u64 = 64 << 10;
 /// How many times the least free space there has to be before ingest goes on.
 const RESUME_FREE: f64 = 1.1;
 
@@ -64,9 +72,35 @@ impl Reached {
 #[derive(Debug, Default)]
 pub struct Pressure {
     reached: Mutex<Option<Reached>>,
+    /// Of the node; none is no limit.
+    memory: Option<ByteSize>,
+    shards: AtomicU64,
 }
 
 impl Pressure {
+    /// No limit is reached yet; `memory` is the node's budget.
+    pub fn new(memory: Option<ByteSize>) -> Self {
+        Self {
+            memory,
+            ..Self::default()
+        }
+    }
+
+    /// Says how many shards share the budget.
+    pub fn set_shards(&self, shards: usize) {
+        let shards = u64::try_from(shards).unwrap_or(u64::MAX);
+        self.shards.store(shards, Ordering::Relaxed);
+    }
+
+    /// Bytes of records that a shard may hold which it has not taken yet; `None` if memory is not limited.
+    ///
+    /// As records, as points and in the shard's log, they take some four times as much.
+    pub fn ahead_bytes(&self) -> Option<u64> {
+        let shards = self.shards.load(Ordering::Relaxed).max(1);
+        let all = self.memory?.as_u64() / AHEAD_SHARE;
+        Some((all / shards).max(LEAST_AHEAD))
+    }
+
     /// The limit that is reached, if one is.
     pub fn reached(&self) -> Option<Reached> {
         *self.lock()
@@ -200,7 +234,18 @@ mod tests {
     }
 
     #[test]
+    fn shards_share_what_is_fetched_ahead_and_each_may_fetch_some() {
+        let pressure = Pressure::new(Some(ByteSize::mib(800)));
+        assert_eq!(pressure.ahead_bytes(), Some(16 << 20));
+        pressure.set_shards(16);
+        assert_eq!(pressure.ahead_bytes(), Some(1 << 20));
+        pressure.set_shards(4096);
+        assert_eq!(pressure.ahead_bytes(), Some(64 << 10));
+    }
+
+    #[test]
     fn without_a_budget_memory_is_not_limited() {
+        assert_eq!(Pressure::default().ahead_bytes(), None);
         let pressure = Pressure::default();
         let used = Used {
             memory_bytes: u64::MAX,

@@ -80,6 +80,13 @@ impl View {
         counts.sum()
     }
 
+    /// The segments that a search looks into.
+    pub fn searched(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.segments
+            .iter()
+            .filter(|segment| !segment.is_reclaimed())
+    }
+
     /// Memory the graphs hold.
     pub fn graph_bytes(&self) -> u64 {
         let bytes = self.segments.iter().map(|segment| segment.graph_bytes());

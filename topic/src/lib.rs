@@ -55,6 +55,17 @@ pub trait Connect: Send + Sync {
     fn open_reader(&self, starts: &[(TopicPartition, Start)])
     -> Result<Box<dyn Reader>, ReadError>;
 
+    /// The same, of a reader that holds about so many bytes of records that were not polled yet, or
+    /// less; at least one batch of a producer, however large.
+    ///
+    /// # Errors
+    /// As [`Connect::open_reader`].
+    fn open_reader_within(
+        &self,
+        starts: &[(TopicPartition, Start)],
+        ahead_bytes: u64,
+    ) -> Result<Box<dyn Reader>, ReadError>;
+
     /// Joins a consumer group that shares out the partitions of `topics`.
     ///
     /// # Errors

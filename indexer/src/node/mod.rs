@@ -164,13 +164,14 @@ impl Node {
     /// A node without shards.
     pub fn new(config: Config, deps: Deps, address: String) -> Self {
         let labels = Arc::new(config.all_labels());
+        let pressure = Arc::new(Pressure::new(config.memory_budget));
         Self {
             config: Arc::new(config),
             deps,
             address: address.into(),
             shards: Arc::default(),
             placed: Arc::default(),
-            pressure: Arc::default(),
+            pressure,
             snapshots: None,
             labels,
             misplaced: Arc::default(),

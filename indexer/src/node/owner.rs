@@ -309,7 +309,11 @@ impl Node {
             opened: held.opened.clone(),
         };
         let ended = held.ended.clone();
-        self.lock().insert(key, Arc::new(held));
+        {
+            let mut shards = self.lock();
+            shards.insert(key, Arc::new(held));
+            self.pressure.set_shards(shards.len());
+        }
         info!(shard = label, "taking shard");
         let body = move || {
             let outcome = run::run(context);

@@ -73,6 +73,7 @@ impl Node {
         };
         let mut was_told = false;
         while !cancel.is_cancelled() {
+            self.pressure.set_shards(self.lock().len());
             match pressure::measure(&limits.folder) {
                 Ok(used) => {
                     self.pressure.update(&limits, used);

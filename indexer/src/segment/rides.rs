@@ -162,7 +162,7 @@ impl Rides {
     }
 
     /// Says that a row rides no longer, and is not found by any node. Only the shard's writer.
-    pub fn let_go(&self, row: u32, is_alive: bool) {
+    pub fn dismount(&self, row: u32, is_alive: bool) {
         self.carriers.set(row, NOTHING);
         self.riding.fetch_sub(1, Ordering::AcqRel);
         if is_alive {

@@ -41,7 +41,6 @@ use crate::{
         indexed,
         rows::{self, PointPlace},
         vectors::{Precision, fits_f16},
-        wear::LONG_EXPIRED_MS,
     },
     wal,
 };
@@ -260,7 +259,7 @@ pub struct Sealer<'a> {
     pub shape: Shape,
     /// Its rows.
     pub origins: &'a [Origin],
-    /// Whether nothing but the rows is kept. All are alive then, and none is a node.
+    /// Whether nothing but the rows is kept. All are alive then, and none is taken for a node.
     pub is_reclaimed: bool,
     /// How their vectors are kept.
     pub survey: &'a Survey,
@@ -345,10 +344,6 @@ impl Sealer<'_> {
         for origin in self.origins {
             let row = origin.row()?;
             if self.is_reclaimed {
-                let row = Row {
-                    expires_at_ms: Some(LONG_EXPIRED_MS),
-                    ..row
-                };
                 table.push(&row, PointPlace::default())?;
                 if !meanwhile()? {
                     return Ok(None);

@@ -152,6 +152,11 @@ impl Sealed {
                     .is_none_or(|expires| now_ms < expires))
     }
 
+    /// When a row is hidden for its age; `None` for never.
+    pub(super) fn expires_at_ms(&self, row: u32) -> Option<i64> {
+        self.table.expires_at_ms(row)
+    }
+
     /// When a row ended.
     pub(super) fn died(&self, row: u32) -> Option<&AtomicU64> {
         self.died.get(usize::try_from(row).ok()?)

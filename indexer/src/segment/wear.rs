@@ -8,14 +8,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::segment::{ALIVE, Rows, Segment};
+use crate::segment::{NEVER, Rows, Segment};
 
-/// Wall time when everything reclaimed has expired: before any that is asked for.
-pub const LONG_EXPIRED_MS: i64 = i64::MIN + 1;
 /// A point is reclaimed so long after it expired: clocks differ, and may be set back.
 pub const GRACE_MS: i64 = 60_000;
-/// Rows that have expired are counted anew after so long.
-const COUNT_EVERY_MS: i64 = 10_000;
+/// Rows that have expired are counted anew after so long, if there are more by then.
+const COUNT_EVERY_MS: i64 = 60_000;
 
 /// Rows that have not ended, but expired, and still hold their points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,9 +23,17 @@ struct Expired {
     nodes: u32,
 }
 
-/// The last count of [`Expired`], and of what time it was.
+/// The last count of [`Expired`].
 #[derive(Default)]
-pub(super) struct LastCount(Mutex<Option<(i64, Expired)>>);
+pub(super) struct LastCount(Mutex<Option<Counted>>);
+
+#[derive(Clone, Copy)]
+struct Counted {
+    expired: Expired,
+    at_ms: i64,
+    /// Until then it is the same, but for rows that end or come.
+    until_ms: i64,
+}
 
 impl Segment {
     /// Rows that are or will be in no graph because they ride or rode, ended ones too.
@@ -103,23 +109,48 @@ impl Segment {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let is_recent = |at: i64| (0..COUNT_EVERY_MS).contains(&by_ms.saturating_sub(at));
-        if let Some((_, counted)) = last.filter(|(at, _)| is_recent(*at)) {
-            return counted;
+        if let Some(last) = *last
+            && (last.at_ms..last.until_ms).contains(&by_ms)
+        {
+            return last.expired;
         }
-        let mut counted = Expired::default();
-        for row in (0..self.len()).filter(|row| self.has_expired(*row, by_ms)) {
-            counted.rows += 1;
-            counted.nodes += u32::from(!self.rides.is_rider(row));
+        let mut expired = Expired::default();
+        let mut next_ms = NEVER;
+        for row in 0..self.len() {
+            match self.expires_at_ms(row) {
+                Some(at_ms) if at_ms > by_ms => next_ms = next_ms.min(at_ms),
+                Some(_) if self.end_of(row).is_none() => {
+                    expired.rows += 1;
+                    expired.nodes += u32::from(!self.rides.is_rider(row));
+                }
+                _ => {}
+            }
         }
-        *last = Some((by_ms, counted));
-        counted
+        let soon_ms = by_ms.saturating_add(COUNT_EVERY_MS);
+        let until_ms = match self.as_growing() {
+            Some(_) => soon_ms,
+            None => next_ms.max(soon_ms),
+        };
+        *last = Some(Counted {
+            expired,
+            at_ms: by_ms,
+            until_ms,
+        });
+        expired
     }
 
     /// Whether a row that has not ended had expired by then.
     pub fn has_expired(&self, row: u32, by_ms: i64) -> bool {
-        let row = self.row(row).filter(|row| row.died == ALIVE);
-        let expires = row.and_then(|row| row.expires_at_ms);
-        expires.is_some_and(|expires| expires <= by_ms)
+        let expires = self.has_expiring().then(|| self.expires_at_ms(row));
+        let expires = expires.flatten();
+        expires.is_some_and(|expires| expires <= by_ms) && self.end_of(row).is_none()
+    }
+
+    /// When a row is hidden for its age; `None` for never.
+    fn expires_at_ms(&self, row: u32) -> Option<i64> {
+        match &self.rows {
+            Rows::Growing(growing) => growing.row(row)?.expires_at_ms,
+            Rows::Sealed(sealed) => sealed.expires_at_ms(row),
+        }
     }
 }

@@ -176,7 +176,7 @@ impl Shared {
                 }
             };
             match &filter {
-                None => (0..segment.len()).for_each(&mut take),
+                None => segment.visible(u32::MAX, moment).for_each(&mut take),
                 Some(filter) => {
                     let rows = segment.matches(filter).map_err(find::SearchError::Fields)?;
                     rows.iter().for_each(&mut take);
@@ -335,10 +335,7 @@ pub(super) fn explained(told: &Told, view: &View) -> v1::ShardExplain {
     } else {
         v1::SearchPlan::MemtableOnly
     };
-    let points = view
-        .segments
-        .iter()
-        .map(|one| u64::from(Segment::live(one)));
+    let points = view.searched().map(|one| u64::from(Segment::live(one)));
     v1::ShardExplain {
         shard: 0,
         plan: plan.into(),
@@ -348,7 +345,7 @@ pub(super) fn explained(told: &Told, view: &View) -> v1::ShardExplain {
         },
         matches: told.matches,
         rows_scanned: told.distances,
-        segments: u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
+        segments: u32::try_from(view.searched().count()).unwrap_or(u32::MAX),
         plan_us: told.plan_us,
         search_us: told.search_us,
         rescore_us: told.rescore_us,

@@ -75,25 +75,27 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
     let ready = sealed.iter().filter(|one| one.as_sealed().is_some());
     let (reclaimed, holding): (Vec<_>, Vec<_>) = ready.partition(|one| one.is_reclaimed());
     let small = engine.seal_rows / 2;
-    let of_points = choose_of(&holding, engine.seal_rows, is_worn, |one| left(one) < small);
-    if !of_points.is_empty() {
-        return of_points;
-    }
-    // They are added to for ever, and are written again only with others of about their size.
-    let size = |segment: &Segment| segment.live().checked_ilog(MERGED).unwrap_or(0);
-    let sizes = reclaimed
-        .iter()
-        .filter(|one| left(one) < small)
-        .map(|one| size(one));
-    let mut sizes: Vec<u32> = sizes.collect();
+    let left = |segment: &Segment| left(segment, expired_by_ms);
+    // More of them come for ever, and are written again only with others of about their size. That is little work:
+    // not to be put off by any that there is.
+    let size = |segment: &Segment| left(segment).checked_ilog(MERGED).unwrap_or(0);
+    let sizes = reclaimed.iter().filter(|one| left(one) < small);
+    let mut sizes: Vec<u32> = sizes.map(|one| size(one)).collect();
     sizes.sort_unstable();
     let many = sizes
         .chunk_by(|one, next| one == next)
         .find(|alike| alike.len() >= SMALL_ONES);
     let many = many.and_then(|alike| alike.first().copied());
-    choose_of(&reclaimed, engine.seal_rows, is_worn, |one| {
-        left(one) < small && many == Some(size(one))
-    })
+    let is_alike = |one: &Segment| left(one) < small && many == Some(size(one));
+    let chosen = choose_of(&reclaimed, engine.seal_rows, (is_worn, left, is_alike));
+    match chosen.is_empty() {
+        false => chosen,
+        true => choose_of(
+            &holding,
+            engine.seal_rows,
+            (is_worn, left, |one| left(one) < small),
+        ),
+    }
 }
 
 /// Those of some segments that are worth rebuilding together: any that are worn, with small ones as far as there is
@@ -101,8 +103,11 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
 fn choose_of(
     segments: &[&Arc<Segment>],
     most_rows: u32,
-    is_worn: impl Fn(&Segment) -> bool,
-    is_small: impl Fn(&Segment) -> bool,
+    (is_worn, left, is_small): (
+        impl Fn(&Segment) -> bool,
+        impl Fn(&Segment) -> u32,
+        impl Fn(&Segment) -> bool,
+    ),
 ) -> Vec<Arc<Segment>> {
     // Worn ones first, so that a small one in front cannot crowd them out for ever.
     let (worn, others): (Vec<_>, Vec<_>) = segments.iter().copied().partition(|one| is_worn(one));
@@ -128,9 +133,10 @@ fn choose_of(
     }
 }
 
-/// Rows that a new segment would hold of an old one, at most.
-fn left(segment: &Segment) -> u32 {
-    segment.live().saturating_add(segment.rides.carrying())
+/// Rows that hold their points in a new segment of those of an old one, at most.
+fn left(segment: &Segment, expired_by_ms: i64) -> u32 {
+    let [(wasted, all), _] = segment.wear(expired_by_ms);
+    all.saturating_sub(wasted)
 }
 
 /// Whether so many rows of a segment, or nodes of its graph, are of no use any more that it is to
@@ -243,7 +249,8 @@ pub fn build(
     mut meanwhile: impl FnMut() -> Result<bool, SealError>,
 ) -> Result<Option<Compacted>, SealError> {
     let mut inputs = inputs.to_vec();
-    inputs.sort_by_key(|input| std::cmp::Reverse(input.live()));
+    let expired_by_ms = expired_by_ms(shared);
+    inputs.sort_by_key(|input| std::cmp::Reverse(left(input, expired_by_ms)));
     let (mut taking, mut entries) = (Taking::default(), Vec::new());
     for input in &inputs {
         taking.take_all(shared, &inputs, input);
@@ -272,10 +279,7 @@ pub fn build(
     };
     drop(reading);
     let mut outputs = Outputs::default();
-    for (origins, is_reclaimed) in [(holding, false), (reclaimed, true)] {
-        if origins.is_empty() {
-            continue;
-        }
+    let mut write = |origins: &[Origin], is_reclaimed| {
         let graph = Merge {
             shared,
             inputs: &inputs,
@@ -285,7 +289,7 @@ pub fn build(
             space: &survey.space,
         };
         let Some(built) = graph.build(&mut meanwhile)? else {
-            return Ok(None);
+            return Ok(false);
         };
         let id = next_segment();
         let folder = shared.spec.segment_folder(id);
@@ -301,10 +305,19 @@ pub fn build(
             entries: &std::mem::take(&mut entries),
             log: &shared.log,
         };
-        let Some(output) = written(&sealer, paced(READ_ROWS, &mut meanwhile))? else {
-            return Ok(None);
-        };
-        outputs.push(output);
+        let output = written(&sealer, paced(READ_ROWS, &mut meanwhile))?;
+        let is_written = output.is_some();
+        outputs.extend(output);
+        Ok::<_, SealError>(is_written)
+    };
+    let parts = [(holding, false), (reclaimed, true)].into_iter();
+    let mut parts = parts.filter(|(origins, _)| !origins.is_empty());
+    let is_written = parts.try_fold(true, |so_far, (origins, is_reclaimed)| {
+        Ok(so_far && write(origins, is_reclaimed)?)
+    });
+    if !matches!(is_written, Ok(true)) {
+        outputs.discard();
+        return is_written.map(|_| None);
     }
     let places = origins.iter().map(|origin| Place {
         segment: origin.segment.id,
@@ -352,6 +365,10 @@ impl Moving {
             let origin = compacted.origins.get(usize::try_from(number).ok()?)?;
             Some((origin, outputs.row(number)?))
         };
+        let lives = |origin: &Place| {
+            let segment = shared.segment(origin.segment);
+            segment.is_some_and(|segment| segment.end_of(origin.row).is_none())
+        };
         // One that rides on a segment that stays, as this row did, does not concern the new ones.
         let rider_of = |origin: &Place| {
             let segment = shared.segment(origin.segment);
@@ -363,10 +380,10 @@ impl Moving {
         };
         let mut rows = (0u32..).map_while(place_of);
         let is_lost = rows.any(|(origin, (output, _))| {
-            let rider = output.is_reclaimed().then(|| rider_of(origin)).flatten();
-            rider.is_some_and(|(rider, row)| (rider.id, row) != (origin.segment, origin.row))
+            output.is_reclaimed() && !lives(origin) && rider_of(origin).is_some()
         });
         if is_lost {
+            outputs.discard();
             return None;
         }
         for (number, carrier) in &compacted.riding {
@@ -375,11 +392,7 @@ impl Moving {
             }
         }
         for (origin, (output, new)) in (0u32..).map_while(place_of) {
-            let lives = shared.segment(origin.segment).is_some_and(|segment| {
-                let row = segment.row(origin.row);
-                row.is_some_and(|row| !row.is_dead())
-            });
-            if lives {
+            if lives(origin) {
                 continue;
             }
             output.end(new, at);
@@ -486,7 +499,7 @@ impl Moving {
                 }
             }
             if output.is_reclaimed() {
-                output.rides.let_go(row, is_alive);
+                output.rides.dismount(row, is_alive);
             }
         }
         shared.change_view(|view| {

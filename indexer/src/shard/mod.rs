@@ -21,6 +21,7 @@ mod merge;
 pub mod offline;
 mod outputs;
 pub mod pooled;
+mod reading;
 pub mod recover;
 pub mod rescue;
 mod restore;

@@ -10,8 +10,8 @@ pub struct Outputs(Vec<Arc<Segment>>);
 
 impl Outputs {
     /// Adds one, whose rows are the next.
-    pub(super) fn push(&mut self, segment: Arc<Segment>) {
-        self.0.push(segment);
+    pub(super) fn extend(&mut self, segment: Option<Arc<Segment>>) {
+        self.0.extend(segment);
     }
 
     /// The segments.
@@ -24,9 +24,11 @@ impl Outputs {
         self.iter().find(|segment| segment.id == id)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Takes their files away, as far as that goes: a checkpoint takes away what is left.
+    pub(super) fn discard(&self) {
+        for sealed in self.iter().filter_map(|segment| segment.as_sealed()) {
+            let _left = std::fs::remove_dir_all(sealed.folder());
+        }
     }
 
     /// Where a row is.

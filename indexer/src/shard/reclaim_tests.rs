@@ -1,8 +1,9 @@
-//! What a clock that is set back does to points that expire: none of those that are reclaimed comes back, and none that is
-//! written again is lost to a compaction that took it for expired.
+//! What a clock that is set back does to points that expire, and what is written while rows are moved: none that is
+//! reclaimed comes back, and none that is written again is lost to a compaction that took it for expired.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    fs,
     path::Path,
     sync::{
         Arc,
@@ -33,7 +34,10 @@ use crate::{
 
 const BEGIN_MS: u64 = 1_700_000_000_000;
 const HOUR_MS: u64 = 60 * 60 * 1000;
-const POINTS: u16 = 128;
+/// More than are moved at once.
+const POINTS: u16 = 700;
+/// One of the last that are moved.
+const LATE: u16 = 99;
 
 /// A clock that may be set to any time.
 #[derive(Debug)]
@@ -82,6 +86,16 @@ fn lent(offset: u16, number: u16) -> Draft {
         expires_at_ms: i64::try_from(BEGIN_MS + HOUR_MS).ok(),
     };
     Draft::Upsert(stamp, name(number), point)
+}
+
+/// Record `offset`, of a point that is deleted.
+fn deleted(offset: u16, number: u16) -> Draft {
+    let stamp = Stamp {
+        source: SourceIndex(0),
+        offset: Offset(offset.into()),
+        version: Version::from_parts(BEGIN_MS, offset),
+    };
+    Draft::Delete(stamp, name(number))
 }
 
 fn name(number: u16) -> PointId {
@@ -177,9 +191,58 @@ fn a_compaction_that_took_a_point_for_expired_which_is_renewed_comes_to_nothing(
     assert!(shared.view.load().growing().rides.has_riders());
     while opened.writer.tend().unwrap() {}
     assert!(!shared.work().compacting, "another one may begin");
+    let folders = fs::read_dir(shared.spec.segments_root()).unwrap();
+    assert_eq!(folders.count(), 1, "what is of no use is not kept");
     assert_eq!(served(&shared).len(), usize::from(POINTS) + 1);
     let nearest = shared
         .search(&Ask::nearest(vec![1.0, 3.0, 2.0], 1))
         .unwrap();
     assert_eq!(nearest.first().unwrap().id, name(3).as_str());
+}
+
+#[test]
+fn a_point_that_is_renewed_while_its_row_is_moved_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Wall(AtomicU64::new(BEGIN_MS)));
+    let mut opened = sealed(&spec(&folder.path().join("shard")), &clock);
+    let shared = opened.writer.shared.clone();
+    clock.0.store(BEGIN_MS + 2 * HOUR_MS, Ordering::SeqCst);
+    compacted(&opened);
+    assert!(opened.writer.tend().unwrap(), "some are moved, not all");
+    clock.0.store(BEGIN_MS, Ordering::SeqCst);
+    deliver(&mut opened.writer, lent(POINTS + 1, LATE));
+    while opened.writer.tend().unwrap() {}
+    assert_eq!(shared.view.load().segments[0].live(), u32::from(POINTS) - 1);
+    let nearest = Ask::nearest(vec![1.0, f32::from(LATE), 2.0], 1);
+    let nearest = shared.search(&nearest).unwrap();
+    assert_eq!(nearest.first().unwrap().id, name(LATE).as_str());
+}
+
+#[test]
+fn a_row_that_ends_while_a_node_for_it_is_moved_leaves_nothing_that_carries() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Wall(AtomicU64::new(BEGIN_MS)));
+    let mut opened = sealed(&spec(&folder.path().join("shard")), &clock);
+    let shared = opened.writer.shared.clone();
+    // All but the first hundred ride on the nodes of before, and these end.
+    for number in 0..100 {
+        deliver(&mut opened.writer, deleted(1000 + number, 600 + number));
+    }
+    for number in 0..600 {
+        deliver(&mut opened.writer, lent(2000 + number, number));
+    }
+    let inputs = vec![shared.view.load().segments[0].clone()];
+    assert_eq!(inputs[0].rides.carrying(), 600);
+    let built = compact::build(&shared, || opened.numbers.take(), &inputs, || Ok(true));
+    shared.work().compacting = true;
+    shared.work().compacted = built.unwrap();
+    assert!(opened.writer.tend().unwrap(), "some are moved, not all");
+    deliver(&mut opened.writer, deleted(3000, LATE));
+    // One that rides again, on the new node.
+    deliver(&mut opened.writer, lent(3001, LATE - 1));
+    while opened.writer.tend().unwrap() {}
+    let view = shared.view.load();
+    assert_eq!(view.segments[0].rides.carrying(), 1);
+    assert_eq!(view.segments[0].wear(i64::MIN)[0], (1, 600));
+    assert_eq!(served(&shared).len(), 600);
 }

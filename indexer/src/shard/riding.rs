@@ -20,8 +20,12 @@ impl Writer {
     pub(super) fn holds(&self, place: Place, vector: &Vector) -> bool {
         let segment = self.shared.segment(place.segment);
         let now_ms = self.shared.now_ms();
-        let Some(segment) = segment.filter(|segment| !segment.has_expired(place.row, now_ms))
-        else {
+        let is_gone = |segment: &Segment| {
+            segment.is_reclaimed()
+                || segment.has_expired(place.row, now_ms)
+                || self.is_taken_back(place)
+        };
+        let Some(segment) = segment.filter(|segment| !is_gone(segment)) else {
             return false;
         };
         let mut held = Vec::new();
@@ -31,6 +35,13 @@ impl Writer {
         let held = held.iter().map(|component| component.to_bits());
         let wanted = vector.as_slice().iter();
         read.is_ok() && held.eq(wanted.map(|component| component.to_bits()))
+    }
+
+    /// Whether a row's point is reclaimed by a compaction whose rows are moved over.
+    fn is_taken_back(&self, place: Place) -> bool {
+        let twin = self.moving.as_ref().and_then(|moving| moving.twin(place));
+        let twin = twin.and_then(|twin| self.shared.segment(twin.segment));
+        twin.is_some_and(|twin| twin.is_reclaimed())
     }
 
     /// The rows by whose nodes a row is found: itself or the one it rides on, and that one's twin
@@ -75,14 +86,16 @@ impl Writer {
     /// Ends a row, and its twin.
     pub(super) fn end(&self, place: Place) {
         let segment = self.shared.segment(place.segment);
+        let twin = self.moving.as_ref().and_then(|moving| moving.twin(place));
         if segment.is_some_and(|segment| segment.rides.carrier(place.row).is_some()) {
-            for carrier in self.carriers(place).into_iter().flatten() {
+            let carriers = self.carriers(place).into_iter().flatten();
+            // One that takes the carrier's node over carries nothing, least of all itself.
+            for carrier in carriers.filter(|carrier| Some(*carrier) != twin) {
                 if let Some(segment) = self.shared.segment(carrier.segment) {
                     segment.rides.set_down();
                 }
             }
         }
-        let twin = self.moving.as_ref().and_then(|moving| moving.twin(place));
         for place in std::iter::once(place).chain(twin) {
             if let Some(segment) = self.shared.segment(place.segment) {
                 segment.end(place.row, self.sequence);

@@ -52,7 +52,8 @@ impl Taking {
                 segment: input.id,
                 row,
             };
-            match taken.segment.has_expired(taken.row, expired_by_ms) {
+            let (segment, row) = (&taken.segment, taken.row);
+            match segment.is_reclaimed() || segment.has_expired(row, expired_by_ms) {
                 true => self.expired.push((taken, old)),
                 false => self.push(taken, old),
             }

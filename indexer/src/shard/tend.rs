@@ -86,8 +86,6 @@ impl Writer {
     fn start_moving(&mut self, compacted: Compacted) {
         self.moving = Moving::start(&self.shared, compacted, self.sequence);
         if self.moving.is_none() {
-            // A checkpoint takes the files away that nothing names.
-            self.checkpoint_wanted = true;
             self.shared.work().compacting = false;
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use metrics::{counter, gauge, histogram};
 use shoal_runtime::{ErrorKind, chain, clock::Stopwatch, priority::Breath};
 use shoal_schemas::{Offset, Record, Version, avro::WriterSchemas, headers::TraceParent};
-use shoal_topic::{Cluster, Fetched, ReadError, Reader, Start, TopicPartition};
+use shoal_topic::{Cluster, Fetched, ReadError, TopicPartition};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -25,6 +25,7 @@ use crate::{
     shard::{
         Shared,
         cpu::CpuMeter,
+        reading::{active_sources, is_waited_for},
         room::Room,
         run::ShardError,
         writer::{Appended, Applied, WriteError, Writer},
@@ -44,28 +45,6 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(15);
 const BEGIN_LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 /// Growth of the own log worth a checkpoint when the shard closes.
 const CLOSING_GROWTH_BYTES: u64 = 1 << 20;
-
-/// The sources that are read, as (index, partition).
-fn active_sources(shared: &Shared) -> Vec<(SourceIndex, TopicPartition)> {
-    let wanted = shared.spec.sources.iter().filter_map(|one| {
-        let index = shared
-            .sources
-            .iter()
-            .position(|known| known.source == one.source)?;
-        let partition = TopicPartition {
-            topic: one.source.topic.clone(),
-            partition: one.source.partition,
-        };
-        Some((SourceIndex(u16::try_from(index).ok()?), partition))
-    });
-    wanted.collect()
-}
-
-/// A broker that is away comes back; a topic that is gone was dropped, and the owner lets go of
-/// the shard as soon as it reads so.
-fn is_waited_for(error: &ReadError) -> bool {
-    error.kind() == ErrorKind::Retry || matches!(error, ReadError::Missing { .. })
-}
 
 /// How a shard's turns end.
 pub(super) enum Ended {
@@ -108,6 +87,8 @@ pub(super) struct Turns {
     /// Wall time at which something last came from the broker, or turns began; milliseconds.
     pub(super) brought_ms: u64,
     room: Room,
+    /// What the open reader may hold, if memory is limited.
+    pub(super) ahead_bytes: Option<u64>,
     /// A turn was cancelled between append and apply: what is in memory is of no moment.
     is_torn: bool,
 }
@@ -131,6 +112,7 @@ impl Turns {
             silent_at: None,
             brought_ms: shared.clock.now_ms(),
             room,
+            ahead_bytes: None,
             is_torn: false,
             shared,
         }
@@ -179,6 +161,8 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
+            // More shards may share the memory budget than did when it was opened.
+            reader = reader.filter(|_| !self.fetches_too_much());
             let reader = match &mut reader {
                 Some(open) => open,
                 closed => closed.insert(self.open_reader()?),
@@ -213,28 +197,6 @@ impl Turns {
             }
         }
         Ok(Ended::Cancelled)
-    }
-
-    fn open_reader(&self) -> Result<Box<dyn Reader>, ShardError> {
-        let starts: Vec<_> = self
-            .active
-            .iter()
-            .map(|(index, partition)| {
-                let next = self.writer.next_offset(*index);
-                // Nothing taken yet: the oldest there is, which need not be offset 0.
-                let start = if next.0 == 0 {
-                    Start::Beginning
-                } else {
-                    Start::At(next)
-                };
-                (partition.clone(), start)
-            })
-            .collect();
-        let opened = self.cluster.connect.open_reader(&starts);
-        opened.map_err(|source| ShardError::Read {
-            shard: self.shared.spec.label(),
-            source,
-        })
     }
 
     fn take(&mut self, fetched: Fetched) -> Result<(), ShardError> {
@@ -512,7 +474,7 @@ impl Turns {
         gauge!(names::CONTESTED_IDS, "shard" => shard.clone()).set(number(progress.contested));
         gauge!(names::MEMTABLE_ROWS, "shard" => shard.clone()).set(f64::from(view.memtable_rows()));
         gauge!(names::SEGMENTS, "shard" => shard.clone()).set(f64::from(
-            u32::try_from(view.segments.len()).unwrap_or(u32::MAX),
+            u32::try_from(view.searched().count()).unwrap_or(u32::MAX),
         ));
         gauge!(names::LAG_RECORDS, "shard" => shard.clone()).set(number(lag.records));
         gauge!(names::LAG_SECONDS, "shard" => shard.clone()).set(lag.behind.as_secs_f64());

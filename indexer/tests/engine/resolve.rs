@@ -10,7 +10,10 @@ use std::{
 use shoal_indexer::resolve::{
     Change, Deadline, Refusal, ResolveError, Resolver, Style, Target, Want,
 };
-use shoal_runtime::eventually;
+use shoal_runtime::{
+    clock::{Clock, Manual},
+    eventually,
+};
 use shoal_schemas::{
     Condition, Metric, Patch, Payload, PointId, Record, Token, Value, Vector, Version,
     avro::Framing, headers::Meta, v1, vector::Dim,
@@ -60,7 +63,10 @@ struct Owner {
 
 impl Owner {
     fn new() -> Self {
-        let world = World::new();
+        Self::of(World::new())
+    }
+
+    fn of(world: World) -> Self {
         let live = world.open();
         world.caught_up(&live);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -348,14 +354,20 @@ fn what_was_acknowledged_before_is_seen_and_headers_are_a_producer_s() {
 
 #[test]
 fn a_point_of_which_only_the_row_is_left_is_not_there() {
-    let owner = Owner::new();
+    let clock = Manual::at(1_700_000_000_000);
+    let owner = Owner::of(World {
+        clock: clock.clone(),
+        ..World::new()
+    });
     let world = &owner.world;
-    let an_hour_ago = world.clock.now_ms() - 60 * 60 * 1000;
+    let soon_ms = clock.now_ms() + 1000;
     for id in 0..100 {
-        let until_ms = Some(an_hour_ago);
+        let until_ms = Some(soon_ms);
         let (id, payload) = (format!("id-{id}"), Payload::default());
         world.send(&world.record_until(&id, &vector(1), payload, until_ms));
     }
+    world.caught_up(&owner.live);
+    clock.advance(Duration::from_secs(300));
     eventually(DEADLINE, "they are reclaimed", || {
         let (view, _) = owner.live.shared.moment();
         let each = view

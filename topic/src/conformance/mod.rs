@@ -52,6 +52,7 @@ pub fn all(fixture: &Fixture, unique: &str) {
     );
     topics::advice_is_committed_for_a_group_without_members(cluster, &format!("{unique}.advice"));
     reading::records_come_back_in_order_as_they_were(cluster, &format!("{unique}.order"));
+    reading::everything_is_read_however_little_is_held(cluster, &format!("{unique}.narrow"));
     reading::a_start_is_explicit_and_never_jumps(cluster, &format!("{unique}.starts"));
     reading::two_sources_of_one_number_are_told_apart(cluster, &format!("{unique}.two"));
     reading::ends_are_told_and_new_records_follow_them(cluster, &format!("{unique}.ends"));

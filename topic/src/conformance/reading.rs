@@ -82,6 +82,29 @@ pub(super) fn records_come_back_in_order_as_they_were(cluster: &Cluster, name: &
     }
 }
 
+pub(super) fn everything_is_read_however_little_is_held(cluster: &Cluster, name: &str) {
+    let at = &make(cluster, name, 1)[0];
+    let large = "v".repeat(300 << 10);
+    for i in 0..40 {
+        let value = if i % 10 == 9 {
+            &large[..]
+        } else {
+            &large[..2000]
+        };
+        append(cluster, at, &keyed(&format!("k{i}"), value));
+    }
+    let starts = [(at.clone(), Start::Beginning)];
+    let mut reader = cluster.connect.open_reader_within(&starts, 1).unwrap();
+    let read = read_records(&mut *reader, 40);
+    let offsets = read.iter().map(|one| one.offset);
+    assert!(offsets.eq((0..40).map(Offset)));
+    let ended = read_until(&mut *reader, "the end", |all| !all.ends.is_empty());
+    assert_eq!(
+        (ended.records.len(), ended.ends),
+        (0, vec![(0, Offset(40))])
+    );
+}
+
 pub(super) fn a_start_is_explicit_and_never_jumps(cluster: &Cluster, name: &str) {
     let at = &make(cluster, name, 1)[0];
     for i in 0..5 {

@@ -56,6 +56,8 @@ const OWNED: [(&str, &str); 27] = [
 ];
 
 /// Parts of option names whose values are never printed.
+/// What librdkafka asks for of a partition at once, if it is not told.
+const USUAL_FETCH_BYTES: u64 = 1 << 20;
 const SECRET: [&str; 4] = ["password", "secret", "key.pem", "token"];
 
 /// How Shoal talks to one Kafka cluster.
@@ -366,11 +368,16 @@ impl Config {
             )
             .set(
                 "queued.max.messages.kbytes",
-                (self.fetch_buffer_bytes >> 10).to_string(),
+                (self.fetch_buffer_bytes >> 10).max(1).to_string(),
             )
             // The default of 1 s stalls a reader that has just made room.
             .set("fetch.queue.backoff.ms", "5")
             .set("fetch.error.backoff.ms", "100");
+        if self.fetch_buffer_bytes < USUAL_FETCH_BYTES {
+            // A batch that is larger comes all the same.
+            let bytes = self.fetch_buffer_bytes.max(1).to_string();
+            config.set("fetch.message.max.bytes", bytes);
+        }
         config
     }
 

@@ -83,6 +83,18 @@ impl Connect for Opener {
         Ok(Box::new(reader::KafkaReader::open(&self.config, starts)?))
     }
 
+    fn open_reader_within(
+        &self,
+        starts: &[(TopicPartition, Start)],
+        ahead_bytes: u64,
+    ) -> Result<Box<dyn Reader>, ReadError> {
+        let config = Config {
+            fetch_buffer_bytes: self.config.fetch_buffer_bytes.min(ahead_bytes),
+            ..self.config.clone()
+        };
+        Ok(Box::new(reader::KafkaReader::open(&config, starts)?))
+    }
+
     fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Membership>, ReadError> {
         Ok(Box::new(membership::KafkaMembership::join(
             &self.config,
