@@ -522,3 +522,7 @@ impl Moving {
         shared.moving.store(Arc::default());
     }
 }
+
+#[cfg(test)]
+#[path = "amid_tests.rs"]
+mod tests;

@@ -9,6 +9,8 @@ mod answer;
 mod behind;
 pub mod buckets;
 pub mod builder;
+#[cfg(test)]
+mod by_hand;
 pub mod checkpoint;
 pub mod compact;
 mod cpu;

@@ -42,6 +42,17 @@ impl Parts {
             explain: query.explain,
         }
     }
+
+    /// The same of a search.
+    pub(crate) fn of_search(search: &v1::SearchRequest) -> Self {
+        let selects = !search.include_payload.is_empty() || !search.exclude_payload.is_empty();
+        Self {
+            payload: search.with_payload || selects,
+            vector: search.with_vector,
+            groups: search.group_by.is_some(),
+            explain: search.explain,
+        }
+    }
 }
 
 /// What one query found: hits, or groups of hits.

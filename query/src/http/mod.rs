@@ -14,6 +14,7 @@ mod points;
 mod recommend;
 mod request;
 mod search;
+mod stream;
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -40,7 +41,7 @@ use crate::{
     coordinator::QueryError,
     embedding::Embedding,
     front::{Directory, Searches},
-    serve::status::Refusal,
+    serve::{status::Refusal, stream::Streams},
 };
 
 /// The header that says how many milliseconds a caller waits; `?timeout_ms=` goes before it.
@@ -56,10 +57,13 @@ pub(crate) struct Api {
     pub(crate) default_deadline: Duration,
     /// `None` where no endpoint is configured.
     pub(crate) embedding: Option<Embedding>,
+    /// The longest body, and the longest line of a stream.
+    pub(crate) max_body_bytes: usize,
+    pub(crate) streams: Streams,
 }
 
 /// The API's routes.
-pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
+pub(crate) fn router(api: Api) -> Router {
     let routes = routes().into_iter();
     let router = routes.fold(console::router(), |router, (path, methods)| {
         router.route(path, methods)
@@ -67,12 +71,12 @@ pub(crate) fn router(api: Api, max_body_bytes: usize) -> Router {
     router
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(DefaultBodyLimit::max(api.max_body_bytes))
         .with_state(api)
 }
 
 /// Every path of the API, and what answers there.
-fn routes() -> [(&'static str, MethodRouter<Api>); 15] {
+fn routes() -> [(&'static str, MethodRouter<Api>); 16] {
     let alias = get(aliases::find).put(aliases::set).delete(aliases::drop);
     let collection = get(collections::find)
         .put(collections::create)
@@ -93,6 +97,10 @@ fn routes() -> [(&'static str, MethodRouter<Api>); 15] {
         (
             "/v1/collections/{collection}/search/batch",
             post(search::search_batch),
+        ),
+        (
+            "/v1/collections/{collection}/search/stream",
+            post(stream::search_stream),
         ),
         (
             "/v1/collections/{collection}/recommend",
@@ -135,7 +143,7 @@ pub(crate) fn cors(origins: &[String]) -> CorsLayer {
 async fn no_route() -> Failure {
     Failure::from(Refusal::not_found(
         "no such route; there are /v1/aliases and /v1/collections, and under /v1/collections/<name>: /search, \
-         /search/batch, /recommend, /get, /points/<id>, /count, /scroll, /shards; \
+         /search/batch, /search/stream, /recommend, /get, /points/<id>, /count, /scroll, /shards; \
          /openapi.json describes them",
     ))
 }
@@ -168,6 +176,15 @@ struct FailureText<'a> {
     message: &'a str,
 }
 
+impl<'a> From<&'a Refusal> for FailureText<'a> {
+    fn from(refusal: &'a Refusal) -> Self {
+        Self {
+            code: refusal.name(),
+            message: refusal.message(),
+        }
+    }
+}
+
 impl<E: Into<Refusal>> From<E> for Failure {
     fn from(error: E) -> Self {
         let refusal = error.into();
@@ -182,10 +199,7 @@ impl<E: Into<Refusal>> From<E> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let body = FailureBody {
-            error: FailureText {
-                code: self.refusal.name(),
-                message: self.refusal.message(),
-            },
+            error: FailureText::from(&self.refusal),
         };
         let mut response = (self.status, json(&body)).into_response();
         if let Some(after) = self.refusal.retry_after() {

@@ -79,10 +79,10 @@ with_query! {
         #[serde(deserialize_with = "shoal_schemas::json::components")]
         vector: Vec<f32>,
         #[serde(default)]
-        pub(crate) at_least: Vec<String>,
+        at_least: Vec<String>,
         #[serde(default)]
-        pub(crate) require_all: bool,
-        pub(crate) max_staleness_ms: Option<u64>,
+        require_all: bool,
+        max_staleness_ms: Option<u64>,
     }
 }
 
@@ -109,10 +109,66 @@ with_query! {
 }
 
 impl Search {
-    /// The query in it.
-    pub(crate) fn into_query(mut self) -> Result<v1::Query, Refusal> {
+    pub(crate) fn into_proto(mut self, collection: String) -> Result<v1::SearchRequest, Refusal> {
+        let read = read_options(
+            self.at_least.iter().map(String::as_str),
+            self.require_all,
+            self.max_staleness_ms,
+        )?;
         let vector = std::mem::take(&mut self.vector);
-        self.query_for(vector)
+        let query = self.query_for(vector)?;
+        Ok(v1::SearchRequest {
+            collection,
+            vector: query.vector,
+            k: query.k,
+            ef: query.ef,
+            with_vector: query.with_vector,
+            with_payload: query.with_payload,
+            read,
+            exact: query.exact,
+            filter: query.filter,
+            max_distance: query.max_distance,
+            group_by: query.group_by,
+            include_payload: query.include_payload,
+            exclude_payload: query.exclude_payload,
+            offset: query.offset,
+            after: query.after,
+            explain: query.explain,
+            tenant: query.tenant,
+        })
+    }
+}
+
+/// A line of a stream: a search or a recommendation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Line {
+    #[serde(default)]
+    request_id: u64,
+    #[serde(default)]
+    timeout_ms: u32,
+    search: Option<Search>,
+    recommend: Option<Recommend>,
+}
+
+impl Line {
+    pub(crate) fn into_proto(self, collection: &str) -> Result<v1::SearchStreamRequest, Refusal> {
+        use v1::search_stream_request::Call;
+
+        let collection = collection.to_owned();
+        let call = match (self.search, self.recommend) {
+            (Some(search), None) => Call::Search(search.into_proto(collection)?),
+            (None, Some(wanted)) => Call::Recommend(wanted.into_proto(collection)?),
+            _ => {
+                let why = "it holds one of `search` and `recommend`, no more and no less";
+                return Err(Refusal::invalid(why));
+            }
+        };
+        Ok(v1::SearchStreamRequest {
+            request_id: self.request_id,
+            call: Some(call),
+            timeout_ms: self.timeout_ms,
+        })
     }
 }
 

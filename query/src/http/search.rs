@@ -27,32 +27,8 @@ pub(crate) async fn search(
 ) -> Result<Response, Failure> {
     let call = call(&api, &headers, asked(query)?.timeout_ms.as_deref())?;
     let wanted: request::Search = read(body)?;
-    let options = read_options(
-        wanted.at_least.iter().map(String::as_str),
-        wanted.require_all,
-        wanted.max_staleness_ms,
-    )?;
-    let query = wanted.into_query()?;
-    let parts = Parts::of(&query);
-    let request = v1::SearchRequest {
-        collection,
-        vector: query.vector,
-        k: query.k,
-        ef: query.ef,
-        with_vector: query.with_vector,
-        with_payload: query.with_payload,
-        read: options,
-        exact: query.exact,
-        filter: query.filter,
-        max_distance: query.max_distance,
-        group_by: query.group_by,
-        include_payload: query.include_payload,
-        exclude_payload: query.exclude_payload,
-        offset: query.offset,
-        after: query.after,
-        explain: query.explain,
-        tenant: query.tenant,
-    };
+    let request = wanted.into_proto(collection)?;
+    let parts = Parts::of_search(&request);
     let found = api.coordinator.search(request, call).await?;
     Ok(json(&answer::Searched {
         found: List::of(&found.hits, &found.groups, &found.explain, parts),

@@ -4,7 +4,7 @@ mod collections;
 mod plain;
 mod search;
 pub(crate) mod status;
-mod stream;
+pub(crate) mod stream;
 
 use std::{
     convert::Infallible,
@@ -310,6 +310,7 @@ impl Bound {
             most: usize::try_from(most).unwrap_or(usize::MAX),
             cancel: front.tasks.cancel().clone(),
         };
+        let streams_over_http = streams.clone();
         let cors = http::cors(&config.cors_origins);
         let collections = CollectionsService::new(front.directory.clone());
         let collections = v1::collections_server::CollectionsServer::new(collections);
@@ -343,8 +344,10 @@ impl Bound {
             definitions: front.directory,
             default_deadline,
             embedding: self.embedding,
+            max_body_bytes: max_message_bytes,
+            streams: streams_over_http,
         };
-        let router = http::router(api, max_message_bytes)
+        let router = http::router(api)
             .merge(ops_router(front.readiness, front.metrics))
             .layer(http::cors(&config.cors_origins));
         let (http, cancel) = (self.http, front.tasks.cancel().clone());

@@ -60,7 +60,12 @@ impl Refusal {
 
     /// The code's canonical name.
     pub(crate) fn name(&self) -> &'static str {
-        match self.code {
+        Self::name_of(self.code)
+    }
+
+    /// The canonical name of a code.
+    pub(crate) fn name_of(code: Code) -> &'static str {
+        match code {
             Code::InvalidArgument => "INVALID_ARGUMENT",
             Code::NotFound => "NOT_FOUND",
             Code::AlreadyExists => "ALREADY_EXISTS",

@@ -58,7 +58,11 @@ impl Streams {
 }
 
 impl Asker {
-    async fn answer(&self, request: v1::SearchStreamRequest) -> v1::SearchStreamResponse {
+    /// What a request is answered, whatever becomes of it.
+    pub(crate) async fn answer(
+        &self,
+        request: v1::SearchStreamRequest,
+    ) -> v1::SearchStreamResponse {
         let v1::SearchStreamRequest {
             request_id,
             call: wanted,

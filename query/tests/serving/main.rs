@@ -21,6 +21,7 @@ mod grpc_web;
 mod http;
 mod indexer;
 mod kept;
+mod lines;
 mod map_file;
 mod narrowed;
 mod openapi;

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
+use shoal_schemas::Quantization;
 
 /// The command line, `NAME --option value ...`.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Arguments {
     pub(crate) repeats: Option<usize>,
     /// How long one timed part runs.
     pub(crate) seconds: Option<u64>,
+    /// How graphs keep vectors, where that is not left to the default (`build`).
+    pub(crate) quantization: Option<Quantization>,
     /// The Python interpreter that has the reference libraries.
     pub(crate) python: Option<PathBuf>,
     /// What a process that the rig starts of itself works on.
@@ -35,6 +38,7 @@ impl Arguments {
         let (mut shoal, mut data) = (None, None);
         let (mut rows, mut repeats, mut seconds) = (None, None, None);
         let (mut python, mut folders) = (None, Vec::new());
+        let mut quantization = None;
         while let Some(option) = given.next() {
             let value = given
                 .next()
@@ -45,6 +49,7 @@ impl Arguments {
                 "--rows" => rows = Some(value.parse()?),
                 "--repeats" => repeats = Some(value.parse()?),
                 "--seconds" => seconds = Some(value.parse()?),
+                "--quantization" => quantization = Some(serde_json::from_value(value.into())?),
                 "--python" => python = Some(value.into()),
                 "--folder" => folders.push(value.into()),
                 _ => bail!("unknown option {option}"),
@@ -57,6 +62,7 @@ impl Arguments {
             rows,
             repeats,
             seconds,
+            quantization,
             python,
             folders,
         })

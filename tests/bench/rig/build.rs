@@ -9,6 +9,7 @@
 use rustix::time::ClockId;
 use serde_json::{Value, json};
 use shoal_runtime::clock::Stopwatch;
+use shoal_schemas::Collection;
 
 use crate::{
     arguments::Arguments,
@@ -73,7 +74,8 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let embeddings = Embeddings::load(arguments)?;
     let repeats = arguments.repeats_or(3);
     let rows = embeddings.points.len();
-    let parameters = collection("build")?.index;
+    let collection = collection_of(arguments)?;
+    let parameters = collection.index;
     let mut references = References::start(arguments, rows)?;
     let (mut ours, mut usearch, mut hnswlib) = (Side::default(), Side::default(), Side::default());
     let (mut sealed, mut sample_lost) = (Repeats::default(), Repeats::default());
@@ -86,7 +88,13 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let sample: Vec<_> = points.iter().copied().step_by(every).collect();
     for repeat in 0..repeats {
         let folder = engine::folder()?;
-        let (running, seconds) = ours_once(&embeddings, folder.path(), &mut ours, &mut sealed)?;
+        let (running, seconds) = ours_once(
+            &embeddings,
+            &collection,
+            folder.path(),
+            &mut ours,
+            &mut sealed,
+        )?;
         ours.recall(|ef| {
             mean(&embeddings, |number, query| {
                 Ok(embeddings.recall(number, &running.search(query, K, ef)?))
@@ -165,14 +173,23 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     }))
 }
 
+fn collection_of(arguments: &Arguments) -> anyhow::Result<Collection> {
+    let mut collection = collection("build")?;
+    if arguments.quantization.is_some() {
+        collection.index.quantization = arguments.quantization;
+    }
+    Ok(collection)
+}
+
 fn ours_once(
     embeddings: &Embeddings,
+    collection: &Collection,
     folder: &std::path::Path,
     side: &mut Side,
     sealed: &mut Repeats,
 ) -> anyhow::Result<(Running, f64)> {
     let rows = embeddings.points.len();
-    let mut log = Log::new(collection("build")?)?;
+    let mut log = Log::new(collection.clone())?;
     for (id, point) in &embeddings.points {
         log.upsert(0, id.as_str(), point)?;
     }
