@@ -19,8 +19,10 @@ use crate::{
 };
 
 const ROWS: u16 = 400;
-/// Steps from one record and search to the next.
-const STEPS: usize = 8;
+/// How often that work asks from one step to the next.
+const ASKS: usize = 8;
+/// Records of a step: so many that several steps begin a chunk of the memtable, or a segment.
+const RECORDS: u16 = 32;
 
 /// Writes points and searches for each.
 struct Amid {
@@ -29,15 +31,18 @@ struct Amid {
 }
 
 impl Amid {
-    /// Writes a point, and finds it and an older one.
+    /// Writes points, and finds the last of them and an older one.
     fn step(&mut self) {
-        let (number, shared) = (self.next, self.opened.writer.shared.clone());
-        self.next += 1;
-        deliver(
-            &mut self.opened.writer,
-            by_hand::upsert(number, &name(number), number, None),
-        );
-        assert_eq!(nearest(&shared, number), name(number));
+        let shared = self.opened.writer.shared.clone();
+        let last = self.next + RECORDS;
+        while self.next < last {
+            self.next += 1;
+            let (name, number) = (name(self.next), self.next);
+            let draft = by_hand::upsert(number, &name, number, None);
+            deliver(&mut self.opened.writer, draft);
+        }
+        self.opened.writer.tend().unwrap();
+        assert_eq!(nearest(&shared, last), name(last));
         assert_eq!(nearest(&shared, 7), name(7));
     }
 
@@ -47,14 +52,14 @@ impl Amid {
         work: impl FnOnce(&Shared, &mut dyn FnMut() -> Result<bool, SealError>) -> Option<T> + Send,
     ) -> T {
         let shared = self.opened.writer.shared.clone();
-        let (asks, asked) = mpsc::channel();
-        let (goes_on, waits) = mpsc::channel();
+        let (asks, asked) = mpsc::sync_channel(1);
+        let (goes_on, waits) = mpsc::sync_channel(1);
         thread::scope(|scope| {
             let worker = scope.spawn(move || {
                 let mut count = 0usize;
                 let mut meanwhile = || {
                     count += 1;
-                    if !count.is_multiple_of(STEPS) {
+                    if !count.is_multiple_of(ASKS) {
                         return Ok(true);
                     }
                     let is_heard = asks.send(()).is_ok();
@@ -90,7 +95,7 @@ fn neither_records_nor_searches_wait_while_a_segment_is_sealed_and_segments_are_
     };
     let spec = by_hand::spec(&folder.path().join("shard"), engine);
     let opened = by_hand::open(&spec, System::shared(), |writer| {
-        for number in 0..ROWS {
+        for number in 1..=ROWS {
             let draft = by_hand::upsert(number, &name(number), number, None);
             deliver(writer, draft);
         }
