@@ -217,12 +217,12 @@ pub struct EngineConfig {
     /// How long a growing segment has to be quiet to be sealed early. Default 3 s.
     #[serde(with = "humantime_serde")]
     pub idle_seal_after: Duration,
-    /// A segment with this share of dead rows, or of expired ones, is rebuilt without them. Default 0.15.
+    /// A segment with this share of dead and expired rows is rebuilt without them. Default 0.15.
     ///
     /// Higher leaves more dead rows in memory, and searches pass them; lower rewrites more rows for each
     /// update, up to `1 / share` of them. What both cost: `churn` in docs/benchmarks.md.
     pub compact_dead_share: f64,
-    /// Dead rows below which no segment is rebuilt. Default 1024.
+    /// Dead and expired rows below which no segment is rebuilt. Default 1024.
     pub compact_dead_rows: u32,
     /// Growth of the shard's own log after which a checkpoint is stored. Default 64 MiB.
     ///

@@ -2,9 +2,9 @@
 //!
 //! What is measured is what only this process can give back: its anonymous memory. Mapped files
 //! are the kernel's to drop. Ingest stops at nine tenths of the budget, and goes on below eight and a
-//! half. What is under way by then has the tenth that is left: all shards together fetch no more ahead,
-//! and have no larger turns, than fit it. On a disk ingest stops while there is still room for a
-//! checkpoint and for sealing, which free space. The log it does not read meanwhile is Kafka's.
+//! half. What is under way by then has the tenth that is left: all shards together fetch a fiftieth
+//! ahead, which as points takes some four times as much. On a disk ingest stops while there is still room
+//! for a checkpoint and for sealing, which free space. The log it does not read meanwhile is Kafka's.
 
 use std::{
     fs, io,

@@ -45,7 +45,7 @@ pub struct Config {
     pub admission: admission::Config,
     /// When a second replica is asked while the first one may still answer.
     pub hedge: hedge::Config,
-    /// Most searches of one `SearchStream` under way at once. Default 64, 1 to 10,000.
+    /// Most searches of one `SearchStream`, or NDJSON body, under way at once. Default 64, 1 to 10,000.
     ///
     /// As many as are under way, the stream is read no further: too few and a caller far away
     /// waits for round trips, too many and one stream takes the node's memory.

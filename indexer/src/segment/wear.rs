@@ -12,7 +12,7 @@ use crate::segment::{NEVER, Rows, Segment};
 
 /// A point is reclaimed so long after it expired: clocks differ, and may be set back.
 pub const GRACE_MS: i64 = 60_000;
-/// Rows that have expired are counted anew after so long, if there are more by then.
+/// Rows that have expired are counted anew after so long, if there may be others by then.
 const COUNT_EVERY_MS: i64 = 60_000;
 
 /// Rows that have not ended, but expired, and still hold their points.
@@ -31,7 +31,9 @@ pub(super) struct LastCount(Mutex<Option<Counted>>);
 struct Counted {
     expired: Expired,
     at_ms: i64,
-    /// Until then it is the same, but for rows that end or come.
+    /// Rows that had ended by then.
+    dead: u32,
+    /// Until then it is the same, if no row ends.
     until_ms: i64,
 }
 
@@ -109,10 +111,14 @@ impl Segment {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = *last
-            && (last.at_ms..last.until_ms).contains(&by_ms)
-        {
-            return last.expired;
+        let dead = self.dead();
+        if let Some(last) = *last {
+            let is_recent =
+                (last.at_ms..last.at_ms.saturating_add(COUNT_EVERY_MS)).contains(&by_ms);
+            let is_same = (last.at_ms..last.until_ms).contains(&by_ms) && last.dead == dead;
+            if is_recent || is_same {
+                return last.expired;
+            }
         }
         let mut expired = Expired::default();
         let mut next_ms = NEVER;
@@ -126,14 +132,15 @@ impl Segment {
                 _ => {}
             }
         }
-        let soon_ms = by_ms.saturating_add(COUNT_EVERY_MS);
+        // Rows that come may expire before any there is.
         let until_ms = match self.as_growing() {
-            Some(_) => soon_ms,
-            None => next_ms.max(soon_ms),
+            Some(_) => by_ms,
+            None => next_ms,
         };
         *last = Some(Counted {
             expired,
             at_ms: by_ms,
+            dead,
             until_ms,
         });
         expired

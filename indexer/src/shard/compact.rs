@@ -87,14 +87,10 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
         .find(|alike| alike.len() >= SMALL_ONES);
     let many = many.and_then(|alike| alike.first().copied());
     let is_alike = |one: &Segment| left(one) < small && many == Some(size(one));
-    let chosen = choose_of(&reclaimed, engine.seal_rows, (is_worn, left, is_alike));
+    let chosen = choose_of(&reclaimed, engine.seal_rows, is_worn, is_alike);
     match chosen.is_empty() {
         false => chosen,
-        true => choose_of(
-            &holding,
-            engine.seal_rows,
-            (is_worn, left, |one| left(one) < small),
-        ),
+        true => choose_of(&holding, engine.seal_rows, is_worn, |one| left(one) < small),
     }
 }
 
@@ -103,11 +99,8 @@ pub fn choose(shared: &Shared, view: &View) -> Vec<Arc<Segment>> {
 fn choose_of(
     segments: &[&Arc<Segment>],
     most_rows: u32,
-    (is_worn, left, is_small): (
-        impl Fn(&Segment) -> bool,
-        impl Fn(&Segment) -> u32,
-        impl Fn(&Segment) -> bool,
-    ),
+    is_worn: impl Fn(&Segment) -> bool,
+    is_small: impl Fn(&Segment) -> bool,
 ) -> Vec<Arc<Segment>> {
     // Worn ones first, so that a small one in front cannot crowd them out for ever.
     let (worn, others): (Vec<_>, Vec<_>) = segments.iter().copied().partition(|one| is_worn(one));
@@ -120,7 +113,8 @@ fn choose_of(
     let mut chosen: Vec<Arc<Segment>> = Vec::new();
     let mut rows = 0u32;
     for segment in worn.into_iter().chain(small) {
-        let with_it = rows.saturating_add(left(segment));
+        // Those that are reclaimed are written, too.
+        let with_it = rows.saturating_add(kept(segment));
         if chosen.is_empty() || with_it <= most_rows {
             rows = with_it;
             chosen.push(segment.clone());
@@ -131,6 +125,11 @@ fn choose_of(
         1 if !is_worn => Vec::new(),
         _ => chosen,
     }
+}
+
+/// Rows of new segments for those of an old one, at most.
+fn kept(segment: &Segment) -> u32 {
+    segment.live().saturating_add(segment.rides.carrying())
 }
 
 /// Rows that hold their points in a new segment of those of an old one, at most.
@@ -144,7 +143,8 @@ fn left(segment: &Segment, expired_by_ms: i64) -> u32 {
 pub fn is_worn(engine: &EngineConfig, segment: &Segment, expired_by_ms: i64) -> bool {
     let wear = segment.wear(expired_by_ms);
     wear.into_iter().any(|(wasted, all)| {
-        wasted >= engine.compact_dead_rows
+        wasted > 0
+            && wasted >= engine.compact_dead_rows
             && f64::from(wasted) >= f64::from(all) * engine.compact_dead_share
     })
 }
@@ -250,7 +250,7 @@ pub fn build(
 ) -> Result<Option<Compacted>, SealError> {
     let mut inputs = inputs.to_vec();
     let expired_by_ms = expired_by_ms(shared);
-    inputs.sort_by_key(|input| std::cmp::Reverse(left(input, expired_by_ms)));
+    inputs.sort_by_cached_key(|input| std::cmp::Reverse(left(input, expired_by_ms)));
     let (mut taking, mut entries) = (Taking::default(), Vec::new());
     for input in &inputs {
         taking.take_all(shared, &inputs, input);

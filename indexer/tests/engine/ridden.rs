@@ -189,6 +189,12 @@ impl Ridden {
         check(&self.live, &self.points);
         assert_coded(&self.live);
         let (view, sequence) = self.live.shared.moment();
+        let most = self.world.engine.seal_rows;
+        let sizes = view.segments.iter().map(|segment| segment.len());
+        assert!(
+            sizes.max() <= Some(most),
+            "a segment has more than {most} rows"
+        );
         let now_ms = self.clock.now_ms() as i64;
         assert_visible(&view, Moment { sequence, now_ms });
     }

@@ -144,7 +144,7 @@ impl Search {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Line {
     #[serde(default)]
-    request_id: u64,
+    pub(crate) request_id: u64,
     #[serde(default)]
     timeout_ms: u32,
     search: Option<Search>,

@@ -2,9 +2,9 @@
 //!
 //! Each is answered by a line, in the order in which they are done, at most so many at once, while the body is still read:
 //! [`crate::serve::stream`], over HTTP. A first line that does not read refuses the whole call; a later one is answered
-//! as a search that failed.
+//! as a search that failed. One that is too long, or not UTF-8, is answered so as well and ends the stream.
 
-use std::{convert::Infallible, io};
+use std::{convert::Infallible, io, pin::pin};
 
 use axum::{
     body::Body,
@@ -12,12 +12,16 @@ use axum::{
     http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse as _, Response},
 };
-use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
+use futures::{
+    Stream, StreamExt as _, TryStreamExt as _, future,
+    stream::{self, FuturesUnordered},
+};
 use serde::Serialize;
 use shoal_schemas::{
     headers::TRACEPARENT,
     v1::{self, search_stream_request::Call as Wanted, search_stream_response::Outcome},
 };
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{
     codec::{FramedRead, LinesCodec, LinesCodecError},
     io::StreamReader,
@@ -59,14 +63,15 @@ pub(crate) async fn search_stream(
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned),
     };
-    let mut requests = Box::pin(requests(collection, api.max_body_bytes, body));
+    let requests = requests(collection, api.max_body_bytes, body);
+    let stop = api.streams.cancel.clone();
+    let mut requests = Box::pin(requests.take_until(stop.cancelled_owned()));
     // It waits for the first line: what that is, the status says.
     let first = match requests.next().await {
-        Some(first) => Some(Ok(first?)),
+        Some(first) => Some(Ok(first.map_err(|unread| unread.refusal)?)),
         None => None,
     };
     let requests = stream::iter(first).chain(requests);
-    let requests = requests.take_until(api.streams.cancel.clone().cancelled_owned());
     let answers = requests.map(move |request| {
         let asker = asker.clone();
         async move {
@@ -75,8 +80,11 @@ pub(crate) async fn search_stream(
                     let parts = parts_of(&request);
                     line(&asker.answer(request).await, parts)
                 }
-                Err(refusal) => written(&Answered {
-                    request_id: 0,
+                Err(Unread {
+                    request_id,
+                    refusal,
+                }) => written(&Answered {
+                    request_id,
                     response: None,
                     failure: Some(FailureText::from(&refusal)),
                 }),
@@ -84,40 +92,95 @@ pub(crate) async fn search_stream(
             Ok::<_, Infallible>(line)
         }
     });
-    let body = Body::from_stream(answers.buffer_unordered(api.streams.most));
+    let body = Body::from_stream(driven(api.streams.most, answers));
     Ok(([(CONTENT_TYPE, NDJSON)], body).into_response())
 }
 
-/// What the lines of a body ask for. One that does not read is told by its number; one that is too long is the last.
+/// Has work done in the order in which it is ready, `most` pieces at once with those that nobody has taken yet: a piece
+/// that has begun comes to its end, and gives back what it holds, though the caller reads no answer. All of it
+/// ends with the stream.
+fn driven<T, F>(
+    most: usize,
+    work: impl Stream<Item = F> + Send + 'static,
+) -> impl Stream<Item = T> + Send
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let (places, done) = mpsc::channel(most.max(1));
+    let mut driver = JoinSet::new();
+    driver.spawn(async move {
+        let mut work = pin!(work);
+        let mut running = FuturesUnordered::new();
+        let mut is_over = false;
+        while !(is_over && running.is_empty()) {
+            let begin = async {
+                let place = places.clone().reserve_owned().await.ok()?;
+                Some((place, work.next().await?))
+            };
+            tokio::select! {
+                Some(()) = running.next() => {}
+                begun = begin, if !is_over => match begun {
+                    Some((place, piece)) => running.push(async move {
+                        place.send(piece.await);
+                    }),
+                    None => is_over = true,
+                },
+            }
+        }
+    });
+    stream::unfold((done, driver), |(mut done, driver)| async move {
+        let piece = done.recv().await?;
+        Some((piece, (done, driver)))
+    })
+}
+
+/// A line that asks for nothing that can be answered.
+struct Unread {
+    /// 0 where it is no JSON.
+    request_id: u64,
+    refusal: Refusal,
+}
+
+/// What the lines of a body ask for. One that does not read is told by its number; one that is too long, or no text, is
+/// the last.
 fn requests(
     collection: String,
     most_bytes: usize,
     body: Body,
-) -> impl Stream<Item = Result<v1::SearchStreamRequest, Refusal>> {
+) -> impl Stream<Item = Result<v1::SearchStreamRequest, Unread>> {
     let body = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
     let lines = FramedRead::new(body, LinesCodec::new_with_max_length(most_bytes));
     stream::iter(1u64..)
         .zip(lines)
         .filter_map(move |(number, line)| {
+            let unread = |request_id, why: String| Unread {
+                request_id,
+                refusal: Refusal::invalid(format!("line {number} {why}")),
+            };
             let read = match line {
                 Ok(line) if line.trim().is_empty() => None,
-                Ok(line) => Some(request(&line, &collection).map_err(|why| format!("line {number} {why}"))),
-                Err(LinesCodecError::MaxLineLengthExceeded) => Some(Err(format!(
-                    "line {number} is longer than {most_bytes} bytes (`query.max_message_bytes`); the stream ends here"
+                Ok(line) => Some(request(&line, &collection).map_err(|(id, why)| unread(id, why))),
+                Err(LinesCodecError::MaxLineLengthExceeded) => Some(Err(unread(
+                    0,
+                    format!("is longer than {most_bytes} bytes (`query.max_message_bytes`); the stream ends here"),
                 ))),
-                Err(LinesCodecError::Io(error)) => Some(Err(format!(
-                    "line {number} does not read: {error}; the stream ends here"
+                Err(LinesCodecError::Io(error)) => Some(Err(unread(
+                    0,
+                    format!("does not read: {error}; the stream ends here"),
                 ))),
             };
-            future::ready(read.map(|read| read.map_err(Refusal::invalid)))
+            future::ready(read)
         })
 }
 
-fn request(line: &str, collection: &str) -> Result<v1::SearchStreamRequest, String> {
+/// What a line asks for; or its id, as far as it has one, and what is wrong with it.
+fn request(line: &str, collection: &str) -> Result<v1::SearchStreamRequest, (u64, String)> {
     let line: request::Line = serde_json::from_str(line)
-        .map_err(|error| format!("is not the JSON asked for: {error}"))?;
+        .map_err(|error| (0, format!("is not the JSON asked for: {error}")))?;
+    let request_id = line.request_id;
     line.into_proto(collection)
-        .map_err(|refusal| format!("is refused: {}", refusal.message()))
+        .map_err(|refusal| (request_id, format!("is refused: {}", refusal.message())))
 }
 
 /// What the answer is to have of a hit.
@@ -157,4 +220,63 @@ fn written(answered: &Answered<'_>) -> Vec<u8> {
     let mut line = serde_json::to_vec(answered).expect("our own answers have text keys only");
     line.push(b'\n');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
+    };
+
+    use futures::{FutureExt as _, StreamExt as _, future, stream};
+    use tokio::sync::oneshot;
+
+    use super::driven;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn what_has_begun_ends_though_nobody_takes_it_and_no_more_is_begun_than_has_a_place() {
+        let (begun, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counts = (begun.clone(), ended.clone());
+        let pieces = (0..5).map(move |number| {
+            let (begun, ended) = counts.clone();
+            async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                ended.fetch_add(1, Ordering::SeqCst);
+                number
+            }
+        });
+        let answers = driven(2, stream::iter(pieces));
+        let both_end = async {
+            while ended.load(Ordering::SeqCst) < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let in_time = tokio::time::timeout(DEADLINE, both_end).await;
+        assert!(in_time.is_ok(), "nobody has taken an answer");
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
+        let mut all: Vec<i32> = answers.collect().await;
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_goes_with_the_stream() {
+        let (held, gone) = oneshot::channel::<()>();
+        let piece = async move {
+            let _held = held;
+            future::pending::<()>().await;
+        };
+        let mut answers = Box::pin(driven(1, stream::iter([piece])));
+        assert!(answers.next().now_or_never().is_none());
+        drop(answers);
+        let gone = tokio::time::timeout(DEADLINE, gone).await;
+        assert!(gone.is_ok_and(|gone| gone.is_err()), "it was given up");
+    }
 }

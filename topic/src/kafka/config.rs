@@ -55,9 +55,9 @@ const OWNED: [(&str, &str); 27] = [
     ("queued.max.messages.kbytes", "set `fetch_buffer_bytes`"),
 ];
 
-/// Parts of option names whose values are never printed.
 /// What librdkafka asks for of a partition at once, if it is not told.
 const USUAL_FETCH_BYTES: u64 = 1 << 20;
+/// Parts of option names whose values are never printed.
 const SECRET: [&str; 4] = ["password", "secret", "key.pem", "token"];
 
 /// How Shoal talks to one Kafka cluster.

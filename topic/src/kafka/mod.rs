@@ -88,6 +88,9 @@ impl Connect for Opener {
         starts: &[(TopicPartition, Start)],
         ahead_bytes: u64,
     ) -> Result<Box<dyn Reader>, ReadError> {
+        // Each partition has a queue of its own.
+        let partitions = u64::try_from(starts.len()).unwrap_or(u64::MAX);
+        let ahead_bytes = ahead_bytes / partitions.max(1);
         let config = Config {
             fetch_buffer_bytes: self.config.fetch_buffer_bytes.min(ahead_bytes),
             ..self.config.clone()
