@@ -112,14 +112,6 @@ impl Connect for Absent {
         })
     }
 
-    fn open_reader_within(
-        &self,
-        starts: &[(TopicPartition, Start)],
-        _ahead_bytes: u64,
-    ) -> Result<Box<dyn Reader>, ReadError> {
-        self.open_reader(starts)
-    }
-
     fn join(&self, _group: &str, _topics: &[String]) -> Result<Box<dyn Membership>, ReadError> {
         Err(ReadError::Unreachable {
             detail: WHY.to_owned(),

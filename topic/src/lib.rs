@@ -56,15 +56,17 @@ pub trait Connect: Send + Sync {
     -> Result<Box<dyn Reader>, ReadError>;
 
     /// The same, of a reader that holds about so many bytes of records that were not polled yet, or
-    /// less; at least one batch of a producer, however large.
+    /// less; at least one batch of a producer, however large. Nothing is to be done for it where readers hold none.
     ///
     /// # Errors
     /// As [`Connect::open_reader`].
     fn open_reader_within(
         &self,
         starts: &[(TopicPartition, Start)],
-        ahead_bytes: u64,
-    ) -> Result<Box<dyn Reader>, ReadError>;
+        _ahead_bytes: u64,
+    ) -> Result<Box<dyn Reader>, ReadError> {
+        self.open_reader(starts)
+    }
 
     /// Joins a consumer group that shares out the partitions of `topics`.
     ///

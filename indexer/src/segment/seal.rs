@@ -96,7 +96,7 @@ pub struct Manifest {
     pub rows: u32,
     /// Rows that had ended when it was sealed: they have no point.
     pub dead: u32,
-    /// Rows that are in no graph: they ride on rows of other segments or of this one, or had ended.
+    /// Rows that are in no graph: they ride on rows of other segments or of this one, had ended, or are reclaimed.
     #[serde(default)]
     pub riders: u32,
     /// Whether its rows are of points that have expired, and nothing but the rows is left.
@@ -259,7 +259,7 @@ pub struct Sealer<'a> {
     pub shape: Shape,
     /// Its rows.
     pub origins: &'a [Origin],
-    /// Whether nothing but the rows is kept. All are alive then, and none is taken for a node.
+    /// Whether nothing but the rows is kept. All are alive then, and none is a node.
     pub is_reclaimed: bool,
     /// How their vectors are kept.
     pub survey: &'a Survey,
@@ -295,16 +295,16 @@ impl Sealer<'_> {
         let Some(files) = written? else {
             return Ok(false);
         };
-        let count = |origins: &[Origin], is_counted: fn(&Origin) -> bool| {
-            let counted = origins.iter().filter(|origin| is_counted(origin));
+        let count = |is_counted: fn(&Origin) -> bool| {
+            let counted = self.origins.iter().filter(|origin| is_counted(origin));
             u32::try_from(counted.count()).unwrap_or(u32::MAX)
         };
         let manifest = Manifest {
             format: FORMAT,
             segment: self.segment,
-            rows: count(self.origins, |_| true),
-            dead: count(self.origins, |origin| !origin.alive),
-            riders: count(self.holding(), |origin| !origin.is_node),
+            rows: count(|_| true),
+            dead: count(|origin| !origin.alive),
+            riders: count(|origin| !origin.is_node),
             is_reclaimed: self.is_reclaimed,
             shape: self.shape.clone(),
             precision: self.survey.precision,

@@ -38,7 +38,7 @@ struct Counted {
 }
 
 impl Segment {
-    /// Rows that are or will be in no graph because they ride or rode, ended ones too.
+    /// Rows that are or will be in no graph, ended ones too: they ride or rode, or are reclaimed.
     pub fn riding(&self) -> u32 {
         match &self.rows {
             Rows::Growing(_) => self.rides.riding(),
@@ -54,10 +54,7 @@ impl Segment {
 
     /// Rows with a node, folded or not, ended ones too.
     fn with_node(&self) -> u32 {
-        match self.is_reclaimed() {
-            true => 0,
-            false => self.len().saturating_sub(self.riding()),
-        }
+        self.len().saturating_sub(self.riding())
     }
 
     /// Nodes of its graph.
@@ -70,10 +67,7 @@ impl Segment {
 
     /// Rows of its own nodes that have ended.
     fn dead_nodes(&self) -> u32 {
-        let rode = match self.is_reclaimed() {
-            true => self.len(),
-            false => self.riding().saturating_sub(self.rides.riding_live()),
-        };
+        let rode = self.riding().saturating_sub(self.rides.riding_live());
         self.dead().saturating_sub(rode)
     }
 

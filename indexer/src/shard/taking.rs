@@ -55,13 +55,13 @@ impl Taking {
             let (segment, row) = (&taken.segment, taken.row);
             match segment.is_reclaimed() || segment.has_expired(row, expired_by_ms) {
                 true => self.expired.push((taken, old)),
-                false => self.push(taken, old),
+                false => self.push(taken, old, true),
             }
         }
     }
 
     /// Takes a row for one of an old segment.
-    fn push(&mut self, taken: Taken, old: Place) {
+    fn push(&mut self, taken: Taken, old: Place, holds_point: bool) {
         let new = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
         if let Some(carrier) = taken.carrier {
             self.riding.push((new, carrier));
@@ -76,7 +76,7 @@ impl Taking {
             self.adopted.insert(place, new);
         }
         self.origins.push(Origin {
-            is_node: taken.carrier.is_none(),
+            is_node: holds_point && taken.carrier.is_none(),
             segment: taken.segment,
             row: taken.row,
             alive: true,
@@ -87,7 +87,7 @@ impl Taking {
     pub(super) fn finish(mut self) -> Self {
         self.first_reclaimed = self.origins.len();
         for (taken, old) in std::mem::take(&mut self.expired) {
-            self.push(taken, old);
+            self.push(taken, old, false);
         }
         self
     }

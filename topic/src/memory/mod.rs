@@ -345,15 +345,6 @@ impl Connect for MemoryLog {
         )))
     }
 
-    /// Nothing is held: a poll takes records out of the log.
-    fn open_reader_within(
-        &self,
-        starts: &[(TopicPartition, Start)],
-        _ahead_bytes: u64,
-    ) -> Result<Box<dyn Reader>, ReadError> {
-        self.open_reader(starts)
-    }
-
     fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Membership>, ReadError> {
         let joined = group::MemoryMembership::join(Arc::clone(&self.inner), group, topics);
         Ok(Box::new(joined))
