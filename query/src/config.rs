@@ -47,8 +47,8 @@ pub struct Config {
     pub hedge: hedge::Config,
     /// Most searches of one `SearchStream`, or NDJSON body, under way at once. Default 64, 1 to 10,000.
     ///
-    /// As many as are under way, the stream is read no further: too few and a caller far away
-    /// waits for round trips, too many and one stream takes the node's memory.
+    /// With as many under way, or answered and not taken yet, the stream is read no further: too few and a caller
+    /// far away waits for round trips, too many and one stream takes the node's memory.
     pub max_stream_searches: u32,
     /// Origins whose pages may ask this node from a browser, over JSON and grpc-web alike, such as
     /// `https://app.example.com`; `*` is any. Default none: only pages of the node's own origin.

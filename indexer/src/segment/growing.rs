@@ -4,7 +4,10 @@
 //! Vectors and payload stay in the shard's own log; what a delete or a refusal said is kept as
 //! an entry, because no row says it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::{
+    iter,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
 
 use shoal_schemas::{Payload, PointId, Vector, filter::Fields};
 
@@ -13,7 +16,7 @@ use crate::{
     index::live::Graph,
     segment::{
         ALIVE, NewRow, Row, SegmentId, Sequence,
-        ends::{BLOCK_ROWS, Block, Life},
+        ends::{Age, BLOCK_ROWS, Block, Life},
         entries::Entry,
     },
     wal::Position,
@@ -71,10 +74,10 @@ impl Growing {
         }
         let block = self.len() / BLOCK_ROWS;
         if self.block(block).is_none() {
-            self.blocks.push(Block::default());
+            self.blocks.push(Block::empty());
         }
         if let Some(block) = self.block(block) {
-            block.note_birth(born);
+            block.note_birth(born, new.expires_at_ms);
         }
         let index = self.rows.push(Kept {
             born: born.0,
@@ -122,11 +125,12 @@ impl Growing {
         if row >= self.len() {
             return false;
         }
-        let block = self.block(row / BLOCK_ROWS);
-        match block.map(|block| block.life(row, at)) {
-            Some(Life::Ended) => return false,
-            Some(Life::Lives) if !self.has_expiring() => return true,
-            _ => {}
+        if let Some(block) = self.block(row / BLOCK_ROWS) {
+            match (block.life(row, at), self.age(block, now_ms)) {
+                (Life::Ended, _) | (_, Age::Expired) => return false,
+                (Life::Lives, Age::Fresh) => return true,
+                _ => {}
+            }
         }
         let Some(kept) = self.kept(row) else {
             return false;
@@ -172,6 +176,16 @@ impl Growing {
     /// Whether any row has an expiry.
     pub fn has_expiring(&self) -> bool {
         self.expiring.load(Ordering::Acquire) > 0
+    }
+
+    /// How old the rows of a block are.
+    #[inline]
+    pub(super) fn age(&self, block: &Block, now_ms: i64) -> Age {
+        match self.has_expiring() {
+            // They said so when they came.
+            true => block.age(now_ms, iter::empty),
+            false => Age::Fresh,
+        }
     }
 
     /// When a row ended.
@@ -293,12 +307,14 @@ mod tests {
         fn rows_tell_together_what_each_of_them_tells(
             // Whether a row comes, or which of them ends.
             changes in proptest::collection::vec(proptest::option::of(any::<proptest::sample::Index>()), 1..400),
-            expiring in proptest::option::weighted(0.2, any::<proptest::sample::Index>()),
-            moments in proptest::collection::vec((any::<proptest::sample::Index>(), 0..2_i64), 1..8),
+            // When a row expires that is among the first so many, and one that comes later.
+            expiries in (proptest::option::of(0..3_i64), any::<proptest::sample::Index>(), proptest::option::of(0..3_i64)),
+            moments in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4_i64), 1..8),
             below in any::<proptest::sample::Index>(),
         ) {
             let segment = segment();
-            let expiring = expiring.map(|at| at.index(changes.len()));
+            let (first, until, later) = expiries;
+            let until = until.index(changes.len());
             for (at, change) in changes.iter().enumerate() {
                 let sequence = Sequence(at.try_into().unwrap());
                 match change {
@@ -307,7 +323,7 @@ mod tests {
                         segment.end(row.try_into().unwrap(), sequence);
                     }
                     _ => {
-                        push(&segment, (expiring == Some(at)).then_some(1), sequence);
+                        push(&segment, if at < until { first } else { later }, sequence);
                     }
                 }
             }

@@ -38,7 +38,7 @@ use crate::{
     index::{Near, distance::Query, packed, space::Space},
     rule::SourceIndex,
     segment::{
-        ends::{BLOCK_ROWS, Block},
+        ends::{Age, BLOCK_ROWS, Block},
         growing::Growing,
         rides::Rides,
         sealed::Sealed,
@@ -269,10 +269,12 @@ impl Segment {
         (0..below.div_ceil(BLOCK_ROWS)).flat_map(move |block| {
             let first = block * BLOCK_ROWS;
             let there = BLOCK_ROWS.min(below - first);
-            let living = self.living(block, moment);
-            // Of rows that can expire it is known only that they have ended.
-            let is_sure = living.is_some() && !self.has_expiring();
-            let mut left = living.unwrap_or(u64::MAX) & (u64::MAX >> (BLOCK_ROWS - there));
+            let (living, age) = self.living(block, moment);
+            let is_sure = living.is_some() && age == Age::Fresh;
+            let mut left = match age {
+                Age::Expired => 0,
+                _ => living.unwrap_or(u64::MAX) & (u64::MAX >> (BLOCK_ROWS - there)),
+            };
             let rows = std::iter::from_fn(move || {
                 let row = (left != 0).then(|| first + left.trailing_zeros());
                 left &= left.wrapping_sub(1);
@@ -282,9 +284,17 @@ impl Segment {
         })
     }
 
-    /// A bit a row of a block, set where it lives, if that is known without a look at the rows.
-    fn living(&self, block: u32, moment: Moment) -> Option<u64> {
-        self.block(block)?.living(moment.sequence)
+    /// A bit a row of a block, set where it has not ended, if that is known without a look at the rows; and how old
+    /// they are.
+    fn living(&self, number: u32, moment: Moment) -> (Option<u64>, Age) {
+        let Some(block) = self.block(number) else {
+            return (None, Age::Mixed);
+        };
+        let age = match &self.rows {
+            Rows::Growing(growing) => growing.age(block, moment.now_ms),
+            Rows::Sealed(sealed) => sealed.age(number, block, moment.now_ms),
+        };
+        (block.living(moment.sequence), age)
     }
 
     /// What is known of rows together.

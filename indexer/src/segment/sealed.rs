@@ -17,7 +17,7 @@ use crate::{
     index::packed,
     segment::{
         ALIVE, Row, Sequence,
-        ends::{BLOCK_ROWS, Block, Life},
+        ends::{Age, BLOCK_ROWS, Block, Life},
         entries::Entry,
         files::{self, FileError, damaged, io_error},
         map::Map,
@@ -89,7 +89,7 @@ impl Sealed {
         Ok(Self {
             died: (0..manifest.rows).map(|_| AtomicU64::new(ALIVE)).collect(),
             blocks: (0..manifest.rows.div_ceil(BLOCK_ROWS))
-                .map(|_| Block::default())
+                .map(|_| Block::full())
                 .collect(),
             points: File::open(&points_path).map_err(io_error(&points_path))?,
             points_path,
@@ -133,23 +133,39 @@ impl Sealed {
         if row >= self.graph.rows() {
             return false;
         }
-        let known = self
-            .block(row / BLOCK_ROWS)
-            .map(|block| block.life(row, at));
-        let lives = match known {
-            Some(Life::Lives) => true,
-            Some(Life::Ended) => false,
-            Some(Life::Unknown) | None => {
+        let Some(block) = self.block(row / BLOCK_ROWS) else {
+            return false;
+        };
+        let lives = match block.life(row, at) {
+            Life::Lives => true,
+            Life::Ended => false,
+            Life::Unknown => {
                 let died = self.died(row);
                 died.is_some_and(|died| at.0 < died.load(Ordering::Acquire))
             }
         };
         lives
-            && (!self.has_expiring()
-                || self
-                    .table
-                    .expires_at_ms(row)
-                    .is_none_or(|expires| now_ms < expires))
+            && match self.age(row / BLOCK_ROWS, block, now_ms) {
+                Age::Fresh => true,
+                Age::Expired => false,
+                Age::Mixed => {
+                    let expires = self.table.expires_at_ms(row);
+                    expires.is_none_or(|expires| now_ms < expires)
+                }
+            }
+    }
+
+    /// How old the rows of a block are.
+    #[inline]
+    pub(super) fn age(&self, number: u32, block: &Block, now_ms: i64) -> Age {
+        if !self.has_expiring() {
+            return Age::Fresh;
+        }
+        block.age(now_ms, || {
+            let first = number * BLOCK_ROWS;
+            let rows = first..self.len().min(first.saturating_add(BLOCK_ROWS));
+            rows.map(|row| self.table.expires_at_ms(row))
+        })
     }
 
     /// When a row is hidden for its age; `None` for never.

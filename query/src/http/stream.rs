@@ -4,7 +4,7 @@
 //! [`crate::serve::stream`], over HTTP. A first line that does not read refuses the whole call; a later one is answered
 //! as a search that failed. One that is too long, or not UTF-8, is answered so as well and ends the stream.
 
-use std::{convert::Infallible, io, pin::pin};
+use std::{convert::Infallible, io};
 
 use axum::{
     body::Body,
@@ -12,16 +12,12 @@ use axum::{
     http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse as _, Response},
 };
-use futures::{
-    Stream, StreamExt as _, TryStreamExt as _, future,
-    stream::{self, FuturesUnordered},
-};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use serde::Serialize;
 use shoal_schemas::{
     headers::TRACEPARENT,
     v1::{self, search_stream_request::Call as Wanted, search_stream_response::Outcome},
 };
-use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{
     codec::{FramedRead, LinesCodec, LinesCodecError},
     io::StreamReader,
@@ -33,7 +29,7 @@ use crate::{
         answer::{self, Coverage, List, Parts},
         request,
     },
-    serve::{status::Refusal, stream::Asker},
+    serve::{driven::driven, status::Refusal, stream::Asker},
 };
 
 /// The media type of both bodies.
@@ -94,45 +90,6 @@ pub(crate) async fn search_stream(
     });
     let body = Body::from_stream(driven(api.streams.most, answers));
     Ok(([(CONTENT_TYPE, NDJSON)], body).into_response())
-}
-
-/// Has work done in the order in which it is ready, `most` pieces at once with those that nobody has taken yet: a piece
-/// that has begun comes to its end, and gives back what it holds, though the caller reads no answer. All of it
-/// ends with the stream.
-fn driven<T, F>(
-    most: usize,
-    work: impl Stream<Item = F> + Send + 'static,
-) -> impl Stream<Item = T> + Send
-where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
-{
-    let (places, done) = mpsc::channel(most.max(1));
-    let mut driver = JoinSet::new();
-    driver.spawn(async move {
-        let mut work = pin!(work);
-        let mut running = FuturesUnordered::new();
-        let mut is_over = false;
-        while !(is_over && running.is_empty()) {
-            let begin = async {
-                let place = places.clone().reserve_owned().await.ok()?;
-                Some((place, work.next().await?))
-            };
-            tokio::select! {
-                Some(()) = running.next() => {}
-                begun = begin, if !is_over => match begun {
-                    Some((place, piece)) => running.push(async move {
-                        place.send(piece.await);
-                    }),
-                    None => is_over = true,
-                },
-            }
-        }
-    });
-    stream::unfold((done, driver), |(mut done, driver)| async move {
-        let piece = done.recv().await?;
-        Some((piece, (done, driver)))
-    })
 }
 
 /// A line that asks for nothing that can be answered.
@@ -220,63 +177,4 @@ fn written(answered: &Answered<'_>) -> Vec<u8> {
     let mut line = serde_json::to_vec(answered).expect("our own answers have text keys only");
     line.push(b'\n');
     line
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
-        time::Duration,
-    };
-
-    use futures::{FutureExt as _, StreamExt as _, future, stream};
-    use tokio::sync::oneshot;
-
-    use super::driven;
-
-    const DEADLINE: Duration = Duration::from_secs(60);
-
-    #[tokio::test]
-    async fn what_has_begun_ends_though_nobody_takes_it_and_no_more_is_begun_than_has_a_place() {
-        let (begun, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let counts = (begun.clone(), ended.clone());
-        let pieces = (0..5).map(move |number| {
-            let (begun, ended) = counts.clone();
-            async move {
-                begun.fetch_add(1, Ordering::SeqCst);
-                tokio::task::yield_now().await;
-                ended.fetch_add(1, Ordering::SeqCst);
-                number
-            }
-        });
-        let answers = driven(2, stream::iter(pieces));
-        let both_end = async {
-            while ended.load(Ordering::SeqCst) < 2 {
-                tokio::task::yield_now().await;
-            }
-        };
-        let in_time = tokio::time::timeout(DEADLINE, both_end).await;
-        assert!(in_time.is_ok(), "nobody has taken an answer");
-        assert_eq!(begun.load(Ordering::SeqCst), 2);
-        let mut all: Vec<i32> = answers.collect().await;
-        all.sort_unstable();
-        assert_eq!(all, [0, 1, 2, 3, 4]);
-    }
-
-    #[tokio::test]
-    async fn what_is_under_way_goes_with_the_stream() {
-        let (held, gone) = oneshot::channel::<()>();
-        let piece = async move {
-            let _held = held;
-            future::pending::<()>().await;
-        };
-        let mut answers = Box::pin(driven(1, stream::iter([piece])));
-        assert!(answers.next().now_or_never().is_none());
-        drop(answers);
-        let gone = tokio::time::timeout(DEADLINE, gone).await;
-        assert!(gone.is_ok_and(|gone| gone.is_err()), "it was given up");
-    }
 }

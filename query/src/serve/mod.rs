@@ -1,6 +1,7 @@
 //! The running role: listeners, services, and the tasks behind them.
 
 mod collections;
+pub(crate) mod driven;
 mod plain;
 mod search;
 pub(crate) mod status;

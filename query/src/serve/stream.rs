@@ -1,7 +1,7 @@
 //! Searches over one stream: read, answered as they end, at most so many at once.
 //!
-//! Nothing runs but while the caller takes answers: a caller who does not read is asked for nothing
-//! more, and one who goes away takes what is under way with it.
+//! A caller who takes no answers is asked for nothing more, and what has begun comes to its end; one who goes away
+//! takes what is under way with it.
 
 use std::{pin::Pin, time::Duration};
 
@@ -12,7 +12,11 @@ use shoal_schemas::v1::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{call::Call, front::Searches, serve::status::Refusal};
+use crate::{
+    call::Call,
+    front::Searches,
+    serve::{driven::driven, status::Refusal},
+};
 
 /// What a stream answers.
 pub(crate) type Answers =
@@ -21,7 +25,7 @@ pub(crate) type Answers =
 /// What all streams have in common.
 #[derive(Clone)]
 pub(crate) struct Streams {
-    /// Searches under way of one stream.
+    /// Searches of one stream, those under way and those whose answers nobody has taken yet.
     pub(crate) most: usize,
     /// When the node stops, what was read is still answered, and the stream ends.
     pub(crate) cancel: CancellationToken,
@@ -53,7 +57,7 @@ impl Streams {
                 }
             }
         });
-        answers.buffer_unordered(self.most).boxed()
+        driven(self.most, answers).boxed()
     }
 }
 

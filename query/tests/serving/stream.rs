@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use futures::{FutureExt as _, Stream};
-use shoal_query::Config;
-use shoal_schemas::v1::{
-    self, SearchStreamRequest, search_stream_request::Call, search_stream_response::Outcome,
+use shoal_query::{Config, admission};
+use shoal_schemas::{
+    Value,
+    v1::{self, SearchStreamRequest, search_stream_request::Call, search_stream_response::Outcome},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, transport::Endpoint};
 
 use crate::{
     indexer::Behaviour,
-    world::{PATIENCE, World, collection, fill, ids, near_origin, wait},
+    world::{PATIENCE, Search, World, collection, fill, id, ids, near_origin, point, wait},
 };
 
 fn asked(request_id: u64, search: v1::SearchRequest) -> SearchStreamRequest {
@@ -148,6 +149,48 @@ async fn no_more_than_the_set_number_is_under_way() {
     other.search(refused).await.unwrap_err();
     assert_eq!(indexers[0].seen().len(), 3);
     drop(answers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_answers_keeps_no_other_waiting() {
+    let config = Config {
+        // Who held the only place without an end would be seen at once.
+        admission: admission::Config {
+            concurrent: 1,
+            queue: 64,
+        },
+        max_stream_searches: 4,
+        default_deadline: Duration::from_secs(600),
+        ..Config::default()
+    };
+    let world = World::start_with(config, true).await;
+    let docs = collection("docs", 1);
+    let indexers = world.spread(&docs).await;
+    // More than the node keeps of answers that are not taken, so that the second one waits already.
+    let mut large = point(&docs, 0.0);
+    let text = Value::String("x".repeat(1 << 20));
+    large.payload.0.insert("text".into(), text);
+    indexers[0].node.upsert(&docs, &id("large"), &large);
+    let endpoint = Endpoint::from_shared(format!("http://{}", world.addresses.grpc)).unwrap();
+    let slow = endpoint.initial_stream_window_size(1 << 16).connect_lazy();
+    let search = || v1::SearchRequest {
+        with_payload: true,
+        ..near_origin(&docs, 1)
+    };
+    let requests = (0..64).map(move |id| asked(id, search()));
+    let requests: Vec<_> = requests.collect();
+    let mut slow = Search::new(slow);
+    let opened = slow.search_stream(futures::stream::iter(requests)).await;
+    let untaken = opened.unwrap().into_inner();
+    wait(
+        || (indexers[0].seen().len() > 1).then_some(()),
+        "the stream to be under way",
+    );
+    let mut other = world.search();
+    let found = tokio::time::timeout(PATIENCE, other.search(near_origin(&docs, 1))).await;
+    let found = found.expect("a turn in time").unwrap().into_inner();
+    assert_eq!(ids(&found.hits), ["large"]);
+    drop(untaken);
 }
 
 #[tokio::test(flavor = "multi_thread")]
