@@ -7,6 +7,7 @@ export CARGO_TARGET_DIR ?= $(SHOAL_CACHE)/target
 export SHOAL_KAFKA_HOME ?= $(shell setup/kafka --print)
 export SHOAL_REGISTRY_HOME ?= $(shell setup/registry --print)
 export SHOAL_ETCD_HOME ?= $(shell setup/etcd --print)
+export SHOAL_AZURITE_HOME ?= $(shell setup/azurite --print)
 export SHOAL_PYTHON ?= $(shell setup/python --print)
 
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ export SHOAL_PYTHON ?= $(shell setup/python --print)
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: ## fetch everything the tests need (Kafka, schema registry, etcd, Python packages)
+setup: ## fetch everything the tests need (Kafka, schema registry, etcd, Azurite, Python packages)
 	@setup/all
 
 # --workspace: most features are those that `make test` builds with, so most dependencies are built once.
