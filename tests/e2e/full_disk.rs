@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use shoal_runtime::eventually;
-use shoal_schemas::{Collection, PointId};
+use shoal_schemas::{Collection, PointId, v1};
 
 use crate::harness::{
     DEADLINE, client,
@@ -112,6 +112,31 @@ impl Filled {
         }
     }
 
+    /// The query node hears of a new life a moment after everybody else.
+    #[track_caller]
+    fn is_found_again(&self) {
+        let (_, vector) = &self.early[0];
+        eventually(DEADLINE, "the query node to find the shard again", || {
+            let found = self.query.search(client::search(COLLECTION, vector, 1));
+            found.ok()
+        });
+    }
+
+    /// Who wants an answer of now gets none.
+    #[track_caller]
+    fn is_told_to_be_behind(&self) {
+        let (_, vector) = &self.early[0];
+        let fresh = v1::SearchRequest {
+            read: Some(v1::ReadOptions {
+                max_staleness_ms: Some(1),
+                ..v1::ReadOptions::default()
+            }),
+            ..client::search(COLLECTION, vector, 1)
+        };
+        let refused = self.query.search(fresh).unwrap_err();
+        assert!(refused.message().contains("behind"), "{refused:?}");
+    }
+
     /// Waits until everything published is there, and checks it against what was written.
     #[track_caller]
     fn is_whole(&mut self) -> State {
@@ -159,6 +184,12 @@ fn a_disk_without_the_room_to_leave_stops_ingest_until_there_is_room() {
     filled.searches_go_on();
     // It is held where it is: the room that is to be left is left, but for what was under way.
     assert!(filled.disk.free_bytes() > 12 * MEBIBYTE);
+    // The next life cannot catch up either, and answers with what there is.
+    filled.kill_and_launch();
+    filled.said("a limit is reached before the shard has caught up: it answers with what it had");
+    filled.is_found_again();
+    filled.searches_go_on();
+    filled.is_told_to_be_behind();
     filled.disk.resize(256);
     filled.said("ingest goes on, no limit is reached any more");
     let state = filled.is_whole();
@@ -204,13 +235,6 @@ fn a_node_killed_on_a_full_disk_comes_back_by_itself_once_there_is_room() {
     assert!(error.contains("no room for the catalog"), "{error}");
     filled.disk.resize(128);
     filled.is_whole();
-    // The query node hears of it a moment after everybody else.
-    let (_, vector) = &filled.early[0];
-    eventually(DEADLINE, "the query node to find the shard again", || {
-        filled
-            .query
-            .search(client::search(COLLECTION, vector, 1))
-            .ok()
-    });
+    filled.is_found_again();
     filled.searches_go_on();
 }

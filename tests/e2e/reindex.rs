@@ -574,14 +574,19 @@ fn a_name_moves_to_another_models_embeddings_once_they_are_of_the_same_ids() {
     assert_eq!(state.collections.len(), 2, "neither is dropped");
 
     publish(&re_embedded, &mut next, late);
+    let query_role = world.query("query").start();
+    let query = query(&query_role);
+    serves(&query, "docs");
+    // The one model's vectors have other dimensions than the other's, the ids are the same.
+    let steady = Steady::recommending(&query, "docs", &["p-1", "p-20", "p-150"]);
+    steady.more(100);
     let told = child::succeed(&wish, &world.variables());
+    steady.more(100);
+    steady.stop();
     assert!(told.contains("both hold the same ids"), "{told}");
     let state = world.control.snapshot();
     assert_eq!(state.aliases[&docs.name], other.name);
     assert!(!state.collections.contains_key(&docs.name));
-    let query_role = world.query("query").start();
-    let query = query(&query_role);
-    serves(&query, "docs");
     let found = query.search(client::search("docs", &[0.5; 8], 3)).unwrap();
     assert_eq!(found.hits.len(), 3);
     let told = child::succeed(&wish, &world.variables());

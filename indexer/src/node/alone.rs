@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, EngineConfig, Ownership},
-    node::{Node, ShardKey},
+    node::{Held, Node, ShardKey},
 };
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -227,6 +227,15 @@ impl Alone {
 
     /// Takes the one shard of a collection, and waits until it serves.
     pub(crate) fn take(&self, collection: &Collection) -> ShardKey {
+        let held = self.reopen(collection);
+        eventually(DEADLINE, "the shard to serve", || {
+            held.serving().is_ok().then_some(())
+        });
+        (collection.name.clone(), Partition(0))
+    }
+
+    /// Takes it, and waits until it is open and knows where its topic ends.
+    pub(crate) fn reopen(&self, collection: &Collection) -> Arc<Held> {
         let key = (collection.name.clone(), Partition(0));
         assert!(self.node.take_as(&key, &self.cluster_id, false).unwrap());
         let held = self.node.shard(&key).unwrap();
@@ -236,10 +245,7 @@ impl Alone {
                 shared.lag.heard(0, shared.lag.now(), ends.high);
             })
         });
-        eventually(DEADLINE, "the shard to serve", || {
-            held.serving().is_ok().then_some(())
-        });
-        key
+        held
     }
 
     /// Where the one shard of a collection keeps its files.

@@ -60,7 +60,7 @@ impl Node {
         let mut going = Vec::new();
         for key in self.keys_of(partitions) {
             let held = self.shard(&key);
-            match held.filter(|held| held.serving().is_ok() && self.is_claimed(&key)) {
+            match held.filter(|held| held.answering().is_ok() && self.is_claimed(&key)) {
                 Some(held) => {
                     held.is_kept.store(true, Ordering::Release);
                     info!(

@@ -29,6 +29,7 @@ use metrics::Counter;
 use shoal_schemas::{CollectionName, Offset, Partition, control::Claim, placement::Labels};
 use shoal_topic::{Deps, ReadError, TopicPartition, control::ControlState};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use crate::{
     config::{Config, Ownership},
@@ -83,6 +84,8 @@ pub struct Held {
     cancel: CancellationToken,
     ended: Arc<AtomicBool>,
     was_caught_up: AtomicBool,
+    /// It answered before it was caught up, because a limit kept it from that; see [`Held::answering`].
+    was_held_back: AtomicBool,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
     /// It is served under an earlier claim although the group has not given it to this node, see [`kept`].
@@ -125,6 +128,30 @@ impl Held {
                 return Err(NotServing::CatchingUp(reading.records));
             }
             self.was_caught_up.store(true, Ordering::Release);
+        }
+        Ok(shared)
+    }
+
+    /// The shard, if it may be searched: it serves, or held everything before it was opened and a limit was reached before
+    /// it did again. Once it is searched it stays so, and says how far behind it is.
+    ///
+    /// # Errors
+    /// [`NotServing`].
+    pub fn answering(&self) -> Result<&Arc<Shared>, NotServing> {
+        let why = match self.serving() {
+            Err(why @ NotServing::CatchingUp(_)) => why,
+            other => return other,
+        };
+        let shared = self.opened.get().ok_or(NotServing::Recovering)?;
+        if !self.was_held_back.load(Ordering::Acquire) {
+            if !shared.is_held_back() {
+                return Err(why);
+            }
+            self.was_held_back.store(true, Ordering::Release);
+            info!(
+                shard = %shared.spec.label(),
+                "a limit is reached before the shard has caught up: it answers with what it had"
+            );
         }
         Ok(shared)
     }
@@ -300,7 +327,7 @@ impl Node {
                 let why = not_serving_text(&why);
                 format!("shard {collection}/{shard}: {why}{stopped}")
             })?;
-            let behind = shared.lag.read().behind;
+            let behind = shared.behind();
             if behind > self.config.ready_lag {
                 return Err(format!(
                     "shard {collection}/{shard} is {behind:.1?} behind, ready_lag is {:?}{stopped}",

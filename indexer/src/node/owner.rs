@@ -289,6 +289,7 @@ impl Node {
             cancel: self.deps.tasks.cancel().child_token(),
             ended: Arc::default(),
             was_caught_up: AtomicBool::new(false),
+            was_held_back: AtomicBool::new(false),
             is_disclaimed: AtomicBool::new(false),
             is_kept: AtomicBool::new(is_kept),
             is_given: AtomicBool::new(false),

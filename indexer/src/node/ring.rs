@@ -231,13 +231,14 @@ impl Node {
         let may_serve = fits(&required(collection, key.1), &self.labels);
         let claim = self.claim_in_set(state, key).filter(|claim| claim.ready);
         may_serve
-            && claim.is_some_and(|claim| claim.node == self.config.node || held.serving().is_ok())
+            && claim.is_some_and(|claim| claim.node == self.config.node || held.answering().is_ok())
     }
 
-    /// Whether the claims of a shard are this node's to make now.
-    pub(super) fn may_claim(&self, key: &ShardKey, held: &Held, ready: bool) -> bool {
+    /// Whether the claims of a shard are this node's to make now. Another node that serves it goes on until this one
+    /// does, with everything there is.
+    pub(super) fn may_claim(&self, key: &ShardKey, held: &Held, serves: bool) -> bool {
         let Ownership::Ring { lease } = self.config.ownership else {
-            return ready || !self.is_served_elsewhere(key);
+            return serves || !self.is_served_elsewhere(key);
         };
         let now = self.deps.clock.monotonic();
         let Some(listening) = self.listening.since(lease, now) else {
@@ -247,18 +248,18 @@ impl Node {
             return false;
         }
         let state = self.deps.control.snapshot();
-        let serves = (self.claim_in_set(&state, key))
+        let other = (self.claim_in_set(&state, key))
             .filter(|claim| claim.ready && claim.node != self.config.node);
-        let Some(serves) = serves else {
+        let Some(other) = other else {
             return true;
         };
         // Until it is caught up here, who served it so far is asked. That it was so before this node stood
         // still says nothing.
         let behind = held.opened().map(|shared| shared.lag.read().behind);
         let is_fresh = behind.is_some_and(|behind| now.saturating_sub(behind) >= listening);
-        let is_heard = (state.nodes.get(&serves.node))
+        let is_heard = (state.nodes.get(&other.node))
             .is_some_and(|(announced, heard_at)| lives(announced, *heard_at, listening, now));
-        (ready && is_fresh) || !is_heard
+        (serves && is_fresh) || !is_heard
     }
 
     /// Where the control topic ends, as the broker says now.

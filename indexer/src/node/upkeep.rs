@@ -191,11 +191,11 @@ impl Node {
                 if held.opened().is_none() || is_going || is_kept {
                     continue;
                 }
-                let ready = held.serving().is_ok();
-                // Who serves it goes on until this node does.
-                if !self.may_claim(&key, &held, ready) {
+                let serves = held.serving().is_ok();
+                if !self.may_claim(&key, &held, serves) {
                     continue;
                 }
+                let ready = serves || held.answering().is_ok();
                 let is_good = |made: &Claimed| {
                     made.ready == ready
                         && made.held.ptr_eq(&Arc::downgrade(&held))

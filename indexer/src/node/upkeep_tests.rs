@@ -1,17 +1,19 @@
-//! Claims: a broker that does not take them, and others that come in between.
+//! Claims: a broker that does not take them, others that come in between, and a limit that is reached at a start.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{sync::Arc, thread};
 
+use bytesize::ByteSize;
 use shoal_runtime::eventually;
 use shoal_schemas::Offset;
 
 use crate::{
     config::Ownership,
     node::{
-        ShardKey,
+        NotServing, ShardKey,
         alone::{Alone, DEADLINE},
     },
+    pressure::{Limits, Used},
 };
 
 fn alone() -> Arc<Alone> {
@@ -82,4 +84,74 @@ fn a_claim_that_a_late_one_of_another_node_has_overtaken_is_made_again() {
     assert!(again > first, "{again:?} after {first:?}");
     alone.node.deps.tasks.cancel().cancel();
     claims.join().unwrap();
+}
+
+/// Says that the disk has no room to leave, or that it has.
+fn limit(alone: &Alone, is_reached: bool) {
+    let limits = Limits {
+        free_disk: ByteSize::mib(1),
+        ..Limits::default()
+    };
+    let used = Used {
+        memory_bytes: 0,
+        free_bytes: Some(if is_reached { 0 } else { u64::MAX }),
+    };
+    alone.node.pressure.update(&limits, used);
+}
+
+#[test]
+fn a_shard_that_starts_under_a_limit_answers_if_it_once_held_everything() {
+    let alone = alone();
+    let docs = alone.define("docs", &[]);
+    alone.publish(&docs, 1);
+    let key = alone.take(&docs);
+    eventually(DEADLINE, "the shard to be complete", || {
+        let said = alone.folder(&docs).join("was-complete");
+        said.exists().then_some(())
+    });
+    alone.node.let_go(std::slice::from_ref(&key));
+    alone.publish(&docs, 2);
+    limit(&alone, true);
+    let claims = claiming(&alone);
+    let held = alone.reopen(&docs);
+    eventually(DEADLINE, "the shard to answer", || {
+        held.answering().is_ok().then_some(())
+    });
+    assert!(
+        matches!(held.serving(), Err(NotServing::CatchingUp(1))),
+        "{:?}",
+        held.serving().err()
+    );
+    let shared = held.opened().unwrap();
+    assert_eq!(shared.progress().borrow().points, 1);
+    // Not since it was opened: it lacks what came before that, too.
+    assert!(shared.behind() > shared.lag.read().behind);
+    eventually(DEADLINE, "the claim", || claimed(&alone, &key));
+    // Who has it from somebody else is no match for who holds everything.
+    assert!(alone.node.may_claim(&key, &held, false));
+    alone.claim(&docs, "other", true);
+    assert!(!alone.node.may_claim(&key, &held, false));
+
+    limit(&alone, false);
+    eventually(DEADLINE, "the shard to go on", || {
+        assert!(held.answering().is_ok(), "what is searched stays so");
+        (shared.progress().borrow().points == 2).then_some(())
+    });
+    alone.node.deps.tasks.cancel().cancel();
+    claims.join().unwrap();
+}
+
+#[test]
+fn a_shard_whose_first_load_a_limit_stops_does_not_answer() {
+    let alone = alone();
+    let docs = alone.define("docs", &[]);
+    alone.publish(&docs, 1);
+    limit(&alone, true);
+    let held = alone.reopen(&docs);
+    let why = held.answering().err();
+    assert_eq!(why, Some(NotServing::CatchingUp(1)));
+    limit(&alone, false);
+    eventually(DEADLINE, "the shard to answer", || {
+        held.answering().is_ok().then_some(())
+    });
 }

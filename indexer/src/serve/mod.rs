@@ -114,7 +114,7 @@ impl Service {
             .node
             .shard(&key)
             .ok_or_else(|| refuse(NotServing::NotOwned))?;
-        let shared = held.serving().map_err(refuse)?.clone();
+        let shared = held.answering().map_err(refuse)?.clone();
         for token in &ask.at_least {
             let token = Token::from_proto(token.clone()).map_err(|error| Refusal {
                 code: Code::InvalidArgument,

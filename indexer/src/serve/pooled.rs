@@ -30,7 +30,7 @@ impl Service {
         let held =
             |ask: &v1::ShardAsk| self.node.shard(&(collection.clone(), Partition(ask.shard)));
         let held: Vec<Arc<Held>> = asks.iter().map(held).collect::<Option<_>>()?;
-        let serving = held.iter().map(|held| Some(&**held.serving().ok()?));
+        let serving = held.iter().map(|held| Some(&**held.answering().ok()?));
         let shards: Vec<&Shared> = serving.collect::<Option<_>>()?;
         let definition = &shards.first()?.spec.collection;
         if shards

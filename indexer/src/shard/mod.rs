@@ -16,6 +16,7 @@ pub mod compact;
 mod cpu;
 mod gone;
 mod growing_file;
+mod held_back;
 pub mod lag;
 mod leftover;
 mod mending;
@@ -239,6 +240,7 @@ pub struct Shared {
     pub lag: lag::Lag,
     /// What [`Shared::heard_ms`] was when the shard was last closed or killed.
     heard_before_ms: AtomicU64,
+    complete: held_back::Complete,
     view: ArcSwap<View>,
     view_change: Mutex<()>,
     applied: AtomicU64,

@@ -37,6 +37,7 @@ use crate::{
     shard::{
         FolderError, Progress, Shared, Spec,
         checkpoint::{self, CheckpointError, Manifest, Storer},
+        held_back::Complete,
         lag::Lag,
         make_folder,
         restore::{Restored, open_catalog, restore_segments, source_table},
@@ -309,6 +310,7 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         fields: indexed::fields(&spec.collection),
         lag: Lag::new(clock.clone(), sources.len()),
         heard_before_ms: AtomicU64::new(heard_before_ms),
+        complete: Complete::of(&spec.folder, is_new),
         catalog,
         log: wal.reader(),
         syncer: wal.syncer(),

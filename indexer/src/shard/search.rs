@@ -301,7 +301,7 @@ impl Shared {
             error: String::new(),
             node: node.to_owned(),
             next_offset: next.unwrap_or_default().0,
-            lag_seconds: self.lag.read().behind.as_secs_f64(),
+            lag_seconds: self.behind().as_secs_f64(),
             shard_us: 0,
         }
     }

@@ -135,6 +135,7 @@ impl Turns {
             if cpu.tick() {
                 self.report();
             }
+            self.shared.note_complete();
             let more = self
                 .writer
                 .tend()
@@ -477,7 +478,8 @@ impl Turns {
             u32::try_from(view.searched().count()).unwrap_or(u32::MAX),
         ));
         gauge!(names::LAG_RECORDS, "shard" => shard.clone()).set(number(lag.records));
-        gauge!(names::LAG_SECONDS, "shard" => shard.clone()).set(lag.behind.as_secs_f64());
+        gauge!(names::LAG_SECONDS, "shard" => shard.clone())
+            .set(self.shared.behind().as_secs_f64());
         gauge!(names::WAL_BYTES, "shard" => shard.clone())
             .set(bytes_gauge(self.shared.wal_bytes()));
         gauge!(names::INDEX_BYTES, "shard" => shard).set(bytes_gauge(view.graph_bytes()));

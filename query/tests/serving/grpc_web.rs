@@ -1,4 +1,4 @@
-//! grpc-web as a browser speaks it: HTTP/1.1, frames in the body, trailers as the last frame.
+//! grpc-web as a browser speaks it, and from one: HTTP/1.1, frames in the body, trailers as the last frame.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
@@ -12,7 +12,10 @@ use reqwest::{
 use shoal_query::Config;
 use shoal_schemas::v1;
 
-use crate::world::{World, collection, fill, ids, near_origin};
+use crate::{
+    chromium::Chromium,
+    world::{World, collection, fill, ids, near_origin},
+};
 
 const APP: &str = "https://app.example.com";
 
@@ -155,6 +158,61 @@ async fn only_pages_of_the_configured_origins_may_ask() {
     assert!(
         exposed.contains("grpc-status") && exposed.contains("grpc-message"),
         "{exposed}"
+    );
+}
+
+/// What a page gets that calls a method: the answer's bytes, or the name of the error that it is told.
+fn called_by_page(browser: &mut Chromium, url: &str, body: &[u8]) -> Result<Vec<u8>, String> {
+    let body = STANDARD.encode(body);
+    let told = browser.value(&format!(
+        "(async () => {{
+            const headers = {{'content-type': 'application/grpc-web+proto', 'x-grpc-web': '1'}};
+            const body = Uint8Array.from(atob('{body}'), (one) => one.charCodeAt(0));
+            try {{
+                const answer = await fetch('{url}', {{method: 'POST', headers, body}});
+                const bytes = new Uint8Array(await answer.arrayBuffer());
+                return {{bytes: btoa(String.fromCharCode(...bytes))}};
+            }} catch (error) {{
+                return {{error: error.name}};
+            }}
+        }})()"
+    ));
+    match told["bytes"].as_str() {
+        Some(bytes) => Ok(STANDARD.decode(bytes).unwrap()),
+        None => Err(told["error"].as_str().unwrap().to_owned()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_a_browser_searches_where_its_origin_may() {
+    // Its page is of one origin, the others serve gRPC at ports of their own.
+    let closed = World::start().await;
+    let config = Config {
+        cors_origins: vec![format!("http://{}", closed.addresses.http)],
+        ..Config::default()
+    };
+    let open = World::start_with(config, true).await;
+    let docs = collection("docs", 2);
+    for world in [&open, &closed] {
+        let indexers = world.spread(&docs).await;
+        fill(&indexers, &docs, 12);
+    }
+    let mut browser = Chromium::start("grpc-web");
+    browser.open(&closed.url("/openapi.json"));
+    let asked = framed(&near_origin(&docs, 3));
+    let answer = called_by_page(&mut browser, &method(&open, "Search"), &asked).unwrap();
+    let [(false, message), (true, trailers)] = &frames(&answer)[..] else {
+        panic!("{answer:?}");
+    };
+    let found = v1::SearchResponse::decode(&message[..]).unwrap();
+    assert_eq!(ids(&found.hits), ["p0", "p1", "p2"]);
+    let trailers = String::from_utf8_lossy(trailers);
+    assert!(trailers.contains("grpc-status:0"), "{trailers}");
+    let refused = called_by_page(&mut browser, &method(&closed, "Search"), &asked);
+    assert_eq!(
+        refused,
+        Err("TypeError".into()),
+        "the browser keeps it from the page"
     );
 }
 

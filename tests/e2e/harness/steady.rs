@@ -54,25 +54,63 @@ impl Steady {
         dim: u32,
         pause: Option<Duration>,
     ) -> Self {
-        let mut steady = Self {
-            stop: Arc::default(),
-            answered: Arc::default(),
-            failed: Arc::default(),
-            threads: Vec::new(),
-        };
-        for n in 0..THREADS {
+        let asks = (0..THREADS).map(|n| {
             let mut vector = vec![0.5_f32; usize::try_from(dim).unwrap()];
             vector[usize::from(n)] = 2.0;
             let ask = v1::SearchRequest {
                 read: client::at_least(&[]),
                 ..client::search(name, &vector, 10)
             };
+            let mut client = query.search.clone();
+            move || wait(client.search(within(PATIENCE, ask.clone()))).map(drop)
+        });
+        Self::repeating(asks, pause)
+    }
+
+    /// What is like these points, one a query: that can be asked for whatever model the vectors are of.
+    pub(crate) fn recommending(query: &client::Query, name: &str, like: &[&str]) -> Self {
+        let asks = like.iter().map(|id| {
+            let ask = v1::RecommendRequest {
+                collection: name.to_owned(),
+                positive: vec![(*id).to_owned()],
+                query: Some(v1::Query {
+                    k: 10,
+                    ..v1::Query::default()
+                }),
+                read: client::at_least(&[]),
+                ..v1::RecommendRequest::default()
+            };
+            let mut client = query.search.clone();
+            move || {
+                let found = wait(client.recommend(within(PATIENCE, ask.clone())))?;
+                let hits = found.into_inner().hits.len();
+                match hits {
+                    10 => Ok(()),
+                    _ => Err(Status::data_loss(format!("{hits} of 10 hits"))),
+                }
+            }
+        });
+        Self::repeating(asks, None)
+    }
+
+    /// Each goes on in a thread of its own.
+    fn repeating<A>(asks: impl Iterator<Item = A>, pause: Option<Duration>) -> Self
+    where
+        A: FnMut() -> Result<(), Status> + Send + 'static,
+    {
+        let mut steady = Self {
+            stop: Arc::default(),
+            answered: Arc::default(),
+            failed: Arc::default(),
+            threads: Vec::new(),
+        };
+        for mut ask in asks {
             let (stop, answered) = (steady.stop.clone(), steady.answered.clone());
-            let (failed, mut client) = (steady.failed.clone(), query.search.clone());
+            let failed = steady.failed.clone();
             steady.threads.push(thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    match wait(client.search(within(PATIENCE, ask.clone()))) {
-                        Ok(_) => {
+                    match ask() {
+                        Ok(()) => {
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(status) => failed.lock().unwrap().push(status),
