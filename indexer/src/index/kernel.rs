@@ -17,6 +17,11 @@ pub(super) trait Kernel {
 
     /// The inner product of two codes.
     fn dot_codes(a: &[u8], b: &[u8]) -> f32;
+
+    /// What [`Kernel::dot`] says, by a loop that runs on any processor; `None` where there is none of ours.
+    fn dot_plainly(&self, _code: &[u8]) -> Option<f32> {
+        None
+    }
 }
 
 /// Components of half a byte.
@@ -49,6 +54,11 @@ impl Kernel for Nibbles {
     fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
         rounded(nibbles::dot_codes(a, b))
     }
+
+    #[inline(always)]
+    fn dot_plainly(&self, code: &[u8]) -> Option<f32> {
+        Some(rounded(self.0.dot_plainly(code)))
+    }
 }
 
 impl Kernel for Bytes {
@@ -60,6 +70,13 @@ impl Kernel for Bytes {
     #[inline(always)]
     fn dot_codes(a: &[u8], b: &[u8]) -> f32 {
         dot_bytes(bytemuck::cast_slice(a), bytemuck::cast_slice(b))
+    }
+
+    #[inline(always)]
+    fn dot_plainly(&self, code: &[u8]) -> Option<f32> {
+        let pairs = self.0.iter().zip(code);
+        let products = pairs.map(|(one, other)| i32::from(*one) * i32::from(other.cast_signed()));
+        Some(rounded(products.sum()))
     }
 }
 

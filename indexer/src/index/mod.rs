@@ -11,6 +11,7 @@ mod kernel;
 pub mod live;
 mod nibbles;
 pub mod packed;
+mod plainly;
 mod prefetch;
 pub mod rotation;
 pub mod space;

@@ -44,6 +44,12 @@ impl Asked {
         let code = code.get(..self.low.len()).unwrap_or(code);
         products(&self.low, &self.high, code) - i32::from(ZERO) * self.sum
     }
+
+    /// The same by a loop that runs on any processor.
+    #[inline(always)]
+    pub(super) fn dot_plainly(&self, code: &[u8]) -> i32 {
+        products_one_by_one(&self.low, &self.high, code) - i32::from(ZERO) * self.sum
+    }
 }
 
 /// The inner product of what two codes say; of a longer one, with its beginning.

@@ -410,8 +410,8 @@ pub(super) trait Visit {
 
 /// Distances from a query.
 pub(super) struct Measure<'a, K> {
-    kernel: &'a K,
-    scale: Scale,
+    pub(super) kernel: &'a K,
+    pub(super) scale: Scale,
 }
 
 impl<K: Kernel> Measure<'_, K> {

@@ -298,6 +298,8 @@ fn a_query_is_coded_once_for_all_graphs_and_measures_the_same() {
             let alone = space.encode_query(&vector(5)).distance(&row, bias);
             let shared = space.encode(&query).distance(&row, bias);
             assert_eq!(shared.to_bits(), alone.to_bits(), "{metric:?}");
+            let plainly = space.encode(&query).distance_plainly(&row, bias);
+            assert_eq!(plainly.map(f32::to_bits), Some(alone.to_bits()));
         }
         let other = |_: &[f32]| -> ByteCode { panic!("it has been made") };
         assert_eq!(target.code(other).codes.len(), 24);

@@ -19,6 +19,7 @@ mod cache;
 mod changes;
 mod churn;
 mod client;
+mod codes;
 mod curve;
 mod embeddings;
 mod engine;
@@ -69,6 +70,7 @@ fn main() -> anyhow::Result<()> {
             "recall" => recall::measure(&arguments).await,
             "build" => block_in_place(|| build::measure(&arguments)),
             "filter" => block_in_place(|| filter::measure(&arguments)),
+            "codes" => block_in_place(|| codes::measure(&arguments)),
             "churn" => block_in_place(|| churn::measure(&arguments)),
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,
