@@ -71,7 +71,7 @@ impl View {
         rider.is_visible(row, moment).then_some((rider, row))
     }
 
-    /// Visible points. Rows that can expire are looked at one by one only where there are any.
+    /// Visible points. Rows are looked at one by one only where some of 64 may have expired, and others not.
     pub fn count(&self, moment: Moment) -> u64 {
         let counts = self.segments.iter().map(|segment| {
             let visible = segment.visible(u32::MAX, moment);

@@ -28,7 +28,7 @@ use crate::{
 const DIM: u32 = 16;
 const PARTITIONS: u32 = 8;
 
-fn on_ring(world: &World, name: &str) -> Settings {
+pub(crate) fn on_ring(world: &World, name: &str) -> Settings {
     world
         .group_indexer(name)
         .small_engine()

@@ -179,13 +179,28 @@ impl Alone {
 
     /// Claims the one shard of a collection for a node at this one's address.
     pub(crate) fn claim(&self, collection: &Collection, node: &str, ready: bool) {
+        self.claim_in(collection, None, node, ready);
+    }
+
+    /// The same in a replica set.
+    pub(crate) fn claim_in(
+        &self,
+        collection: &Collection,
+        set: Option<&str>,
+        node: &str,
+        ready: bool,
+    ) {
         let claim = Claim {
             node: node.to_owned(),
             address: ADDRESS.to_owned(),
             ready,
             next_offset: None,
         };
-        let key = Key::Shard(collection.name.clone(), Partition(0));
+        let name = collection.name.clone();
+        let key = match set {
+            None => Key::Shard(name, Partition(0)),
+            Some(set) => Key::Replica(name, Partition(0), set.parse().unwrap()),
+        };
         let put = self.control.put_blocking(&key, &Entry::Shard(claim));
         self.wait(put.unwrap());
     }

@@ -26,15 +26,15 @@ use std::{
 };
 
 use metrics::Counter;
+use shoal_runtime::clock::Stopwatch;
 use shoal_schemas::{CollectionName, Offset, Partition, control::Claim, placement::Labels};
 use shoal_topic::{Deps, ReadError, TopicPartition, control::ControlState};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use crate::{
     config::{Config, Ownership},
     node::listening::Listening,
-    pressure::Pressure,
+    pressure::{Pressure, Reached},
     serve::Pace,
     shard::{Shared, rescue::Snapshots},
     wal,
@@ -84,8 +84,8 @@ pub struct Held {
     cancel: CancellationToken,
     ended: Arc<AtomicBool>,
     was_caught_up: AtomicBool,
-    /// It answered before it was caught up, because a limit kept it from that; see [`Held::answering`].
-    was_held_back: AtomicBool,
+    /// Since when a limit has kept it from catching up.
+    held_back: Mutex<Option<Stopwatch>>,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
     /// It is served under an earlier claim although the group has not given it to this node, see [`kept`].
@@ -111,8 +111,13 @@ pub enum NotServing {
     NotOwned,
     /// It is being recovered.
     Recovering,
-    /// It has not yet caught up since it was opened; this many records are missing.
-    CatchingUp(u64),
+    /// It has not yet caught up since it was opened.
+    CatchingUp {
+        /// Records that are missing.
+        records: u64,
+        /// What keeps it from taking them, if anything does.
+        stopped_by: Option<Reached>,
+    },
 }
 
 impl Held {
@@ -125,35 +130,26 @@ impl Held {
         if !self.was_caught_up.load(Ordering::Acquire) {
             let reading = shared.lag.read();
             if !reading.was_caught_up {
-                return Err(NotServing::CatchingUp(reading.records));
+                return Err(NotServing::CatchingUp {
+                    records: reading.records,
+                    stopped_by: shared.stopped_by(),
+                });
             }
             self.was_caught_up.store(true, Ordering::Release);
         }
         Ok(shared)
     }
 
-    /// The shard, if it may be searched: it serves, or held everything before it was opened and a limit was reached before
-    /// it did again. Once it is searched it stays so, and says how far behind it is.
+    /// The shard, if it may be searched: it serves, or answers although a limit keeps it from catching up, and says how far
+    /// behind it is.
     ///
     /// # Errors
     /// [`NotServing`].
     pub fn answering(&self) -> Result<&Arc<Shared>, NotServing> {
-        let why = match self.serving() {
-            Err(why @ NotServing::CatchingUp(_)) => why,
-            other => return other,
-        };
-        let shared = self.opened.get().ok_or(NotServing::Recovering)?;
-        if !self.was_held_back.load(Ordering::Acquire) {
-            if !shared.is_held_back() {
-                return Err(why);
-            }
-            self.was_held_back.store(true, Ordering::Release);
-            info!(
-                shard = %shared.spec.label(),
-                "a limit is reached before the shard has caught up: it answers with what it had"
-            );
+        match self.opened() {
+            Some(shared) if shared.answers_early() => Ok(shared),
+            _ => self.serving(),
         }
-        Ok(shared)
     }
 
     /// Ends when this node lets go of the shard.
@@ -319,14 +315,11 @@ impl Node {
             if generations::is_built(&state, &collection) {
                 continue;
             }
-            let stopped = held.opened().and_then(|shared| shared.stopped_by());
-            let stopped = stopped.map_or_else(String::new, |reached| {
-                format!("; ingest is stopped: {}", reached.told())
-            });
             let shared = held.serving().map_err(|why| {
                 let why = not_serving_text(&why);
-                format!("shard {collection}/{shard}: {why}{stopped}")
+                format!("shard {collection}/{shard}: {why}")
             })?;
+            let stopped = stopped_text(shared.stopped_by());
             let behind = shared.behind();
             if behind > self.config.ready_lag {
                 return Err(format!(
@@ -348,8 +341,18 @@ pub fn not_serving_text(why: &NotServing) -> String {
     match why {
         NotServing::NotOwned => "this node does not have it; ask for the shard map again".into(),
         NotServing::Recovering => "it is being recovered from disk".into(),
-        NotServing::CatchingUp(records) => {
-            format!("it is catching up with Kafka, about {records} records are missing")
+        NotServing::CatchingUp {
+            records,
+            stopped_by,
+        } => {
+            let stopped = stopped_text(*stopped_by);
+            format!("it is catching up with Kafka, about {records} records are missing{stopped}")
         }
     }
+}
+
+fn stopped_text(by: Option<Reached>) -> String {
+    by.map_or_else(String::new, |reached| {
+        format!("; ingest is stopped: {}", reached.told())
+    })
 }

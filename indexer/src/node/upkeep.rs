@@ -30,6 +30,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_OPENING: Duration = Duration::from_millis(50);
 /// How often the limits are looked at: at full speed ingest takes a megabyte or two in that time.
 const LIMIT_EVERY: Duration = Duration::from_millis(50);
+/// How long a limit has to keep a shard from catching up before it answers all the same: one that is reached now and then
+/// lets it go on.
+const HELD_BACK_FOR: Duration = Duration::from_secs(1);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
 /// How long the broker may take to hear a claim.
@@ -77,6 +80,7 @@ impl Node {
             match pressure::measure(&limits.folder) {
                 Ok(used) => {
                     self.pressure.update(&limits, used);
+                    self.have_held_back_answer(HELD_BACK_FOR);
                     // A write that found no room counts where no least room is set, too.
                     let stopped = self.pressure.reached().is_some()
                         || self.open_shards().iter().any(|held| {
@@ -95,6 +99,49 @@ impl Node {
         }
     }
 
+    /// Has those shards answer that a limit has kept from catching up for so long, if nobody else answers for them.
+    pub(super) fn have_held_back_answer(&self, lasts: Duration) {
+        let shards: Vec<_> = {
+            let shards = self.lock();
+            let shards = shards.iter();
+            shards
+                .map(|(key, held)| (key.clone(), held.clone()))
+                .collect()
+        };
+        for (key, held) in shards {
+            let Some(shared) = held.opened().filter(|shared| !shared.answers_early()) else {
+                continue;
+            };
+            let mut since = held
+                .held_back
+                .lock()
+                .expect("nothing panics under this lock");
+            if !shared.is_held_back() {
+                *since = None;
+                continue;
+            }
+            let since = since.get_or_insert_with(Stopwatch::start);
+            if since.elapsed() >= lasts && !self.is_answered_elsewhere(&key) {
+                shared.answer_early();
+                info!(
+                    shard = %shared.spec.label(),
+                    behind = ?shared.behind(),
+                    "a limit keeps the shard from catching up: it answers with what it had"
+                );
+            }
+        }
+    }
+
+    /// Whether another node says that it serves the shard, in this node's set or in another one.
+    fn is_answered_elsewhere(&self, (name, shard): &ShardKey) -> bool {
+        let state = self.deps.control.snapshot();
+        let is_other = |(claim, _): &(Claim, Offset)| claim.ready && claim.node != self.config.node;
+        let mut copies = (state.replicas.iter())
+            .filter(|((of, number, _), _)| of == name && number == shard)
+            .map(|(_, made)| made);
+        state.owner(name, *shard).is_some_and(is_other) || copies.any(is_other)
+    }
+
     pub(super) fn probe(&self) {
         let cancel = self.deps.tasks.cancel();
         let interval = self.config.probe_interval;
@@ -106,7 +153,7 @@ impl Node {
             }
             for held in self.open_shards() {
                 // One that opens, whenever that is, serves as soon as it has caught up.
-                let waits_to_serve = held.serving().is_err();
+                let waits_to_serve = held.answering().is_err();
                 if let Some(shared) = held.opened()
                     && (is_due || waits_to_serve)
                 {
@@ -198,6 +245,8 @@ impl Node {
                 let ready = serves || held.answering().is_ok();
                 let is_good = |made: &Claimed| {
                     made.ready == ready
+                        // Who waits to have a patch resolved is told by a new claim.
+                        && made.serves == serves
                         && made.held.ptr_eq(&Arc::downgrade(&held))
                         && !self.is_overtaken(&key, made.epoch)
                 };
@@ -219,7 +268,13 @@ impl Node {
                             self.disclaim(&[(held.clone(), key.clone())]);
                         }
                         let held = Arc::downgrade(&held);
-                        claimed.insert(key, Claimed { held, ready, epoch });
+                        let made = Claimed {
+                            held,
+                            ready,
+                            serves,
+                            epoch,
+                        };
+                        claimed.insert(key, made);
                     }
                     Some(Err(error)) => {
                         warn!(error = %chain(&error), "claim not written, it is tried again");
@@ -317,6 +372,8 @@ struct Claimed {
     /// that comes back at once could never open it.
     held: Weak<Held>,
     ready: bool,
+    /// It had caught up.
+    serves: bool,
     epoch: Offset,
 }
 

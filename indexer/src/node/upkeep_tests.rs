@@ -1,19 +1,20 @@
 //! Claims: a broker that does not take them, others that come in between, and a limit that is reached at a start.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{sync::Arc, thread};
+use std::{sync::Arc, thread, time::Duration};
 
 use bytesize::ByteSize;
 use shoal_runtime::eventually;
-use shoal_schemas::Offset;
+use shoal_schemas::{Collection, Offset, Partition};
 
 use crate::{
     config::Ownership,
     node::{
-        NotServing, ShardKey,
+        Held, NotServing, ShardKey,
         alone::{Alone, DEADLINE},
+        not_serving_text,
     },
-    pressure::{Limits, Used},
+    pressure::{Limits, Reached, Used},
 };
 
 fn alone() -> Arc<Alone> {
@@ -99,59 +100,103 @@ fn limit(alone: &Alone, is_reached: bool) {
     alone.node.pressure.update(&limits, used);
 }
 
+/// A shard that held a point, was let go, and is open again under a limit, while there is one more.
+fn held_back(alone: &Alone, docs: &Collection) -> Arc<Held> {
+    alone.publish(docs, 1);
+    let key = alone.take(docs);
+    is_complete(alone, docs);
+    alone.node.let_go(&[key]);
+    alone.publish(docs, 2);
+    limit(alone, true);
+    alone.reopen(docs)
+}
+
+/// Waits until the shard's folder says that it once held everything.
+fn is_complete(alone: &Alone, docs: &Collection) {
+    let said = alone.folder(docs).join("was-complete");
+    eventually(DEADLINE, "the shard to be complete", || {
+        said.exists().then_some(())
+    });
+}
+
+/// Has it answer as soon as a limit keeps it from catching up.
+fn answers(alone: &Alone, held: &Held) {
+    alone.node.have_held_back_answer(Duration::ZERO);
+    assert!(held.answering().is_ok(), "{:?}", held.answering().err());
+}
+
+fn lacks_one(stopped_by: Option<Reached>) -> NotServing {
+    NotServing::CatchingUp {
+        records: 1,
+        stopped_by,
+    }
+}
+
 #[test]
 fn a_shard_that_starts_under_a_limit_answers_if_it_once_held_everything() {
     let alone = alone();
     let docs = alone.define("docs", &[]);
-    alone.publish(&docs, 1);
-    let key = alone.take(&docs);
-    eventually(DEADLINE, "the shard to be complete", || {
-        let said = alone.folder(&docs).join("was-complete");
-        said.exists().then_some(())
-    });
-    alone.node.let_go(std::slice::from_ref(&key));
-    alone.publish(&docs, 2);
-    limit(&alone, true);
     let claims = claiming(&alone);
-    let held = alone.reopen(&docs);
-    eventually(DEADLINE, "the shard to answer", || {
-        held.answering().is_ok().then_some(())
-    });
+    let held = held_back(&alone, &docs);
+    answers(&alone, &held);
+    let why = held.serving().err();
+    assert_eq!(why, Some(lacks_one(Some(Reached::Disk))));
+    let told = not_serving_text(&why.unwrap());
     assert!(
-        matches!(held.serving(), Err(NotServing::CatchingUp(1))),
-        "{:?}",
-        held.serving().err()
+        told.ends_with("; ingest is stopped: the disk is full"),
+        "{told}"
     );
     let shared = held.opened().unwrap();
     assert_eq!(shared.progress().borrow().points, 1);
     // Not since it was opened: it lacks what came before that, too.
     assert!(shared.behind() > shared.lag.read().behind);
-    eventually(DEADLINE, "the claim", || claimed(&alone, &key));
-    // Who has it from somebody else is no match for who holds everything.
-    assert!(alone.node.may_claim(&key, &held, false));
-    alone.claim(&docs, "other", true);
-    assert!(!alone.node.may_claim(&key, &held, false));
+    let key = (docs.name.clone(), Partition(0));
+    let early = eventually(DEADLINE, "the claim", || claimed(&alone, &key));
 
     limit(&alone, false);
-    eventually(DEADLINE, "the shard to go on", || {
+    eventually(DEADLINE, "the shard to catch up", || {
         assert!(held.answering().is_ok(), "what is searched stays so");
-        (shared.progress().borrow().points == 2).then_some(())
+        held.serving().ok()
+    });
+    assert_eq!(shared.progress().borrow().points, 2);
+    // Who waits with a patch until it serves hears of it.
+    eventually(DEADLINE, "the claim of one that serves", || {
+        claimed(&alone, &key).filter(|epoch| *epoch > early)
     });
     alone.node.deps.tasks.cancel().cancel();
     claims.join().unwrap();
 }
 
 #[test]
+fn a_shard_that_is_held_back_leaves_searches_to_a_copy_that_serves() {
+    let alone = alone();
+    let docs = alone.define("docs", &[]);
+    let held = held_back(&alone, &docs);
+    alone.claim_in(&docs, Some("b"), "other", true);
+    alone.node.have_held_back_answer(Duration::ZERO);
+    assert!(held.answering().is_err());
+    alone.claim_in(&docs, Some("b"), "other", false);
+    answers(&alone, &held);
+    let key = (docs.name.clone(), Partition(0));
+    assert!(alone.node.may_claim(&key, &held, false));
+    alone.claim(&docs, "other", true);
+    assert!(!alone.node.may_claim(&key, &held, false));
+}
+
+#[test]
 fn a_shard_whose_first_load_a_limit_stops_does_not_answer() {
     let alone = alone();
     let docs = alone.define("docs", &[]);
+    // It held all there was when there was nothing: that is no load.
+    let key = alone.take(&docs);
+    alone.node.let_go(&[key]);
     alone.publish(&docs, 1);
     limit(&alone, true);
     let held = alone.reopen(&docs);
+    alone.node.have_held_back_answer(Duration::ZERO);
     let why = held.answering().err();
-    assert_eq!(why, Some(NotServing::CatchingUp(1)));
+    assert_eq!(why, Some(lacks_one(Some(Reached::Disk))));
     limit(&alone, false);
-    eventually(DEADLINE, "the shard to answer", || {
-        held.answering().is_ok().then_some(())
-    });
+    eventually(DEADLINE, "the shard to serve", || held.serving().ok());
+    is_complete(&alone, &docs);
 }

@@ -18,7 +18,7 @@ use crate::segment::{NEVER, Sequence};
 /// Rows of a block.
 pub(super) const BLOCK_ROWS: u32 = u64::BITS;
 
-/// Before any time: the expiries of a block's rows were not looked at yet.
+/// The expiries of a block's rows were not looked at yet. No row's expiry is that: such a record is refused.
 const UNREAD: i64 = i64::MIN;
 
 /// The lives of so many rows that follow each other.

@@ -492,7 +492,7 @@ fn not_serving(shard: u32, why: &NotServing) -> Refusal {
     Refusal {
         code: match why {
             NotServing::NotOwned => Code::FailedPrecondition,
-            NotServing::Recovering | NotServing::CatchingUp(_) => Code::Unavailable,
+            NotServing::Recovering | NotServing::CatchingUp { .. } => Code::Unavailable,
         },
         message: format!("shard {shard}: {}", not_serving_text(why)),
     }

@@ -240,7 +240,7 @@ pub struct Shared {
     pub lag: lag::Lag,
     /// What [`Shared::heard_ms`] was when the shard was last closed or killed.
     heard_before_ms: AtomicU64,
-    complete: held_back::Complete,
+    held_back: held_back::HeldBack,
     view: ArcSwap<View>,
     view_change: Mutex<()>,
     applied: AtomicU64,

@@ -22,6 +22,7 @@ use crate::{
         compact,
         recover::Opened,
     },
+    view::Moment,
 };
 
 const HOUR_MS: u64 = 60 * 60 * 1000;
@@ -65,6 +66,11 @@ fn deleted(offset: u16, number: u16) -> Draft {
 
 /// A shard with one sealed segment of points that are to expire, and one such point that is in none.
 fn sealed(folder: &Path) -> (Opened, Arc<Wall>) {
+    sealed_of(folder, lent)
+}
+
+/// The same of other points.
+fn sealed_of(folder: &Path, record: impl Fn(u16, u16) -> Draft) -> (Opened, Arc<Wall>) {
     let engine = EngineConfig {
         seal_rows: u32::from(POINTS),
         compact_dead_rows: 16,
@@ -74,7 +80,7 @@ fn sealed(folder: &Path) -> (Opened, Arc<Wall>) {
     let spec = by_hand::spec(&folder.join("shard"), engine);
     let opened = by_hand::open(&spec, clock.clone(), |writer| {
         for number in 0..=POINTS {
-            deliver(writer, lent(number, number));
+            deliver(writer, record(number, number));
         }
         by_hand::first_is_sealed(writer);
     });
@@ -91,6 +97,43 @@ fn compacted(opened: &Opened) {
         "a segment of which everything expired is worn"
     );
     by_hand::compact(opened, &inputs);
+}
+
+/// Record `offset`, of a point among others that expire together, one after the other, or some of them not at all.
+fn mixed(offset: u16, number: u16) -> Draft {
+    let until_ms = match (number / 64 % 4, number) {
+        (0, _) => Some(WRITTEN_MS + HOUR_MS),
+        (1, number) => Some(WRITTEN_MS + u64::from(number)),
+        (2, _) => None,
+        (_, number) => number.is_multiple_of(2).then_some(WRITTEN_MS + HOUR_MS),
+    };
+    by_hand::upsert(offset, &name(number), number, until_ms)
+}
+
+#[test]
+fn a_sealed_segment_tells_of_rows_together_what_each_of_them_tells() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut opened, _clock) = sealed_of(folder.path(), mixed);
+    for number in (0..POINTS).step_by(7) {
+        deliver(&mut opened.writer, deleted(POINTS + 1 + number, number));
+    }
+    let shared = opened.writer.shared.clone();
+    let (_, sequence) = shared.moment();
+    let segment = first(&shared);
+    assert_eq!(segment.len() % 64, 60, "the last ones are no whole block");
+    let hour = WRITTEN_MS + HOUR_MS;
+    for now_ms in [hour, hour - 1, WRITTEN_MS, WRITTEN_MS + 100, hour + 1] {
+        let now_ms = i64::try_from(now_ms).unwrap();
+        let moment = Moment { sequence, now_ms };
+        let each = segment
+            .rows()
+            .filter(|(_, row)| row.is_visible(sequence, now_ms));
+        let each: Vec<u32> = each.map(|(number, _)| number).collect();
+        let together: Vec<u32> = segment.visible(u32::MAX, moment).collect();
+        assert_eq!(together, each, "{now_ms}");
+        let asked = (0..segment.len()).filter(|row| segment.is_visible(*row, moment));
+        assert_eq!(asked.collect::<Vec<u32>>(), each, "{now_ms}");
+    }
 }
 
 #[test]

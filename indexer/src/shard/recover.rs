@@ -37,7 +37,7 @@ use crate::{
     shard::{
         FolderError, Progress, Shared, Spec,
         checkpoint::{self, CheckpointError, Manifest, Storer},
-        held_back::Complete,
+        held_back::HeldBack,
         lag::Lag,
         make_folder,
         restore::{Restored, open_catalog, restore_segments, source_table},
@@ -304,13 +304,18 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         None if is_new => clock.now_ms(),
         None => 0,
     };
+    let held_back = HeldBack::of(&spec.folder, is_new);
+    let held_back = held_back.map_err(|source| OpenError::File {
+        path: spec.folder.clone(),
+        source,
+    })?;
     let (progress, _) = watch::channel(Arc::new(Progress::default()));
     let replay_to = wal.reader().end();
     let shared = Arc::new(Shared {
         fields: indexed::fields(&spec.collection),
         lag: Lag::new(clock.clone(), sources.len()),
         heard_before_ms: AtomicU64::new(heard_before_ms),
-        complete: Complete::of(&spec.folder, is_new),
+        held_back,
         catalog,
         log: wal.reader(),
         syncer: wal.syncer(),

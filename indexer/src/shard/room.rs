@@ -3,7 +3,8 @@
 //! Every search measures each row that waits. In a burst that is what makes its records searchable at once. A shard
 //! that is behind gains nothing by it: its graph takes no more rows a second, and a record that waits in Kafka costs
 //! no search anything. So once the memtable was full, it is kept small until the shard has held everything that the
-//! broker had. Before a shard has caught up for the first time nobody searches it, and all of the room is used.
+//! broker had. Before a shard is searched for the first time, which mostly waits until it has caught up, all of the room is
+//! used.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(super) struct Standing {
     pub(super) waiting: u32,
     /// No checkpoint that is to be stored keeps the builder from those that came later.
     pub(super) folds: bool,
-    /// It has caught up once, so it is searched.
+    /// It is searched: it has caught up once, or answers although it has not.
     pub(super) is_searched: bool,
     /// When it is.
     pub(super) at: Duration,

@@ -129,13 +129,13 @@ impl Turns {
         let batch = self.shared.spec.engine.batch_records.get();
         let checkpoint_bytes = self.shared.spec.engine.checkpoint_bytes.as_u64();
         while !self.cancel.is_cancelled() {
-            if until == Until::CaughtUp && self.shared.lag.read().was_caught_up {
+            self.shared.note_complete();
+            if until == Until::CaughtUp && self.shared.is_searched() {
                 return Ok(Ended::CaughtUp);
             }
             if cpu.tick() {
                 self.report();
             }
-            self.shared.note_complete();
             let more = self
                 .writer
                 .tend()

@@ -550,7 +550,7 @@ impl Writer {
         Standing {
             waiting: self.shared.view.load().memtable_rows(),
             folds: lock(&self.shared.fold_limit).is_none(),
-            is_searched: lag.was_caught_up,
+            is_searched: self.shared.is_searched(),
             at,
             held_all_at: at.saturating_sub(lag.behind),
         }

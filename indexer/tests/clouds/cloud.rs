@@ -1,9 +1,9 @@
 //! The object stores of three clouds on the loopback, each a child process.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Lines},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use shoal_indexer::snapshot::bucket::Bucket;
@@ -19,6 +19,8 @@ const AZURE_KEY: &str =
 /// A store as a child; ends with this.
 pub struct Cloud {
     child: Child,
+    /// Kept open: what it still prints would end it.
+    _output: Lines<BufReader<ChildStdout>>,
     scheme: &'static str,
     variables: Vec<(&'static str, String)>,
 }
@@ -26,7 +28,7 @@ pub struct Cloud {
 impl Cloud {
     /// An S3 API.
     pub fn s3() -> Self {
-        let (child, address) = python("s3_server.py");
+        let (child, address, output) = python("s3_server.py");
         let text = str::to_owned;
         let variables = vec![
             ("AWS_ENDPOINT_URL", address),
@@ -37,6 +39,7 @@ impl Cloud {
         ];
         Self {
             child,
+            _output: output,
             scheme: "s3",
             variables,
         }
@@ -44,7 +47,7 @@ impl Cloud {
 
     /// The XML API of Google Cloud Storage.
     pub fn google() -> Self {
-        let (child, address) = python("google_server.py");
+        let (child, address, output) = python("google_server.py");
         // A service account that signs nothing.
         let account = serde_json::json!({
             "private_key": "",
@@ -59,6 +62,7 @@ impl Cloud {
         ];
         Self {
             child,
+            _output: output,
             scheme: "gs",
             variables,
         }
@@ -69,7 +73,7 @@ impl Cloud {
         let home = home_of("SHOAL_AZURITE_HOME", "azurite");
         let mut command = Command::new(home.join("node"));
         command.arg(script("azure_server.js")).arg(&home);
-        let (child, address) = started(command, "setup/azurite");
+        let (child, address, output) = started(command, "setup/azurite");
         let variables = vec![
             (
                 "AZURE_STORAGE_ENDPOINT",
@@ -81,6 +85,7 @@ impl Cloud {
         ];
         Self {
             child,
+            _output: output,
             scheme: "az",
             variables,
         }
@@ -109,6 +114,8 @@ impl Drop for Cloud {
     }
 }
 
+type Started = (Child, String, Lines<BufReader<ChildStdout>>);
+
 fn home_of(variable: &str, name: &str) -> PathBuf {
     let set = |name| std::env::var_os(name).map(PathBuf::from);
     set(variable).unwrap_or_else(|| {
@@ -122,7 +129,7 @@ fn script(name: &str) -> PathBuf {
     Path::new(&package).join("../tests/clients").join(name)
 }
 
-fn python(server: &str) -> (Child, String) {
+fn python(server: &str) -> Started {
     let python = std::env::var_os("SHOAL_PYTHON").map(PathBuf::from);
     let python = python.unwrap_or_else(|| home_of("SHOAL_VENV", "venv").join("bin/python3"));
     let mut command = Command::new(python);
@@ -131,7 +138,7 @@ fn python(server: &str) -> (Child, String) {
 }
 
 /// The child, and the address that it prints once it is ready.
-fn started(mut command: Command, from: &str) -> (Child, String) {
+fn started(mut command: Command, from: &str) -> Started {
     let child = command
         .arg(BUCKET)
         .stdin(Stdio::piped())
@@ -143,5 +150,5 @@ fn started(mut command: Command, from: &str) -> (Child, String) {
     let address =
         lines.find_map(|line| Some(line.unwrap()).filter(|line| line.starts_with("http://")));
     let address = address.unwrap_or_else(|| panic!("{command:?} ended; is {from} up to date?"));
-    (child, address)
+    (child, address, lines)
 }

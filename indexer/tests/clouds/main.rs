@@ -1,4 +1,5 @@
-//! Snapshots over the APIs of three clouds: HTTP, signatures, conditional writes, uploads in parts.
+//! Snapshots over the APIs of three clouds: HTTP, conditional writes, uploads in parts. Azure's emulator checks signatures,
+//! too.
 #![allow(
     clippy::unwrap_used,
     missing_docs,

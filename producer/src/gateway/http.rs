@@ -29,7 +29,7 @@ use axum::{
 use metrics::Gauge;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
-use shoal_runtime::{chain, clock::Stopwatch};
+use shoal_runtime::{chain, clock::Stopwatch, grpc::code_name};
 use shoal_schemas::{
     Token,
     headers::{TRACEPARENT, TraceParent},
@@ -236,7 +236,7 @@ pub(super) fn refused(error: &CallError) -> Response {
 /// A refusal beside what else is told.
 pub(super) fn refusal_of(error: &CallError, mut body: Value) -> Response {
     let text = chain(error).to_string();
-    body["error"] = json!({ "code": status::name(status::code(error)), "message": text });
+    body["error"] = json!({ "code": code_name(status::code(error)), "message": text });
     let mut response = (status::http(error), Json(body)).into_response();
     if let Some(after) = status::retry_after(error) {
         // In whole seconds, as the header wants it.
@@ -247,7 +247,7 @@ pub(super) fn refusal_of(error: &CallError, mut body: Value) -> Response {
 }
 
 fn refusal(http: StatusCode, code: Code, message: &str) -> Response {
-    let body = json!({ "error": { "code": status::name(code), "message": message } });
+    let body = json!({ "error": { "code": code_name(code), "message": message } });
     (http, Json(body)).into_response()
 }
 
@@ -297,7 +297,7 @@ mod tests {
 
     use std::collections::BTreeSet;
 
-    use shoal_runtime::openapi::Document;
+    use shoal_runtime::{grpc::code_name, openapi::Document};
 
     use super::{OPENAPI, routes};
 
@@ -309,5 +309,15 @@ mod tests {
             .map(|(path, _)| path.replace("{*", "{"));
         let routes: BTreeSet<String> = routes.chain(ops).collect();
         assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
+    }
+
+    #[test]
+    fn the_document_names_every_code_of_a_failure() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let told = &document["components"]["schemas"]["Failure"]["properties"]["code"]["enum"];
+        let told = told.as_array().unwrap().iter();
+        let told: BTreeSet<_> = told.map(|name| name.as_str().unwrap()).collect();
+        let codes = (1..=16).map(|number| code_name(number.into()));
+        assert_eq!(told, codes.collect());
     }
 }

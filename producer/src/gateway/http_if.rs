@@ -22,6 +22,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
+use shoal_runtime::grpc::code_name;
 use shoal_schemas::{
     Condition, Token,
     json::{decode_wanted_version, split_condition},
@@ -254,7 +255,7 @@ fn text(token: v1::Token) -> Option<String> {
 
 fn error(failure: &v1::WriteFailure) -> Value {
     let mut error = json!({
-        "code": status::name(Code::from(failure.code)),
+        "code": code_name(Code::from(failure.code)),
         "message": failure.message,
     });
     if let Some(version) = failure.current_version {

@@ -12,7 +12,7 @@ use std::{
 
 use futures::future::{join, join_all};
 use prost::Message as _;
-use shoal_runtime::{chain, clock::Stopwatch};
+use shoal_runtime::{chain, clock::Stopwatch, grpc::code_name};
 use shoal_schemas::{
     Collection, CollectionName, Condition, Offset, Partition, Patch, PointId, RegionName,
     avro::Framing,
@@ -286,7 +286,7 @@ impl Calls {
         });
         let results: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         for (_, result) in &results {
-            let code = status::name(status::of_result(result));
+            let code = code_name(status::of_result(result));
             metrics::counter!(GATEWAY_FORWARDED_TOTAL, "code" => code).increment(1);
         }
         results

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use shoal_runtime::{ErrorKind, chain};
+use shoal_runtime::{ErrorKind, chain, grpc};
 use shoal_schemas::v1::{WriteResult, write_result::Outcome};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -85,35 +85,13 @@ pub(super) fn http(error: &CallError) -> StatusCode {
     http_of(code(error))
 }
 
-/// A code's status over HTTP.
+/// A code's status over HTTP. A condition that does not hold conflicts with what there is.
 pub(super) fn http_of(code: Code) -> StatusCode {
-    match code {
-        Code::InvalidArgument => StatusCode::BAD_REQUEST,
-        Code::NotFound => StatusCode::NOT_FOUND,
-        Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
-        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
-/// The code's name as it is written in JSON and in metrics.
-pub(super) fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::NotFound => "NOT_FOUND",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::Unknown => "UNKNOWN",
-        Code::DataLoss => "DATA_LOSS",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        _ => "INTERNAL",
-    }
+    let status = match code {
+        Code::FailedPrecondition => return StatusCode::CONFLICT,
+        code => grpc::http_status(code),
+    };
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// What came of one point.
@@ -138,5 +116,5 @@ pub(super) fn residency<T>(result: &Result<T, CallError>) -> Option<&'static str
 
 /// What came of a call, for the metrics.
 pub(super) fn outcome<T>(result: &Result<T, CallError>) -> &'static str {
-    name(result.as_ref().map_or_else(code, |_| Code::Ok))
+    grpc::code_name(result.as_ref().map_or_else(code, |_| Code::Ok))
 }

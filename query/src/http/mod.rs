@@ -282,7 +282,7 @@ mod tests {
 
     use std::collections::BTreeSet;
 
-    use shoal_runtime::openapi::Document;
+    use shoal_runtime::{grpc::code_name, openapi::Document};
 
     use super::{node::OPENAPI, routes};
 
@@ -294,5 +294,15 @@ mod tests {
             .map(|(path, _)| path.replace("{*", "{"));
         let routes: BTreeSet<String> = routes.chain(ops).collect();
         assert_eq!(Document::parse(OPENAPI).unwrap().paths(), routes);
+    }
+
+    #[test]
+    fn the_document_names_every_code_of_a_failure() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let told = &document["components"]["schemas"]["Failure"]["properties"]["code"]["enum"];
+        let told = told.as_array().unwrap().iter();
+        let told: BTreeSet<_> = told.map(|name| name.as_str().unwrap()).collect();
+        let codes = (1..=16).map(|number| code_name(number.into()));
+        assert_eq!(told, codes.collect());
     }
 }

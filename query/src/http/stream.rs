@@ -14,6 +14,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use serde::Serialize;
+use shoal_runtime::grpc::code_name;
 use shoal_schemas::{
     headers::TRACEPARENT,
     v1::{self, search_stream_request::Call as Wanted, search_stream_response::Outcome},
@@ -160,7 +161,7 @@ fn line(answer: &v1::SearchStreamResponse, parts: Parts) -> Vec<u8> {
         }
         Some(Outcome::Failure(why)) => {
             failure = Some(FailureText {
-                code: Refusal::name_of(why.code.into()),
+                code: code_name(why.code.into()),
                 message: &why.message,
             });
         }

@@ -1,6 +1,6 @@
 //! Work of a stream that goes on by itself, though nobody takes what it gives.
 
-use std::pin::pin;
+use std::{panic::resume_unwind, pin::pin};
 
 use futures::{
     Stream, StreamExt as _,
@@ -41,15 +41,22 @@ where
             }
         }
     });
-    stream::unfold((done, driver), |(mut done, driver)| async move {
-        let piece = done.recv().await?;
-        Some((piece, (done, driver)))
+    stream::unfold((done, driver), |(mut done, mut driver)| async move {
+        match done.recv().await {
+            Some(piece) => Some((piece, (done, driver))),
+            None => match driver.join_next().await {
+                // Whoever takes the pieces shall not take this for their end.
+                Some(Err(ended)) if ended.is_panic() => resume_unwind(ended.into_panic()),
+                _ => None,
+            },
+        }
     })
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        panic::AssertUnwindSafe,
         sync::{
             Arc,
             atomic::{AtomicUsize, Ordering},
@@ -89,6 +96,14 @@ mod tests {
         let mut all: Vec<i32> = answers.collect().await;
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_no_end() {
+        let piece = async { panic!("a piece fails") };
+        let all = driven(1, stream::iter([piece])).collect::<Vec<_>>();
+        let panic = AssertUnwindSafe(all).catch_unwind().await.unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"a piece fails"));
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_runtime::{ErrorKind, chain};
+use shoal_runtime::{ErrorKind, chain, grpc};
 use shoal_topic::collections::{AliasError, CreateError, DropError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -60,37 +60,12 @@ impl Refusal {
 
     /// The code's canonical name.
     pub(crate) fn name(&self) -> &'static str {
-        Self::name_of(self.code)
+        grpc::code_name(self.code)
     }
 
-    /// The canonical name of a code.
-    pub(crate) fn name_of(code: Code) -> &'static str {
-        match code {
-            Code::InvalidArgument => "INVALID_ARGUMENT",
-            Code::NotFound => "NOT_FOUND",
-            Code::AlreadyExists => "ALREADY_EXISTS",
-            Code::FailedPrecondition => "FAILED_PRECONDITION",
-            Code::Aborted => "ABORTED",
-            Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-            Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-            Code::Unavailable => "UNAVAILABLE",
-            Code::Unimplemented => "UNIMPLEMENTED",
-            _ => "INTERNAL",
-        }
-    }
-
-    /// The HTTP status that `google.rpc.Code` gives for it.
+    /// Its HTTP status.
     pub(crate) fn http_status(&self) -> u16 {
-        match self.code {
-            Code::InvalidArgument | Code::FailedPrecondition => 400,
-            Code::NotFound => 404,
-            Code::AlreadyExists | Code::Aborted => 409,
-            Code::ResourceExhausted => 429,
-            Code::DeadlineExceeded => 504,
-            Code::Unavailable => 503,
-            Code::Unimplemented => 501,
-            _ => 500,
-        }
+        grpc::http_status(self.code)
     }
 }
 

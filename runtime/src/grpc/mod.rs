@@ -10,6 +10,7 @@
 //! go out together with both. So [`Connection`] says that it does not, and gathers what is
 //! written until it is flushed, so that larger messages do not take more writes than before.
 
+mod code;
 mod link;
 
 use std::{
@@ -26,6 +27,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tonic::transport::{Endpoint, Error, Server, server::Connected};
 
+pub use code::{code_name, http_status};
 pub use link::{Answer, Link, LinkError};
 
 /// Calls of one connection at a time.

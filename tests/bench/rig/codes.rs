@@ -1,7 +1,7 @@
 //! `codes`: what a distance by each quantization's codes costs, by this processor's kernels and by loops for any.
 //!
-//! The queries' distances to the data set's own rows, in an order that no processor guesses: of a few rows, which stay in
-//! its caches, and of all of them. A graph's walk meets rows in such an order. The reference is one byte a component.
+//! The queries' distances to the data set's own rows, in a random order: of a few rows, which stay in its caches, and of
+//! all of them. A graph's walk meets rows in such an order. The reference is one byte a component.
 
 use std::hint::black_box;
 
@@ -15,6 +15,7 @@ use crate::{
     arguments::Arguments,
     embeddings::{DIM, Embeddings},
     figures::{Repeats, round, say},
+    random::Random,
     timed::cpu_time,
 };
 
@@ -25,12 +26,12 @@ const ALL: [Quantization; 5] = [
     Quantization::I8,
     Quantization::I4,
 ];
-/// Rows whose codes fit the caches next to a core.
+/// Rows whose codes stay in a core's caches.
 const FEW: usize = 512;
 /// Distances a repeat.
 const DISTANCES: usize = 1_000_000;
-/// An odd number a large way from one row to the next.
-const STRIDE: usize = 0x9e37_79b1;
+/// So that each kind of code is measured in the same order.
+const SEED: u64 = 7;
 
 pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     let embeddings = Embeddings::load(arguments)?;
@@ -52,7 +53,9 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         for (of, rows) in [("few", FEW.min(rows)), ("all", rows)] {
             let by_kernel = |query: &QueryCode, code: &[u8]| Some(query.distance(code, 0.0));
             let plainly = |query: &QueryCode, code: &[u8]| query.distance_plainly(code, 0.0);
-            let codes = &codes[..rows];
+            let mut codes = codes[..rows].to_vec();
+            Random::new(SEED).shuffle(&mut codes);
+            let codes = &codes;
             let mut both = [Repeats::default(), Repeats::default()];
             for _ in 0..repeats {
                 both[0].push(nanoseconds(&queries, codes, by_kernel));
@@ -102,12 +105,10 @@ fn nanoseconds(
     distance: impl Fn(&QueryCode, &[u8]) -> Option<f32>,
 ) -> f64 {
     let before = cpu_time(ClockId::ThreadCPUTime);
-    let mut row = 0;
-    for turn in 0..DISTANCES {
-        row = (row + STRIDE) % codes.len();
+    for (turn, code) in codes.iter().cycle().take(DISTANCES).enumerate() {
         // As many rows a query as a walk meets.
         let query = &queries[turn / 1000 % queries.len()];
-        black_box(distance(query, codes[row]));
+        black_box(distance(query, code));
     }
     let spent = cpu_time(ClockId::ThreadCPUTime).saturating_sub(before);
     spent.as_secs_f64() * 1e9 / DISTANCES as f64

@@ -20,6 +20,7 @@ use std::{
 use shoal_runtime::eventually;
 use shoal_schemas::{Collection, v1};
 
+use crate::ring::on_ring;
 use crate::{
     checker::{self, Promise, history::History, mark},
     harness::{
@@ -119,38 +120,77 @@ fn is_right(history: &History) {
     );
 }
 
+/// Who takes part in a run.
+struct Parts {
+    /// Those that have every shard between them, and those of a replica set, which have them once more.
+    owners: Vec<Settings>,
+    copies: Vec<Settings>,
+    /// An edge node, and not only the query nodes it forwards to, is asked.
+    has_edge: bool,
+}
+
+fn seconds() -> u64 {
+    let seconds = std::env::var("SHOAL_HISTORY_SECONDS");
+    seconds.map_or(SECONDS, |text| text.parse().unwrap())
+}
+
 #[test]
 fn histories_of_random_operations_under_random_kills_are_right() {
-    let seconds = std::env::var("SHOAL_HISTORY_SECONDS");
-    let seconds = seconds.map_or(SECONDS, |text| text.parse().unwrap());
-    let mut random = Random::from_environment("history");
     let world = World::new("history");
-    let collection = collection(&world, "history");
     let indexer = |name: &str| {
         let settings = world.group_indexer(name).small_engine();
         let settings = settings.with("KAFKA__SESSION_TIMEOUT", "6s");
         settings.with("INDEXER__DRAIN_TIMEOUT", "5s")
     };
-    let (one, two) = (indexer("one"), indexer("two"));
     let copy = indexer("copy").with("INDEXER__REPLICA_SET", "b");
+    let parts = Parts {
+        owners: vec![indexer("one"), indexer("two")],
+        copies: vec![copy],
+        has_edge: false,
+    };
+    is_right_under_kills(&world, "history", parts);
+}
+
+#[test]
+fn histories_of_shards_on_a_ring_and_through_an_edge_are_right() {
+    let world = World::new("history-ring");
+    let copy = on_ring(&world, "copy").with("INDEXER__REPLICA_SET", "b");
+    let parts = Parts {
+        owners: vec![on_ring(&world, "one"), on_ring(&world, "two")],
+        copies: vec![copy],
+        has_edge: true,
+    };
+    is_right_under_kills(&world, "history-ring", parts);
+}
+
+/// Has clients work while processes are killed, and checks what they saw.
+fn is_right_under_kills(world: &World, name: &str, parts: Parts) {
+    let mut random = Random::from_environment(name);
+    let collection = collection(world, name);
     // One of them keeps answers, which shards have to say still hold.
     let keeping = world.query("query-b").with("QUERY__CACHE__MEMORY", "8MiB");
     let queries = [world.query("query-a"), keeping];
     let gateway = world.gateway("gateway");
-    let targets = targets(
-        &world,
-        &collection,
-        &[&gateway],
-        &[&queries[0], &queries[1]],
-    );
-    let [first, second] = queries;
-    let mut cast = Cast::start(vec![one, two, copy, first, second, gateway]);
+    let regions = queries
+        .each_ref()
+        .map(|one| format!("{{name = \"{}\", address = \"{}\"}}", one.name, one.grpc));
+    let edge = Settings::query("edge", &world.folder, "127.0.0.1:1")
+        .with("QUERY__EDGE__REGIONS", format!("[{}]", regions.join(", ")))
+        .with("QUERY__EDGE__PROBE_INTERVAL", "100ms")
+        .with("QUERY__CACHE__MEMORY", "8MiB");
+    let mut asked: Vec<&Settings> = queries.iter().collect();
+    asked.extend(parts.has_edge.then_some(&edge));
+    let targets = targets(world, &collection, &[&gateway], &asked);
+    let mut settings: Vec<Settings> = [&parts.owners[..], &parts.copies].concat();
+    settings.extend(asked.into_iter().cloned());
+    settings.push(gateway.clone());
+    let mut cast = Cast::start(settings);
     all_is_served(&targets);
 
     let recorder = Arc::new(Recorder::new(random.next(), &collection, KEYS));
     let clients = Clients::start(&recorder, &targets, &mut random, 0..6);
     pass(Duration::from_secs(2));
-    cast.trouble(&recorder, &mut random, Duration::from_secs(seconds));
+    cast.trouble(&recorder, &mut random, Duration::from_secs(seconds()));
     // Clients see it heal; and a history has to have something to say, of kept answers as well: since the node that keeps
     // them began last.
     cast.is_ready();
@@ -167,14 +207,20 @@ fn histories_of_random_operations_under_random_kills_are_right() {
     clients.stop();
     // What it still had to send is sent.
     cast.terminate("gateway");
-    let nodes = ["one", "two", "copy"].map(|name| cast.role(name));
-    let home = nodes.map(|role| role.settings.grpc);
-    let held = state::settled(&home[..2], &world.cluster, &collection);
-    assert_eq!(
-        state::settled(&home[2..], &world.cluster, &collection),
-        held
+    let groups = [&parts.owners, &parts.copies].map(|group| {
+        let roles = group.iter().map(|one| cast.role(&one.name));
+        roles.collect::<Vec<_>>()
+    });
+    let [held, copied] = groups.each_ref().map(|group| {
+        let addresses: Vec<_> = group.iter().map(|role| role.settings.grpc).collect();
+        state::settled(&addresses, &world.cluster, &collection)
+    });
+    assert_eq!(copied, held);
+    let history = recorder.history(
+        world,
+        &collection,
+        &groups.each_ref().map(|group| &group[..]),
     );
-    let history = recorder.history(&world, &collection, &[&nodes[..2], &nodes[2..]]);
     let history = kept(&history, &world.folder);
     eprintln!(
         "{:?}; {} troubles",

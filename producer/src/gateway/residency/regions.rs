@@ -174,7 +174,7 @@ impl Regions {
         let written = self.ask_any(region, &write, deadline).await;
         let count = |code: Code, points: usize| {
             let points = u64::try_from(points).unwrap_or(u64::MAX);
-            let (region, code) = (region.to_string(), status::name(code));
+            let (region, code) = (region.to_string(), grpc::code_name(code));
             metrics::counter!(GATEWAY_REGION_POINTS_TOTAL, "region" => region, "code" => code)
                 .increment(points);
         };
