@@ -130,3 +130,7 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "held_back_tests.rs"]
+mod tests;
