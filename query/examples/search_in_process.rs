@@ -35,6 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             address: name.into(),
             ready: true,
             next_offset: None,
+            early: false,
         };
         let owner = Replica::owner(claim, Offset(0));
         claims.push((docs.name.clone(), Partition(number), owner));

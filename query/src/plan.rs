@@ -54,7 +54,7 @@ pub enum Rank {
     Due,
     /// Nothing speaks against it.
     Fit,
-    /// It is known to be further behind than the caller accepts.
+    /// It is known to be further behind than the caller accepts, or has not caught up since it was opened.
     Behind,
     /// It failed a moment ago: only where there is no other.
     Out,
@@ -108,7 +108,7 @@ pub fn plan(
     for shard in wanted {
         let replicas = shards.replicas(shard);
         let may_ask = |replica: &&Replica| replica.claim.ready && (choice.may_ask)(shard, replica);
-        let mut found: Vec<usize> = Vec::new();
+        let mut found: Vec<(usize, bool)> = Vec::new();
         for replica in replicas.iter().filter(may_ask) {
             let (node, address) = (replica.claim.node.as_str(), replica.claim.address.as_str());
             let at = *places.entry((node, address)).or_insert_with(|| {
@@ -120,11 +120,22 @@ pub fn plan(
                 });
                 candidates.len() - 1
             });
-            found.push(at);
+            found.push((at, replica.claim.early));
         }
-        let rank = |at: &usize| candidates.get(*at).map(|one| one.standing.rank);
+        let rank = |(at, is_early): &(usize, bool)| {
+            let rank = candidates.get(*at).map(|one| one.standing.rank);
+            // What has not caught up is known to be behind, whatever the caller accepts.
+            rank.map(|rank| {
+                if *is_early {
+                    rank.max(Rank::Behind)
+                } else {
+                    rank
+                }
+            })
+        };
         let best = found.iter().filter_map(rank).min();
-        found.retain(|at| rank(at) == best);
+        found.retain(|one| rank(one) == best);
+        let found: Vec<usize> = found.into_iter().map(|(at, _)| at).collect();
         match found.is_empty() {
             true => plan.orphans.push(orphan(shards, shard)),
             false => open.push((shard, found)),

@@ -24,6 +24,7 @@ fn shards(claims: &[[(u8, bool); 3]]) -> Shards {
                 address: format!("n{node}:1"),
                 ready: *ready,
                 next_offset: None,
+                early: false,
             };
             let replica = Replica {
                 set: set.map(|set| set.parse().unwrap()),
@@ -34,6 +35,16 @@ fn shards(claims: &[[(u8, bool); 3]]) -> Shards {
             }
         }
     }
+    shards
+}
+
+/// A shard of node 1, which answers early, and of node 2, which has caught up.
+fn one_is_early() -> Shards {
+    let mut shards = twice(&[(1, 2)]);
+    let mut early = shards.replicas(Partition(0))[0].clone();
+    early.claim.early = true;
+    early.epoch = Offset(1);
+    shards.claim(Partition(0), early);
     shards
 }
 
@@ -235,4 +246,25 @@ fn a_shard_that_no_node_may_serve_says_which_labels_are_missing() {
     assert!(nobody.contains("none of the 2"), "{nobody}");
     let away = told(&[("a", "true")]);
     assert!(away.contains("is one with these labels running"), "{away}");
+}
+
+#[test]
+fn a_node_that_has_not_caught_up_is_asked_where_nobody_else_can_answer() {
+    let shards = one_is_early();
+    let idle = |_: &str| IDLE;
+    for chance in 0..2 {
+        let plan = planned(&shards, &idle, chance);
+        assert_eq!(asked(&plan), [("n2", vec![0])]);
+    }
+    // The claim of a node that died says that it serves.
+    let one_died = |address: &str| Standing {
+        rank: if address == "n2:1" {
+            Rank::Out
+        } else {
+            Rank::Fit
+        },
+        ..IDLE
+    };
+    let plan = planned(&shards, &one_died, 0);
+    assert_eq!(asked(&plan), [("n1", vec![0])]);
 }

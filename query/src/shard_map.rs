@@ -370,6 +370,7 @@ mod tests {
             address: format!("{node}:1"),
             ready,
             next_offset: None,
+            early: false,
         }
     }
 

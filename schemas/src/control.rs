@@ -95,6 +95,10 @@ pub struct Claim {
     /// The first offset of the home partition that was not applied when the claim was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_offset: Option<Offset>,
+    /// It serves although it has not caught up since it was opened, for a limit keeps it from that: to be asked where
+    /// nobody else can answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
 }
 
 /// A node that shards can be given to. Unknown fields of newer nodes are ignored.
@@ -227,6 +231,7 @@ mod tests {
             address: "127.0.0.1:1".into(),
             ready: true,
             next_offset: Some(Offset(7)),
+            early: true,
         };
         let node = Announcement {
             address: "127.0.0.1:1".into(),

@@ -147,11 +147,11 @@ impl Filled {
         std::mem::replace(&mut self.indexer, next).child.kill();
     }
 
-    /// `kill -9`, and a next life for which nothing at all is left, whatever it might want to write.
-    fn starts_again_without_room(self) -> Self {
+    /// `kill -9`, and a next life for which so much is left.
+    fn starts_again_with(self, left_bytes: u64) -> Self {
         // Of one that lives: what it gives up meanwhile, a half-written segment, would be room.
         self.indexer.child.kill();
-        self.disk.fill_up(0);
+        self.disk.fill_up(left_bytes);
         Self {
             indexer: self.settings.launch(),
             ..self
@@ -180,8 +180,7 @@ fn a_disk_without_the_room_to_leave_stops_ingest_until_there_is_room() {
     assert!(filled.disk.free_bytes() > 12 * MEBIBYTE);
     // The next life cannot catch up either, and answers with what there is.
     let stopped = Stopwatch::start();
-    filled.disk.fill_up(16 * MEBIBYTE);
-    filled.kill_and_launch();
+    let mut filled = filled.starts_again_with(16 * MEBIBYTE);
     filled.said("a limit keeps the shard from catching up: it answers with what it had");
     filled.is_found_again();
     filled.searches_go_on();
@@ -225,7 +224,8 @@ fn a_node_killed_on_a_full_disk_comes_back_by_itself_once_there_is_room() {
         return;
     };
     filled.has_stopped("disk is full: ingest stops, searches go on; make room to resume");
-    let mut filled = filled.starts_again_without_room();
+    // Nothing at all, whatever it might want to write.
+    let mut filled = filled.starts_again_with(0);
     let told = filled.said("shard waits to open");
     let error = told["error"].as_str().unwrap();
     assert!(error.contains("no room for the catalog"), "{error}");

@@ -236,6 +236,7 @@ fn a_query_node_follows_etcd_while_shards_move_and_etcd_comes_and_goes() {
                 address: "127.0.0.1:1".into(),
                 ready: true,
                 next_offset: None,
+                early: false,
             },
             epoch: Offset(epoch.0 - 1),
         };

@@ -195,6 +195,7 @@ impl Alone {
             address: ADDRESS.to_owned(),
             ready,
             next_offset: None,
+            early: false,
         };
         let name = collection.name.clone();
         let key = match set {

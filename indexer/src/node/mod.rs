@@ -84,8 +84,8 @@ pub struct Held {
     cancel: CancellationToken,
     ended: Arc<AtomicBool>,
     was_caught_up: AtomicBool,
-    /// Since when a limit has kept it from catching up.
-    held_back: Mutex<Option<Stopwatch>>,
+    /// Since when a limit has kept it from taking more than up to that offset, before it has caught up.
+    held_back_since: Mutex<Option<(Stopwatch, u64)>>,
     /// It was said that it is let go.
     is_disclaimed: AtomicBool,
     /// It is served under an earlier claim although the group has not given it to this node, see [`kept`].

@@ -289,7 +289,7 @@ impl Node {
             cancel: self.deps.tasks.cancel().child_token(),
             ended: Arc::default(),
             was_caught_up: AtomicBool::new(false),
-            held_back: Mutex::default(),
+            held_back_since: Mutex::default(),
             is_disclaimed: AtomicBool::new(false),
             is_kept: AtomicBool::new(is_kept),
             is_given: AtomicBool::new(false),

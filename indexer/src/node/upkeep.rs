@@ -30,9 +30,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_OPENING: Duration = Duration::from_millis(50);
 /// How often the limits are looked at: at full speed ingest takes a megabyte or two in that time.
 const LIMIT_EVERY: Duration = Duration::from_millis(50);
-/// How long a limit has to keep a shard from catching up before it answers all the same: one that is reached now and then
-/// lets it go on.
-const HELD_BACK_FOR: Duration = Duration::from_secs(1);
+/// How long a limit has to keep a shard that has not caught up from taking anything before it answers all the same: a
+/// memory budget that is reached now and then lets it go on in between.
+const HELD_BACK_FOR: Duration = Duration::from_secs(5);
 /// How often claims are looked at.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
 /// How long the broker may take to hear a claim.
@@ -80,7 +80,6 @@ impl Node {
             match pressure::measure(&limits.folder) {
                 Ok(used) => {
                     self.pressure.update(&limits, used);
-                    self.have_held_back_answer(HELD_BACK_FOR);
                     // A write that found no room counts where no least room is set, too.
                     let stopped = self.pressure.reached().is_some()
                         || self.open_shards().iter().any(|held| {
@@ -95,33 +94,29 @@ impl Node {
                     }
                 }
             }
+            self.have_held_back_answer(HELD_BACK_FOR);
             wait(cancel, LIMIT_EVERY);
         }
     }
 
-    /// Has those shards answer that a limit has kept from catching up for so long, if nobody else answers for them.
+    /// Has those shards answer that a limit has kept from taking anything for so long before they had caught up.
     pub(super) fn have_held_back_answer(&self, lasts: Duration) {
-        let shards: Vec<_> = {
-            let shards = self.lock();
-            let shards = shards.iter();
-            shards
-                .map(|(key, held)| (key.clone(), held.clone()))
-                .collect()
-        };
-        for (key, held) in shards {
+        for held in self.open_shards() {
             let Some(shared) = held.opened().filter(|shared| !shared.answers_early()) else {
                 continue;
             };
             let mut since = held
-                .held_back
+                .held_back_since
                 .lock()
                 .expect("nothing panics under this lock");
             if !shared.is_held_back() {
                 *since = None;
                 continue;
             }
-            let since = since.get_or_insert_with(Stopwatch::start);
-            if since.elapsed() >= lasts && !self.is_answered_elsewhere(&key) {
+            let next = shared.next_offset();
+            *since = since.take().filter(|(_, before)| *before == next);
+            let (watch, _) = since.get_or_insert_with(|| (Stopwatch::start(), next));
+            if watch.elapsed() >= lasts {
                 shared.answer_early();
                 info!(
                     shard = %shared.spec.label(),
@@ -130,16 +125,6 @@ impl Node {
                 );
             }
         }
-    }
-
-    /// Whether another node says that it serves the shard, in this node's set or in another one.
-    fn is_answered_elsewhere(&self, (name, shard): &ShardKey) -> bool {
-        let state = self.deps.control.snapshot();
-        let is_other = |(claim, _): &(Claim, Offset)| claim.ready && claim.node != self.config.node;
-        let mut copies = (state.replicas.iter())
-            .filter(|((of, number, _), _)| of == name && number == shard)
-            .map(|(_, made)| made);
-        state.owner(name, *shard).is_some_and(is_other) || copies.any(is_other)
     }
 
     pub(super) fn probe(&self) {
@@ -295,6 +280,7 @@ impl Node {
     }
 
     fn claim_of(&self, key: &ShardKey, held: &Held, ready: bool) -> (Key, Entry) {
+        let early = ready && held.serving().is_err();
         let shared = held.opened();
         let applied = shared.and_then(|shared| shared.progress().borrow().next.first().copied());
         let claim = Claim {
@@ -302,6 +288,7 @@ impl Node {
             address: self.address.to_string(),
             ready,
             next_offset: applied,
+            early,
         };
         let (name, shard) = key.clone();
         let key = match &self.config.replica_set {

@@ -149,9 +149,21 @@ fn a_shard_that_starts_under_a_limit_answers_if_it_once_held_everything() {
     let shared = held.opened().unwrap();
     assert_eq!(shared.progress().borrow().points, 1);
     // Not since it was opened: it lacks what came before that, too.
-    assert!(shared.behind() > shared.lag.read().behind);
+    let since_opened = shared.lag.read().behind;
+    assert!(shared.behind() > since_opened);
     let key = (docs.name.clone(), Partition(0));
-    let early = eventually(DEADLINE, "the claim", || claimed(&alone, &key));
+    let claim = |wanted: bool| {
+        eventually(DEADLINE, "a claim", || {
+            let state = alone.node.deps.control.snapshot();
+            let (claim, epoch) = state.owner(&key.0, key.1)?;
+            (claim.ready && claim.early == wanted).then_some(*epoch)
+        })
+    };
+    let early = claim(true);
+    // Who serves it goes on until it serves here.
+    assert!(alone.node.may_claim(&key, &held, false));
+    alone.claim(&docs, "other", true);
+    assert!(!alone.node.may_claim(&key, &held, false));
 
     limit(&alone, false);
     eventually(DEADLINE, "the shard to catch up", || {
@@ -160,27 +172,31 @@ fn a_shard_that_starts_under_a_limit_answers_if_it_once_held_everything() {
     });
     assert_eq!(shared.progress().borrow().points, 2);
     // Who waits with a patch until it serves hears of it.
-    eventually(DEADLINE, "the claim of one that serves", || {
-        claimed(&alone, &key).filter(|epoch| *epoch > early)
-    });
+    assert!(claim(false) > early);
     alone.node.deps.tasks.cancel().cancel();
     claims.join().unwrap();
 }
 
 #[test]
-fn a_shard_that_is_held_back_leaves_searches_to_a_copy_that_serves() {
+fn a_shard_that_takes_something_now_and_then_does_not_answer_before_it_has_caught_up() {
     let alone = alone();
     let docs = alone.define("docs", &[]);
     let held = held_back(&alone, &docs);
-    alone.claim_in(&docs, Some("b"), "other", true);
-    alone.node.have_held_back_answer(Duration::ZERO);
-    assert!(held.answering().is_err());
-    alone.claim_in(&docs, Some("b"), "other", false);
-    answers(&alone, &held);
-    let key = (docs.name.clone(), Partition(0));
-    assert!(alone.node.may_claim(&key, &held, false));
-    alone.claim(&docs, "other", true);
-    assert!(!alone.node.may_claim(&key, &held, false));
+    let often = Duration::from_secs(3600);
+    alone.node.have_held_back_answer(often);
+    let since = || {
+        let since = held.held_back_since.lock().unwrap();
+        since.as_ref().map(|(_, next)| *next)
+    };
+    assert_eq!(since(), Some(1));
+    limit(&alone, false);
+    eventually(DEADLINE, "the shard to go on", || {
+        let next = held.opened().unwrap().next_offset();
+        (next == 2).then_some(())
+    });
+    alone.node.have_held_back_answer(often);
+    assert_eq!(since(), None);
+    assert!(!held.opened().unwrap().answers_early());
 }
 
 #[test]

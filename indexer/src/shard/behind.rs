@@ -1,7 +1,8 @@
 //! A shard that is far behind its topic gives way until it has caught up.
 //!
 //! Reading a whole partition takes every processor there is for as long as it takes. Nobody searches a shard that has
-//! not caught up (but one that is [`held_back`](super::held_back), which gives way no longer); others are searched meanwhile, by this process or by another one beside it. So its turns are taken on
+//! not caught up (but one that is [`held_back`](super::held_back), which gives way no longer); others are searched
+//! meanwhile, by this process or by another one beside it. So its turns are taken on
 //! a thread of lower priority, with a reader whose threads are that one's, and its builder gives way as well. Then
 //! the shard's own thread goes on: a thread that has given way could not come back.
 

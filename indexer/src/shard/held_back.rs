@@ -9,7 +9,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,28 +29,38 @@ const FILE: &str = "was-complete";
 pub(super) struct HeldBack {
     path: PathBuf,
     was_complete: AtomicBool,
-    /// The file could not be written, and that was said.
-    was_told: AtomicBool,
-    answers_early: AtomicBool,
+    /// It was written down in this run, or could not be.
+    is_noted: AtomicBool,
+    early: OnceLock<Early>,
+}
+
+/// Since when a shard answers although it has not caught up.
+#[derive(Clone, Copy, Debug)]
+struct Early {
+    /// By the monotonic clock.
+    at: Duration,
+    /// How far behind it was then.
+    behind: Duration,
 }
 
 impl HeldBack {
     /// As the shard's folder has it; of a shard that begins with nothing the file is not true any more.
     ///
     /// # Errors
-    /// If such a file cannot be removed.
-    pub(super) fn of(folder: &Path, is_new: bool) -> io::Result<Self> {
+    /// If such a file cannot be removed: which, and the system's own.
+    pub(super) fn of(folder: &Path, is_new: bool) -> Result<Self, (PathBuf, io::Error)> {
         let path = folder.join(FILE);
         let was_complete = path.exists();
         if was_complete && is_new {
-            fs::remove_file(&path)?;
-            sync_folder(&path)?;
+            let removed = fs::remove_file(&path).and_then(|()| sync_folder(&path));
+            removed.map_err(|source| (path.clone(), source))?;
         }
+        let was_complete = was_complete && !is_new;
         Ok(Self {
             path,
-            was_complete: AtomicBool::new(was_complete && !is_new),
-            was_told: AtomicBool::new(false),
-            answers_early: AtomicBool::new(false),
+            was_complete: AtomicBool::new(was_complete),
+            is_noted: AtomicBool::new(was_complete),
+            early: OnceLock::new(),
         })
     }
 }
@@ -58,73 +71,73 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 impl Shared {
-    /// Writes down, once it is so, that the shard holds everything the broker has. If that cannot be written, it is
-    /// tried again; a start before that costs answers, no more.
+    /// Writes down, once it is so, that the shard holds everything there is, and something. It is tried once a run: where
+    /// that fails a start costs answers, no more.
     pub(super) fn note_complete(&self) {
-        let HeldBack {
-            path,
-            was_complete,
-            was_told,
-            ..
-        } = &self.held_back;
-        let is_complete = || self.lag.read().was_caught_up && self.next_offset() > 0;
-        if was_complete.load(Ordering::Acquire) || !is_complete() {
+        let held_back = &self.held_back;
+        if held_back.is_noted.load(Ordering::Acquire) || !self.lag.read().has_held_something {
             return;
         }
+        held_back.is_noted.store(true, Ordering::Release);
         // What the file speaks of has to outlast a loss of power at least as long.
-        if self.sync().is_err() {
+        if let Err(error) = self.sync() {
+            warn!(shard = %self.spec.label(), error = %chain(&error), "own log is not durable");
             return;
         }
+        let path = &held_back.path;
         let written = File::create(path).and_then(|file| file.sync_all());
         match written.and_then(|()| sync_folder(path)) {
-            Ok(()) => was_complete.store(true, Ordering::Release),
-            Err(error) if !was_told.swap(true, Ordering::AcqRel) => warn!(
+            Ok(()) => held_back.was_complete.store(true, Ordering::Release),
+            Err(error) => warn!(
                 path = %path.display(),
                 error = %chain(&error),
-                "not written down that the shard was complete, it is tried again; until then it does not answer after a start before it has caught up"
+                "not written down that the shard was complete; if a limit is reached at its next start, it does not answer before it has caught up"
             ),
-            Err(_) => {}
         }
-    }
-
-    fn next_offset(&self) -> u64 {
-        let progress = self.progress.borrow();
-        progress.next.first().map_or(0, |next| next.0)
     }
 
     /// Whether a limit keeps the shard from catching up, and it is known when it held everything before it was opened.
     pub fn is_held_back(&self) -> bool {
-        let is_known = || (1..=self.clock.now_ms()).contains(&self.heard_ms());
         self.held_back.was_complete.load(Ordering::Acquire)
             && self.stopped_by().is_some()
             && !self.lag.read().was_caught_up
-            && is_known()
+            && self.next_offset() > 0
+            && (1..=self.clock.now_ms()).contains(&self.heard_ms())
+    }
+
+    /// The first offset of the home topic that is not applied.
+    pub fn next_offset(&self) -> u64 {
+        let progress = self.progress.borrow();
+        progress.next.first().map_or(0, |next| next.0)
     }
 
     /// From now on it is searched, although it has not caught up.
     pub fn answer_early(&self) {
-        self.held_back.answers_early.store(true, Ordering::Release);
+        let since_ms = self.clock.now_ms().saturating_sub(self.heard_ms());
+        let early = Early {
+            at: self.lag.now(),
+            behind: self.lag.read().behind.max(Duration::from_millis(since_ms)),
+        };
+        self.held_back.early.get_or_init(|| early);
     }
 
     /// Whether it is searched although it had not caught up then.
     pub fn answers_early(&self) -> bool {
-        self.held_back.answers_early.load(Ordering::Acquire)
+        self.held_back.early.get().is_some()
     }
 
-    /// Whether it is searched for all that its lag says: it has caught up, or does not wait for that.
+    /// Whether it is searched: it has caught up, or does not wait for that.
     pub(super) fn is_searched(&self) -> bool {
-        self.lag.read().was_caught_up || self.answers_early()
+        self.answers_early() || self.lag.read().was_caught_up
     }
 
-    /// Time since the shard last held everything the broker had; before it was opened, if it has not since and was
-    /// complete then, else since it was opened.
+    /// Time since the shard last held everything the broker had; if it has not since it was opened, since then, or since
+    /// before if it answers all the same.
     pub fn behind(&self) -> Duration {
         let reading = self.lag.read();
-        let was_complete = self.held_back.was_complete.load(Ordering::Acquire);
-        match self.heard_ms() {
-            heard_ms if heard_ms > 0 && was_complete && !reading.was_caught_up => {
-                let since_ms = self.clock.now_ms().saturating_sub(heard_ms);
-                reading.behind.max(Duration::from_millis(since_ms))
+        match self.held_back.early.get() {
+            Some(early) if !reading.was_caught_up => {
+                early.behind + self.lag.now().saturating_sub(early.at)
             }
             _ => reading.behind,
         }

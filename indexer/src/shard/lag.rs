@@ -36,6 +36,8 @@ struct State {
     newest: Vec<Option<Probe>>,
     /// When each source was last known to be applied to its end.
     caught_up_at: Vec<Option<Moment>>,
+    /// An end that was not 0 was reached, whatever the source.
+    has_held_something: bool,
 }
 
 /// The lag of one shard over all its sources.
@@ -55,6 +57,8 @@ pub struct Reading {
     pub behind: Duration,
     /// Whether it has held everything at least once since it was opened.
     pub was_caught_up: bool,
+    /// Whether there was something to hold then.
+    pub has_held_something: bool,
     /// Wall time at which it last did, milliseconds since the Unix epoch.
     pub held_all_ms: Option<u64>,
 }
@@ -68,6 +72,7 @@ impl Lag {
             pending: vec![None; sources],
             newest: vec![None; sources],
             caught_up_at: vec![None; sources],
+            has_held_something: false,
         };
         Self {
             clock,
@@ -99,6 +104,7 @@ impl Lag {
             if let Some(at) = state.caught_up_at.get_mut(source) {
                 *at = Some(asked);
             }
+            state.has_held_something |= end.0 > 0;
         } else if let Some(pending) = state.pending.get_mut(source) {
             // An older end is reached earlier, so it is kept until it is.
             pending.get_or_insert(probe);
@@ -120,6 +126,7 @@ impl Lag {
             pending,
             newest,
             caught_up_at,
+            has_held_something,
         } = &mut *state;
         known.clear();
         known.extend_from_slice(next);
@@ -130,6 +137,7 @@ impl Lag {
         {
             if let Some(probe) = pending.filter(|probe| probe.end <= *next) {
                 *at = Some(probe.asked);
+                *has_held_something |= probe.end.0 > 0;
                 *pending = newest.filter(|probe| probe.end > *next);
                 if pending.is_none() {
                     *at = newest.map(|probe| probe.asked);
@@ -154,8 +162,10 @@ impl Lag {
             .iter()
             .map(|held| held.map_or(self.opened_at, |held| held.at))
             .min();
+        let has_held_something = was_caught_up && state.has_held_something;
         Reading {
             records,
+            has_held_something,
             behind: now.saturating_sub(oldest.unwrap_or(self.opened_at)),
             was_caught_up,
             held_all_ms: state

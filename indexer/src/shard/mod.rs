@@ -323,8 +323,10 @@ impl Shared {
         if self.syncer.durable() < position {
             self.syncer.sync()?;
         }
-        let mut durable = lock(&self.durable);
-        durable.clone_from(&next);
+        // Another thread may have come further meanwhile.
+        for (durable, next) in lock(&self.durable).iter_mut().zip(&next) {
+            *durable = (*durable).max(*next);
+        }
         Ok(next)
     }
 

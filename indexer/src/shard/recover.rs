@@ -256,6 +256,10 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         }
     }
     let manifest = usable;
+    // Before anything is written to it.
+    let is_new = manifest.is_none() && opened.first == opened.end;
+    let held_back = HeldBack::of(&spec.folder, is_new);
+    let held_back = held_back.map_err(|(path, source)| OpenError::File { path, source })?;
     if manifest.is_none() && opened.first != Position::START {
         return Err(OpenError::Incomplete {
             path: spec.folder.clone(),
@@ -298,17 +302,11 @@ pub fn open(spec: Spec, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
         shard: shard.clone(),
         source,
     })?;
-    let is_new = manifest.is_none() && opened.first == opened.end;
     let heard_before_ms = match &manifest {
         Some(manifest) => manifest.taken_ms,
         None if is_new => clock.now_ms(),
         None => 0,
     };
-    let held_back = HeldBack::of(&spec.folder, is_new);
-    let held_back = held_back.map_err(|source| OpenError::File {
-        path: spec.folder.clone(),
-        source,
-    })?;
     let (progress, _) = watch::channel(Arc::new(Progress::default()));
     let replay_to = wal.reader().end();
     let shared = Arc::new(Shared {

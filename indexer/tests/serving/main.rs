@@ -395,6 +395,7 @@ async fn an_indexer_of_a_replica_set_serves_and_leaves_to_the_owner_what_is_done
         address: "127.0.0.1:1".into(),
         ready: true,
         next_offset: None,
+        early: false,
     };
     let key = Key::Shard(world.name.clone(), Partition(0));
     let owned = world.control.put(&key, &Entry::Shard(owner)).await.unwrap();
@@ -539,6 +540,7 @@ async fn a_shard_that_another_node_serves_is_not_claimed_before_it_can_be_served
         address: "127.0.0.1:1".into(),
         ready,
         next_offset: None,
+        early: false,
     };
     let often = Config::default().probe_interval;
     let world = World::start_in(None, 1, 5, often, Some(of_other(true))).await;

@@ -175,6 +175,7 @@ pub(super) async fn claim_of(
         address: at.to_string(),
         ready,
         next_offset: None,
+        early: false,
     };
     let put = world.control.put(&key, &Entry::Shard(claim)).await.unwrap();
     let read_back = world.control.wait_for(put, Duration::from_secs(20));

@@ -54,6 +54,7 @@ fn over(docs: &Collection, node: &Arc<Node>) -> Coordinator {
         address: "a".into(),
         ready: true,
         next_offset: None,
+        early: false,
     };
     let claims = (0..docs.partitions).map(|shard| {
         node.host(docs, Partition(shard));
@@ -193,6 +194,7 @@ async fn what_a_node_left_out_for_a_shard_that_another_answers_is_asked_for_agai
         address: address.into(),
         ready: true,
         next_offset: None,
+        early: false,
     };
     let owner = |address| Replica::owner(claim(address), shoal_schemas::Offset(0));
     let replica = |address| Replica {

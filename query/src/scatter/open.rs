@@ -218,6 +218,7 @@ mod tests {
                 address: address.into(),
                 ready: true,
                 next_offset: None,
+                early: false,
             };
             Replica::owner(claim, Offset(0))
         };

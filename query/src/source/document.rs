@@ -56,6 +56,9 @@ pub struct ClaimLine {
     /// Whether it serves.
     #[serde(default = "yes")]
     pub ready: bool,
+    /// Whether it serves although it has not caught up: to be asked where nobody else can answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
     /// The claim's offset in the control topic.
     #[serde(default)]
     pub epoch: Offset,
@@ -118,6 +121,7 @@ impl Document {
                     node: claim.node.clone(),
                     address: claim.address.clone(),
                     ready: claim.ready,
+                    early: claim.early,
                     epoch: *epoch,
                 }
             };
@@ -187,6 +191,7 @@ impl Document {
                 address: line.address,
                 ready: line.ready,
                 next_offset: None,
+                early: line.early,
             };
             let (set, epoch) = (line.set, line.epoch);
             (line.collection, line.shard, Replica { set, claim, epoch })
@@ -214,6 +219,7 @@ mod tests {
             address: format!("{node}:1"),
             ready: true,
             next_offset: None,
+            early: false,
         };
         let name = docs.name.clone();
         for shard in 0..3 {

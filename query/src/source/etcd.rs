@@ -153,6 +153,7 @@ mod tests {
                 address: "a:1".into(),
                 ready: true,
                 next_offset: Some(Offset(3)),
+                early: false,
             },
             epoch: Offset(7),
         };

@@ -313,6 +313,7 @@ async fn equal_searches_under_way_are_asked_once_and_one_that_leaves_takes_no_ot
         address: "a".into(),
         ready: true,
         next_offset: None,
+        early: false,
     };
     let claims = [(
         docs.name.clone(),

@@ -111,6 +111,7 @@ fn document(docs: &Collection, owner: &Indexer, epoch: u64) -> String {
         node: owner.name.clone(),
         address: owner.address.to_string(),
         ready: true,
+        early: false,
         epoch: Offset(epoch),
     });
     let document = Document {

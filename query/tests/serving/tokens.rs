@@ -177,6 +177,7 @@ async fn a_token_is_not_passed_over_while_the_cluster_is_unknown() {
         address: "a:1".into(),
         ready: true,
         next_offset: None,
+        early: false,
     };
     let claims = [(
         docs.name.clone(),

@@ -264,6 +264,7 @@ fn claim_by(indexer: &Indexer, ready: bool) -> Entry {
         address: indexer.address.to_string(),
         ready,
         next_offset: None,
+        early: false,
     })
 }
 

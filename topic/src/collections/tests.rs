@@ -229,6 +229,7 @@ async fn dropping_forgets_definition_and_claims_and_keeps_the_topic_unless_told(
             address: "127.0.0.1:1".into(),
             ready: true,
             next_offset: None,
+            early: false,
         });
         let key = Key::Shard(docs.name.clone(), Partition(1));
         world.control.put(&key, &claim).await.unwrap();

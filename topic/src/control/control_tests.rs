@@ -55,6 +55,7 @@ fn claim(node: &str) -> Entry {
         address: "127.0.0.1:1".into(),
         ready: true,
         next_offset: None,
+        early: false,
     })
 }
 
