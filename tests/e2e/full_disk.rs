@@ -60,6 +60,11 @@ impl Filled {
         let early = workload::points(&model, &mut random, "early", EARLY);
         world::publish(&publisher, &mut model, early.clone());
         world.settled(&indexer, &collection);
+        // It has heard, too, that this is all.
+        eventually(DEADLINE, "the shard to be complete", || {
+            let said = format!("shards/{COLLECTION}/0/was-complete");
+            disk.has(&said).then_some(())
+        });
         disk.fill_up(left_bytes);
         workload::churn(&publisher, &mut model, &mut random, 100_000, LATE);
         Some(Self {

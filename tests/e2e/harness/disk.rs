@@ -95,6 +95,11 @@ impl Disk {
         disk.f_bavail * disk.f_frsize
     }
 
+    /// Whether it has such a file.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.seen_from_outside().join(path).exists()
+    }
+
     fn seen_from_outside(&self) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.keeper.id()));
         root.join(self.folder.strip_prefix("/").unwrap())
