@@ -30,7 +30,9 @@ pub mod v1;
 pub mod vector;
 pub mod version;
 
-pub use collection::{Collection, FieldKind, IndexParameters, Metric, Partitioner, Quantization};
+pub use collection::{
+    Collection, FieldKind, IndexKind, IndexParameters, Metric, Partitioner, Quantization,
+};
 pub use digest::{Digest, RowHash};
 pub use event::{Event, Record};
 pub use filter::Filter;

@@ -11,8 +11,8 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, IndexParameters, Metric, Offset, Partition, Partitioner,
-    Quantization, ReplicaSet,
+    Collection, CollectionName, FieldKind, IndexKind, IndexParameters, Metric, Offset, Partition,
+    Partitioner, Quantization, ReplicaSet,
     collection::{FieldKindError, default_delete_retention_ms, default_max_record_bytes},
     control::Claim,
     placement::Labels,
@@ -72,6 +72,9 @@ pub(super) struct Create {
     /// The same only for the shards that hold ids of a tenant, such as hot:gpu=true
     #[arg(long, value_name = "TENANT:NAME=VALUE", value_parser = tenant_label)]
     tenant_placement: Vec<(String, (String, String))>,
+    /// How rows are found: by a graph, or by looking at all of them, which has no graph to build or keep
+    #[arg(long, value_enum, default_value_t = IndexArg::Hnsw)]
+    index: IndexArg,
     /// Edges of a node of the graph
     #[arg(long)]
     m: Option<u16>,
@@ -81,7 +84,7 @@ pub(super) struct Create {
     /// Beam width of a search that names none
     #[arg(long)]
     ef_search: Option<u16>,
-    /// How the graph keeps its copy of a vector [default: i4 under cosine from 256 components on, else i8]
+    /// How the copy of a vector is kept that searches go by [default: i4 under cosine from 256 components on, else i8]
     #[arg(long, value_enum)]
     quantization: Option<QuantizationArg>,
     /// Replicas of the topics [default: the broker's own]
@@ -146,6 +149,21 @@ pub(super) enum MetricArg {
     #[value(alias = "inner_product")]
     InnerProduct,
     L2,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum IndexArg {
+    Hnsw,
+    Flat,
+}
+
+impl From<IndexArg> for IndexKind {
+    fn from(kind: IndexArg) -> Self {
+        match kind {
+            IndexArg::Hnsw => Self::Hnsw,
+            IndexArg::Flat => Self::Flat,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -296,6 +314,7 @@ impl Create {
             },
             route_by_key_prefix: self.route_by_key_prefix,
             index: IndexParameters {
+                kind: self.index.into(),
                 m: self.m.unwrap_or(defaults.m),
                 ef_construction: self.ef_construction.unwrap_or(defaults.ef_construction),
                 ef_search: self.ef_search.unwrap_or(defaults.ef_search),

@@ -21,6 +21,7 @@ mod edge;
 mod foreign;
 mod full_disk;
 mod history;
+mod index_kinds;
 mod local;
 mod made_anew;
 mod main_path;

@@ -254,6 +254,7 @@ impl<'a, 'w> Search<'a, 'w> {
         }
         let live = size(segment.live_in_graph(folded));
         let beam = self.wanted.beam.max(self.want);
+        let is_scanned = self.wanted.exact || !segment.has_edges();
         let Some(set) = set else {
             // One that has ended may be visible to this search still.
             let live = live.max(1);
@@ -264,13 +265,13 @@ impl<'a, 'w> Search<'a, 'w> {
                 matches: live,
                 vector_bytes: segment.code_bytes(),
             };
-            return match self.wanted.exact {
+            return match is_scanned {
                 true => Plan::Scan,
                 false => Plan::new(segment, self.want, beam, &COSTS),
             };
         };
         let matches = set.len().saturating_add(self.riders_that_match(segment));
-        if self.wanted.exact && matches > 0 {
+        if is_scanned && matches > 0 {
             return Plan::Scan;
         }
         // Dead rows match like live ones: that as many match as live says nothing of any.

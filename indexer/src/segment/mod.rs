@@ -444,6 +444,14 @@ impl Segment {
         near.collect()
     }
 
+    /// Whether there is a graph to be walked; else its codes are all there is.
+    pub fn has_edges(&self) -> bool {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.has_edges(),
+            Rows::Sealed(sealed) => sealed.graph().degrees().0 > 0,
+        }
+    }
+
     /// How its graph's rows are coded.
     fn space(&self) -> &Space {
         match &self.rows {

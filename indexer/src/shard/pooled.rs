@@ -57,7 +57,7 @@ fn answer_once(
         let wanted = Wanted {
             query: &query,
             k: ask.k,
-            rescore: rescored(collection.quantization(), ask.k, ask.rescore),
+            rescore: rescored(collection, ask.k, ask.rescore),
             beam: ask.beam.unwrap_or(collection.index.ef_search.into()),
             exact: ask.exact,
             filter: None,
@@ -70,7 +70,7 @@ fn answer_once(
     });
     let views: Vec<_> = views.collect();
     let mut told = vec![Told::default(); shards.len()];
-    let rescore = rescored(collection.quantization(), total, None);
+    let rescore = rescored(collection, total, None);
     let pooled = find::nearest_of_all(&views, total, rescore, &mut told)?;
     let Pooled {
         lists,

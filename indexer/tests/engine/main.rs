@@ -15,6 +15,7 @@ mod copies;
 mod damage;
 mod expiry;
 mod filtered;
+mod flat;
 mod matrix;
 mod mended;
 mod pooled;

@@ -83,17 +83,46 @@ impl Quantization {
     }
 }
 
-/// Parameters of the HNSW graph.
+/// How rows are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexKind {
+    /// By a graph, of which a search meets a few thousand rows however many there are: nearly exact.
+    #[default]
+    Hnsw,
+    /// By looking at all of them: no edges are made or kept, and a search takes longer with every row. What is
+    /// missed is what codes hide, of which so many candidates are re-scored that it is next to nothing.
+    Flat,
+}
+
+impl IndexKind {
+    /// As definitions and the command line spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hnsw => "hnsw",
+            Self::Flat => "flat",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What is built of a shard's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IndexParameters {
+    /// Its kind. Default a graph. Where there is none, the parameters of a graph have to be the defaults.
+    #[serde(skip_serializing_if = "IndexKind::is_default")]
+    pub kind: IndexKind,
     /// Edges a node, 4 to 128. Default 16. More costs memory and build time and raises recall.
     pub m: u16,
     /// Beam width while building, 8 to 4096. Default 128. More builds slower, better edges.
     pub ef_construction: u16,
     /// Beam width of a search that names none, 1 to 10,000. Default 96.
     pub ef_search: u16,
-    /// The graph's own copy of the vectors. Default none: what suits the vectors
+    /// The copy of the vectors that searches go by. Default none: what suits the vectors
     /// ([`Quantization::suited`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<Quantization>,
@@ -102,6 +131,7 @@ pub struct IndexParameters {
 impl Default for IndexParameters {
     fn default() -> Self {
         Self {
+            kind: IndexKind::default(),
             m: 16,
             ef_construction: 128,
             ef_search: 96,
@@ -111,7 +141,46 @@ impl Default for IndexParameters {
 }
 
 impl IndexParameters {
-    /// The quantization of such vectors' graphs.
+    /// The same codes for another kind of index, with that one's own parameters.
+    #[must_use]
+    pub fn of_kind(self, kind: IndexKind) -> Self {
+        match kind == self.kind {
+            true => self,
+            false => Self {
+                kind,
+                quantization: self.quantization,
+                ..Self::default()
+            },
+        }
+    }
+
+    /// Neighbours that a new row chooses on each level of the graph; 0 where there is none.
+    pub fn edges(&self) -> usize {
+        match self.kind {
+            IndexKind::Hnsw => usize::from(self.m).max(2),
+            IndexKind::Flat => 0,
+        }
+    }
+
+    fn check(&self) -> Result<(), DefinitionError> {
+        let none = Self::default();
+        let of_graphs = [
+            ("index.m", self.m, none.m),
+            (
+                "index.ef_construction",
+                self.ef_construction,
+                none.ef_construction,
+            ),
+            ("index.ef_search", self.ef_search, none.ef_search),
+        ];
+        let said = of_graphs.into_iter().find(|(_, is, none)| is != none);
+        match (self.kind, said) {
+            (IndexKind::Flat, Some((field, ..))) => Err(DefinitionError::NoGraph { field }),
+            (IndexKind::Flat | IndexKind::Hnsw, _) => Ok(()),
+        }
+    }
+
+    /// The quantization of such vectors' codes.
     pub fn quantization(&self, dim: Dim, metric: Metric) -> Quantization {
         self.quantization
             .unwrap_or_else(|| Quantization::suited(dim, metric))
@@ -135,7 +204,7 @@ pub struct Collection {
     /// Whether only the key's part before the first `/` picks the partition.
     #[serde(default)]
     pub route_by_key_prefix: bool,
-    /// Graph parameters.
+    /// What is built of its rows.
     #[serde(default)]
     pub index: IndexParameters,
     /// Replicas of the topic; `None` = the broker's default.
@@ -235,6 +304,14 @@ pub enum DefinitionError {
         /// Its length.
         name_bytes: usize,
     },
+    /// A parameter of a graph, where there is none.
+    #[error(
+        "{field} is said, and a flat index has no graph; leave it out, or make it an hnsw index"
+    )]
+    NoGraph {
+        /// The field's name.
+        field: &'static str,
+    },
     /// Its split keys.
     #[error(transparent)]
     Splits(#[from] SplitError),
@@ -291,7 +368,7 @@ impl Collection {
         self.reads.as_ref().unwrap_or(&self.name)
     }
 
-    /// How its graphs keep their copy of a vector.
+    /// How the copy of a vector is kept that searches go by.
     pub fn quantization(&self) -> Quantization {
         self.index.quantization(self.dim, self.metric)
     }
@@ -350,6 +427,7 @@ impl Collection {
                 });
             }
         }
+        self.index.check()?;
         ranges::check(self)?;
         placement::check(self)?;
         let why = match (&self.reads, &self.fed_by) {
@@ -370,7 +448,7 @@ impl Collection {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use super::{Collection, Metric, Quantization};
+    use super::{Collection, DefinitionError, IndexKind, IndexParameters, Metric, Quantization};
 
     #[test]
     fn what_suits_depends_on_the_vectors_and_may_be_said() {
@@ -397,6 +475,43 @@ mod tests {
                 assert_eq!(read, collection);
             }
         }
+    }
+
+    #[test]
+    fn a_flat_index_has_no_parameters_of_a_graph() {
+        let mut collection = Collection::new(
+            "docs".parse().unwrap(),
+            384.try_into().unwrap(),
+            Metric::Cosine,
+            1,
+        );
+        let json = serde_json::to_string(&collection).unwrap();
+        assert!(
+            !json.contains("kind"),
+            "as versions knew it that had one kind: {json}"
+        );
+        collection.index = IndexParameters {
+            m: 32,
+            quantization: Some(Quantization::F16),
+            ..IndexParameters::default()
+        };
+        let graph = collection.index;
+        assert_eq!((graph.edges(), graph.of_kind(IndexKind::Hnsw)), (32, graph));
+        collection.index.kind = IndexKind::Flat;
+        let refused = collection.check().unwrap_err();
+        assert_eq!(refused, DefinitionError::NoGraph { field: "index.m" });
+        collection.index = graph.of_kind(IndexKind::Flat);
+        assert_eq!(collection.check(), Ok(()));
+        assert_eq!(collection.index.quantization, graph.quantization);
+        assert_eq!(collection.index.edges(), 0);
+        let json = serde_json::to_string(&collection).unwrap();
+        assert!(json.contains(r#""kind":"flat""#), "{json}");
+        assert_eq!(
+            serde_json::from_str::<Collection>(&json).unwrap(),
+            collection
+        );
+        let sent = Collection::from_proto(collection.to_proto()).unwrap();
+        assert_eq!(sent, collection);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Collection, DefinitionError, FieldKind, IndexParameters, Metric, Partitioner, Quantization,
-    default_delete_retention_ms, default_max_record_bytes,
+    Collection, DefinitionError, FieldKind, IndexKind, IndexParameters, Metric, Partitioner,
+    Quantization, default_delete_retention_ms, default_max_record_bytes,
 };
 use crate::{name::CollectionName, v1, vector::Dim};
 
@@ -14,6 +14,7 @@ const METRICS: &str = "METRIC_COSINE, METRIC_INNER_PRODUCT, METRIC_L2";
 const PARTITIONERS: &str = "PARTITIONER_MURMUR2, PARTITIONER_CRC32";
 const QUANTIZATIONS: &str =
     "QUANTIZATION_F32, QUANTIZATION_F16, QUANTIZATION_BF16, QUANTIZATION_I8, QUANTIZATION_I4";
+const INDEX_KINDS: &str = "INDEX_KIND_HNSW, INDEX_KIND_FLAT";
 const KINDS: &str = "FIELD_KIND_KEYWORD, FIELD_KIND_INTEGER, FIELD_KIND_FLOAT, FIELD_KIND_BOOLEAN, FIELD_KIND_TIMESTAMP";
 
 impl Collection {
@@ -120,7 +121,12 @@ impl IndexParameters {
             Some(Quantization::I8) => v1::Quantization::I8,
             Some(Quantization::I4) => v1::Quantization::I4,
         };
+        let kind = match self.kind {
+            IndexKind::Hnsw => v1::IndexKind::Hnsw,
+            IndexKind::Flat => v1::IndexKind::Flat,
+        };
         v1::IndexParameters {
+            kind: kind.into(),
             m: self.m.into(),
             ef_construction: self.ef_construction.into(),
             ef_search: self.ef_search.into(),
@@ -132,6 +138,10 @@ impl IndexParameters {
         let default = Self::default();
         let or = |given: u16, default: u16| if given == 0 { default } else { given };
         Ok(Self {
+            kind: match known("index.kind", index.kind, INDEX_KINDS)? {
+                v1::IndexKind::Unspecified | v1::IndexKind::Hnsw => IndexKind::Hnsw,
+                v1::IndexKind::Flat => IndexKind::Flat,
+            },
             m: or(small("index.m", index.m, 128)?, default.m),
             ef_construction: or(
                 small("index.ef_construction", index.ef_construction, 4096)?,
@@ -226,7 +236,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use crate::{
-        Collection, IndexParameters, Metric, Partitioner, Quantization,
+        Collection, IndexKind, IndexParameters, Metric, Partitioner, Quantization,
         collection::{DefinitionError, FIELD_KINDS},
         placement::Labels,
         v1,
@@ -260,6 +270,7 @@ mod tests {
         given.partitioner = Partitioner::Crc32;
         given.route_by_key_prefix = true;
         given.index = IndexParameters {
+            kind: IndexKind::Hnsw,
             m: 32,
             ef_construction: 200,
             ef_search: 10,
@@ -303,6 +314,8 @@ mod tests {
         ));
         let unknown = with(|c| c.partitioner = 9);
         assert!(matches!(unknown, DefinitionError::Unknown { found: 9, .. }));
+        let unknown = with(|c| c.index.get_or_insert_default().kind = 9);
+        assert!(unknown.to_string().contains("INDEX_KIND_FLAT"), "{unknown}");
         for refused in [
             with(|c| c.partitions = 0),
             with(|c| c.replication_factor = 70_000),

@@ -37,12 +37,13 @@ use self::{
 use super::{
     Context, Usage,
     addresses::KafkaFlag,
-    collection::{MetricArg, QuantizationArg, duration, field},
+    collection::{IndexArg, MetricArg, QuantizationArg, duration, field},
     kafka_link::{Fresh, KafkaLink, collection_name},
 };
 
 /// What is said of a collection that is made, and not of one that is there.
-const OF_ONE_MADE: [&str; 9] = [
+const OF_ONE_MADE: [&str; 10] = [
+    "index",
     "m",
     "ef_construction",
     "ef_search",
@@ -76,6 +77,9 @@ pub(super) struct Reindex {
     /// The new collection's name [default: NAME-g2, NAME-g3, ...]
     #[arg(long = "as", value_name = "COLLECTION", value_parser = collection_name)]
     called: Option<CollectionName>,
+    /// How rows are found. Another kind than now has its own parameters, of which those of the old one are forgotten
+    #[arg(long, value_enum)]
+    index: Option<IndexArg>,
     /// Edges of a node of the graph
     #[arg(long)]
     m: Option<u16>,
@@ -85,7 +89,7 @@ pub(super) struct Reindex {
     /// Beam width of a search that names none
     #[arg(long)]
     ef_search: Option<u16>,
-    /// How the graph keeps its copy of a vector
+    /// How the copy of a vector is kept that searches go by
     #[arg(long, value_enum)]
     quantization: Option<QuantizationArg>,
     /// How distance is measured
@@ -307,7 +311,7 @@ impl Reindex {
         if generation::is_like(old, &new) && !self.anew {
             if !self.wishes() {
                 return Err(Usage(
-                    "nothing is to change: say --m, --quantization, --partitions, ..., --to, or --anew"
+                    "nothing is to change: say --index, --m, --quantization, --partitions, ..., --to, or --anew"
                         .into(),
                 )
                 .into());
@@ -345,6 +349,7 @@ impl Reindex {
     /// Whether the command line says what to build.
     fn wishes(&self) -> bool {
         self.to.is_some()
+            || self.index.is_some()
             || self.m.is_some()
             || self.ef_construction.is_some()
             || self.ef_search.is_some()
@@ -417,6 +422,9 @@ impl Reindex {
         new.name = name;
         new.partitions = partitions;
         let index = &mut new.index;
+        if let Some(kind) = self.index {
+            *index = index.of_kind(kind.into());
+        }
         index.m = self.m.unwrap_or(index.m);
         index.ef_construction = self.ef_construction.unwrap_or(index.ef_construction);
         index.ef_search = self.ef_search.unwrap_or(index.ef_search);

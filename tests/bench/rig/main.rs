@@ -31,6 +31,7 @@ mod freshness;
 mod hedge;
 mod ingest;
 mod jitter;
+mod kinds;
 mod library;
 mod lost;
 mod memory;
@@ -71,6 +72,7 @@ fn main() -> anyhow::Result<()> {
             "build" => block_in_place(|| build::measure(&arguments)),
             "filter" => block_in_place(|| filter::measure(&arguments)),
             "codes" => block_in_place(|| codes::measure(&arguments)),
+            "kinds" => block_in_place(|| kinds::measure(&arguments)),
             "churn" => block_in_place(|| churn::measure(&arguments)),
             "opened" => block_in_place(|| opened::measure(&arguments)),
             "recovery" => recovery::measure(&arguments).await,

@@ -48,9 +48,10 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             i.m.to_string(),
             i.ef_construction.to_string(),
             i.ef_search.to_string(),
+            i.kind.as_str().to_owned(),
         )
     };
-    let (m, ef_construction, ef_search) = index_of(index);
+    let (m, ef_construction, ef_search, kind) = index_of(index);
     let was = index_of(&found.index);
     let coded = |one: &Collection| format!("{:?}", one.quantization()).to_lowercase();
     // One that says nothing takes what there is.
@@ -73,6 +74,7 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
             found.route_by_key_prefix.to_string(),
             route_by_key_prefix.to_string(),
         ),
+        ("index.kind", was.3, kind),
         ("index.m", was.0, m),
         ("index.ef_construction", was.1, ef_construction),
         ("index.ef_search", was.2, ef_search),
@@ -120,9 +122,10 @@ pub(super) fn differences(found: &Collection, wanted: &Collection) -> Vec<Differ
 
 /// Those that two collections with one topic may not differ in.
 pub(super) fn log_differences(found: &Collection, wanted: &Collection) -> Vec<Difference> {
-    const FREE: [&str; 10] = [
+    const FREE: [&str; 11] = [
         "name",
         "metric",
+        "index.kind",
         "index.m",
         "index.ef_construction",
         "index.ef_search",

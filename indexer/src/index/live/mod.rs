@@ -108,7 +108,7 @@ impl Graph {
     /// An empty one.
     pub fn new(options: &Options) -> Self {
         let space = options.space();
-        let m = usize::from(options.parameters.m).max(2);
+        let m = options.parameters.edges();
         let shape = Shape {
             code: space.code_bytes(),
             has_bias: space.has_bias(),
@@ -174,7 +174,7 @@ impl Graph {
         let bias = self.space.encode_row(vector, &mut code);
         self.push(row, key, (&code, bias), level);
         let mut layers = self.layers(row + 1);
-        if row > 0 {
+        if row > 0 && self.m > 0 {
             let query = self.space.query_of_code(&code);
             query.visit(Connect {
                 graph: &mut layers,
@@ -192,6 +192,11 @@ impl Graph {
     /// How its rows are coded.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Whether rows are neighbours of each other at all: else nothing is found by walking.
+    pub fn has_edges(&self) -> bool {
+        self.m > 0
     }
 
     /// Rows added.

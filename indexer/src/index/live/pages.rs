@@ -127,7 +127,8 @@ impl Pages {
 
     /// The highest level a row is on.
     pub(super) fn level(&self, row: u32) -> usize {
-        self.above(row).len() / self.shape.upper_degree
+        let places = self.above(row).len();
+        places.checked_div(self.shape.upper_degree).unwrap_or(0)
     }
 
     /// Memory that so many rows take.

@@ -68,6 +68,9 @@ impl Builder {
         numbers: &[Option<u32>],
         meanwhile: &mut impl FnMut() -> Result<bool, E>,
     ) -> Result<bool, E> {
+        if self.m == 0 {
+            return Ok(true);
+        }
         let number = |row: u32| numbers.get(index(row)).copied().flatten();
         for level in 1..=graph.top_level() {
             let mut upper = Level::default();

@@ -78,7 +78,7 @@ impl Builder {
             parameters,
             rows,
         } = options;
-        let m = usize::from(parameters.m).max(2);
+        let m = parameters.edges();
         Self {
             codes: Codes::new(space.code_bytes(), index(rows)),
             between: space.between(),
@@ -206,6 +206,9 @@ impl Builder {
     /// until one stands above level 0, has to come first; behind it any order will do, and rows that stand
     /// above level 0 take the least time where they come by their numbers.
     pub fn connect(&mut self, row: u32) {
+        if self.m == 0 {
+            return;
+        }
         let level = level_of(row, self.m);
         self.find_neighbours(row, level);
         for upper in self.edges.upper.iter_mut().take(level) {
@@ -220,14 +223,16 @@ impl Builder {
     }
 }
 
-/// A level of which each has `m` times as many rows as the next, by the row's number.
+/// A level of which each has `m` times as many rows as the next, by the row's number; 0 where rows have no
+/// neighbours.
 pub(in crate::index) fn level_of(row: u32, m: usize) -> usize {
     let mut level = 0;
     let mut state = u64::from(row);
     let m = u64::try_from(m).unwrap_or(u64::MAX);
     loop {
         state = scrambled(state);
-        if level == MAX_UPPER_LEVELS || state % m != 0 {
+        let is_higher = state.checked_rem(m) == Some(0);
+        if level == MAX_UPPER_LEVELS || !is_higher {
             return level;
         }
         level += 1;

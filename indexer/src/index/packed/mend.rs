@@ -64,6 +64,9 @@ pub(in crate::index) struct Mend<'a, G> {
 impl<G: Grow> Mend<'_, G> {
     /// Makes edges to rows that no walk comes to; false if `attend` said no.
     pub(in crate::index) fn mend<A: Attend>(mut self, attend: &mut A) -> Result<bool, A::Error> {
+        if self.graph.effort().0 == 0 {
+            return Ok(true);
+        }
         let mut order = Vec::new();
         for _ in 0..ROUNDS {
             let mut reached = Reached::new(self.graph.rows());
