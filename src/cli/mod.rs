@@ -9,6 +9,7 @@ mod collection;
 mod config;
 mod demo;
 mod dlq;
+mod expire;
 mod kafka_link;
 mod map;
 mod narrow;
@@ -92,6 +93,8 @@ enum Verb {
     Patch(patch::Patch),
     /// Delete points by id
     Delete(publish::Delete),
+    /// Delete points that have expired, so that their records leave the topic
+    Expire(expire::Expire),
     /// Find the nearest points
     Search(search::Search),
     /// Read points by id
@@ -190,6 +193,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Publish(verb) => verb.run(&context?).await,
         Verb::Patch(verb) => verb.run(&context?).await,
         Verb::Delete(verb) => verb.run(&context?).await,
+        Verb::Expire(verb) => verb.run(&context?).await,
         Verb::Search(verb) => verb.run(&context?).await,
         Verb::Get(verb) => verb.run(&context?).await,
         Verb::Count(verb) => verb.run(&context?).await,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use shoal_schemas::{Token, v1};
+use shoal_schemas::{CollectionName, Token, v1};
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -12,6 +12,8 @@ use tonic::{
 use super::Usage;
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long the query node may take to say who serves what.
+const OWNERS: Duration = Duration::from_secs(10);
 /// As large as a node answers.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
@@ -34,6 +36,30 @@ pub(super) async fn searches(
     Ok(v1::search_client::SearchClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Who serves a collection's shards, or one of them, and the collection's own name, where it was asked for by an alias.
+pub(super) async fn owners(
+    query: &str,
+    collection: &CollectionName,
+    shard: Option<u32>,
+) -> anyhow::Result<(String, Vec<v1::ShardOwner>)> {
+    let channel = connect("the query node", query).await?;
+    let mut node = v1::collections_client::CollectionsClient::new(channel);
+    let name = collection.to_string();
+    let wanted = request(v1::GetCollectionRequest { name: name.clone() }, OWNERS);
+    let found = node.get_collection(wanted).await;
+    let found = found.map_err(|status| told(&status))?.into_inner();
+    let name = found.collection.map_or(name, |found| found.name);
+    let owners = found.shards.into_iter();
+    let owners: Vec<_> = owners
+        .filter(|owner| shard.is_none_or(|shard| shard == owner.shard))
+        .collect();
+    if owners.is_empty() {
+        let shard = shard.unwrap_or_default();
+        return Err(Usage(format!("`{name}` has no shard {shard}")).into());
+    }
+    Ok((name, owners))
 }
 
 /// A request with the time it may take.

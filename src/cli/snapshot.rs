@@ -26,12 +26,9 @@ use super::{
     Context, Usage,
     addresses::QueryFlag,
     kafka_link::collection_name,
-    query_link::{connect, request, told},
+    query_link::{connect, owners, told},
     table::Table,
 };
-
-/// How long the query node may take to say who serves what.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
@@ -129,22 +126,8 @@ impl Verb {
 
 impl Create {
     async fn run(&self, context: &Context) -> anyhow::Result<ExitCode> {
-        let channel = connect("the query node", &self.query.address(context)).await?;
-        let mut node = v1::collections_client::CollectionsClient::new(channel);
-        let name = self.collection.to_string();
-        let wanted = request(v1::GetCollectionRequest { name: name.clone() }, PATIENCE);
-        let found = node.get_collection(wanted).await;
-        let found = found.map_err(|status| told(&status))?.into_inner();
-        // Its own, where it was asked for by an alias.
-        let name = found.collection.map_or(name, |found| found.name);
-        let owners = found.shards.into_iter();
-        let owners: Vec<_> = owners
-            .filter(|owner| self.shard.is_none_or(|shard| shard == owner.shard))
-            .collect();
-        if owners.is_empty() {
-            let shard = self.shard.unwrap_or_default();
-            return Err(Usage(format!("`{name}` has no shard {shard}")).into());
-        }
+        let query = self.query.address(context);
+        let (name, owners) = owners(&query, &self.collection, self.shard).await?;
         let mut table = Table::new(["SHARD", "NODE", "NUMBER", "FILES", "BYTES", "SENT"]);
         let (mut all, mut failed) = (Vec::new(), false);
         for owner in owners {
@@ -178,11 +161,7 @@ impl Create {
                 }
             }
         }
-        print(
-            self.json,
-            &json!({"collection": name, "shards": all}),
-            &table,
-        )?;
+        table.print_or(self.json, &json!({"collection": name, "shards": all}))?;
         Ok(code(!failed))
     }
 }
@@ -287,7 +266,7 @@ impl List {
             "incarnation": incarnation,
             "snapshots": all,
         });
-        print(self.json, &answer, &table)?;
+        table.print_or(self.json, &answer)?;
         Ok(code(whole))
     }
 }
@@ -343,7 +322,7 @@ impl Verify {
         }
         let collection = self.place.collection.as_str();
         let answer = json!({"collection": collection, "shards": all});
-        print(self.json, &answer, &table)?;
+        table.print_or(self.json, &answer)?;
         for fault in &faults {
             let path = fault.path.as_deref().unwrap_or("the manifest");
             writeln!(
@@ -395,16 +374,6 @@ fn positions(manifest: &Manifest) -> Vec<String> {
 fn time(ms: u64) -> String {
     let at = UNIX_EPOCH + Duration::from_millis(ms);
     humantime::format_rfc3339_seconds(at).to_string()
-}
-
-fn print(as_json: bool, answer: &Json, table: &Table) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if as_json {
-        writeln!(out, "{answer}")?;
-    } else {
-        table.write(&mut out)?;
-    }
-    out.flush()
 }
 
 fn code(good: bool) -> ExitCode {

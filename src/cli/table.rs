@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde_json::Value as Json;
+
 /// Cells as text, row by row.
 pub(super) struct Table {
     headings: Vec<&'static str>,
@@ -18,6 +20,16 @@ impl Table {
 
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.to_vec());
+    }
+
+    /// Prints an answer as JSON, or the table in its place.
+    pub(super) fn print_or(&self, as_json: bool, answer: &Json) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match as_json {
+            true => writeln!(out, "{answer}")?,
+            false => self.write(&mut out)?,
+        }
+        out.flush()
     }
 
     /// Writes headings and rows; the last column is not padded.

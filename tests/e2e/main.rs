@@ -18,6 +18,7 @@ mod copies;
 mod crash;
 mod dead_letters;
 mod edge;
+mod expire;
 mod foreign;
 mod full_disk;
 mod history;

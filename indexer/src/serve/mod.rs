@@ -59,6 +59,7 @@ struct Meters {
     resolve: Histogram,
     buckets: Histogram,
     bucket_ids: Histogram,
+    expired_ids: Histogram,
     snapshot: Histogram,
 }
 
@@ -86,6 +87,7 @@ impl Service {
                 resolve: meter("resolve"),
                 buckets: meter("buckets"),
                 bucket_ids: meter("bucket_ids"),
+                expired_ids: meter("expired_ids"),
                 snapshot: meter("snapshot"),
             },
             snapshots: None,

@@ -1,4 +1,4 @@
-//! What operators' tools ask of a shard: its digest in parts, and a snapshot.
+//! What operators' tools ask of a shard: its digest in parts, what has expired, and a snapshot.
 
 use std::collections::HashSet;
 
@@ -13,6 +13,7 @@ use crate::{
     shard::{
         Shared,
         buckets::{BucketsError, MAX_BUCKETS},
+        expired::MAX_EXPIRED,
     },
 };
 
@@ -87,6 +88,35 @@ impl v1::shard_upkeep_server::ShardUpkeep for Service {
         let found = self.over_rows(&request.collection, request.ask, deadline, work);
         timed(&self.meters.bucket_ids, async {
             Ok(Response::new(found.await?))
+        })
+        .instrument(span)
+        .await
+    }
+
+    async fn expired_ids(
+        &self,
+        request: Request<v1::ExpiredIdsRequest>,
+    ) -> Result<Response<v1::ExpiredIdsResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let span = request_span("expired_ids", &request);
+        let v1::ExpiredIdsRequest {
+            collection,
+            ask,
+            by_ms,
+            after_id,
+            limit,
+        } = request.into_inner();
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        if !(1..=MAX_EXPIRED).contains(&most) {
+            return Err(Status::invalid_argument(format!(
+                "limit is {limit}, allowed are 1 to {MAX_EXPIRED}"
+            )));
+        }
+        let work = move |shared: &Shared| shared.expired_ids(by_ms, &after_id, most);
+        let found = self.over_rows(&collection, ask, deadline, work);
+        timed(&self.meters.expired_ids, async {
+            let ids = found.await?;
+            Ok(Response::new(v1::ExpiredIdsResponse { ids }))
         })
         .instrument(span)
         .await

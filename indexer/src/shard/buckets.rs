@@ -28,7 +28,7 @@ pub const MAX_BUCKETS: usize = 64;
 /// How often all rows are gone over before it is given up.
 const TRIES: usize = 8;
 /// A wall time before any: an expired point is hidden, but still in the digest.
-const NOTHING_EXPIRED: i64 = i64::MIN;
+pub(super) const NOTHING_EXPIRED: i64 = i64::MIN;
 
 /// Why the parts of a digest are not told.
 #[derive(Debug, thiserror::Error)]

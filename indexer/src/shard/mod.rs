@@ -14,6 +14,7 @@ mod by_hand;
 pub mod checkpoint;
 pub mod compact;
 mod cpu;
+pub mod expired;
 mod gone;
 mod growing_file;
 mod held_back;

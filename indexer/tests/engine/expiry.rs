@@ -3,13 +3,14 @@
 
 use std::{fs, time::Duration};
 
+use bytes::Bytes;
 use bytesize::ByteSize;
 use shoal_runtime::eventually;
-use shoal_schemas::digest::Digest;
+use shoal_schemas::{Record, digest::Digest};
 
 use crate::{
     files_below,
-    ridden::{Ridden, check, world},
+    ridden::{Ridden, check, name, world},
     world::{DEADLINE, Live, TOPIC},
 };
 
@@ -315,4 +316,71 @@ fn whatever_is_written_the_newest_of_each_id_is_served() {
         rebuilt.close();
         ridden.close();
     }
+}
+
+/// The ids that are told of as expired, page by page.
+fn expired_ids(ridden: &Ridden, by_ms: u64, page: usize) -> Vec<String> {
+    let (mut all, mut after) = (Vec::new(), String::new());
+    loop {
+        let shared = &ridden.live.shared;
+        let ids = shared.expired_ids(by_ms as i64, &after, page).unwrap();
+        assert!(ids.len() <= page);
+        let Some(last) = ids.last() else {
+            return all;
+        };
+        after = last.clone();
+        all.extend(ids);
+    }
+}
+
+#[test]
+fn what_has_expired_is_told_of_until_it_is_deleted_and_then_nothing_of_it_is_left() {
+    let mut ridden = lent();
+    let begun = ridden.clock.now_ms();
+    ridden.pass(HOUR + MINUTES);
+    reclaims(&ridden, 800);
+    // These are in segments of the usual kind when they expire.
+    for id in 1200..1300 {
+        ridden.lend(id, HOUR);
+    }
+    let never = ridden.clock.now_ms() + 100 * HOUR.as_millis() as u64;
+    assert_eq!(
+        expired_ids(&ridden, never, 37).len(),
+        800,
+        "none in advance"
+    );
+    ridden.pass(HOUR);
+    let now = ridden.clock.now_ms();
+    let by_bytes = |ids: &mut dyn Iterator<Item = u64>| {
+        let mut ids: Vec<String> = ids.map(name).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(
+        expired_ids(&ridden, now, 37),
+        by_bytes(&mut (0..800).chain(1200..1300))
+    );
+    let first = begun + HOUR.as_millis() as u64 * 2;
+    assert_eq!(expired_ids(&ridden, first, 1000), by_bytes(&mut (0..800)));
+    assert!(expired_ids(&ridden, begun, 1000).is_empty());
+
+    // One is written again, of one a record was refused, and the others are deleted.
+    ridden.put(5);
+    let refused = Record {
+        value: Some(Bytes::from_static(b"no point")),
+        ..ridden.world.record(&name(6), 1)
+    };
+    ridden.world.send(&refused);
+    ridden.world.caught_up(&ridden.live);
+    let expired = expired_ids(&ridden, now, 1000);
+    assert_eq!(expired.len(), 898);
+    assert!(!expired.contains(&name(5)) && !expired.contains(&name(6)));
+    for id in (0..800).chain(1200..1300).filter(|id| *id != 5) {
+        ridden.delete(id);
+    }
+    ridden.world.caught_up(&ridden.live);
+    assert!(expired_ids(&ridden, never, 1000).is_empty());
+    reclaims(&ridden, 0);
+    ridden.world.log.compact(TOPIC);
+    equals_a_replay(&ridden);
 }

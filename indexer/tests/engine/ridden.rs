@@ -220,7 +220,7 @@ fn is_counted(view: &View) -> bool {
     })
 }
 
-fn name(id: u64) -> String {
+pub(crate) fn name(id: u64) -> String {
     format!("id-{id}")
 }
 

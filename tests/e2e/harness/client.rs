@@ -88,6 +88,7 @@ impl Query {
 #[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) publish: PublishClient<Channel>,
+    pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
 }
 
@@ -95,6 +96,7 @@ impl Gateway {
     pub(crate) fn to(grpc: SocketAddr, http: SocketAddr) -> Self {
         Self {
             publish: PublishClient::new(channel(grpc)),
+            grpc,
             http,
         }
     }
