@@ -9,8 +9,6 @@
 //! it is asked again for `k` (`coordinator/nearest.rs`). So what is counted on is only how seldom
 //! that happens, never that it does not.
 
-use shoal_schemas::Quantization;
-
 /// How often a search may have to ask a shard again.
 const AGAIN: f64 = 1e-3;
 /// Up to this `k` the chance is computed, beyond it bounded.
@@ -49,12 +47,14 @@ pub(crate) fn hits(total: u32, shards: u32) -> u32 {
 /// more places. Over all rows the nearest `total` are among so many more candidates; a shard holds
 /// its share of these. By its own hits it would compute as much beyond each share as one shard
 /// does beyond everything.
-pub(crate) fn rescored(total: u32, shards: u32, quantization: Quantization) -> u32 {
+///
+/// `of_one` says how many one shard of all rows computes for so many hits.
+pub(crate) fn rescored(total: u32, shards: u32, of_one: impl Fn(u32) -> u32) -> u32 {
     if shards < 2 {
         return 0;
     }
     // Where the first is bounded and the second computed, the second may be less.
-    hits(quantization.rescored(total), shards).min(quantization.rescored(hits(total, shards)))
+    hits(of_one(total), shards).min(of_one(hits(total, shards)))
 }
 
 /// The smallest number that a shard reaches with at most the chance `each`, by the binomial
@@ -160,12 +160,13 @@ mod tests {
             ((10, 64), 5),
         ];
         for ((total, shards), expected) in cases {
-            let rescored = rescored(total, shards, Quantization::I8);
+            let rescored = rescored(total, shards, |k| Quantization::I8.rescored(k));
             assert_eq!(rescored, expected, "{total} of {shards}");
         }
-        let [fine, coarse] = [Quantization::I8, Quantization::I4].map(|one| rescored(100, 8, one));
+        let [fine, coarse] =
+            [Quantization::I8, Quantization::I4].map(|one| rescored(100, 8, |k| one.rescored(k)));
         assert!(coarse > fine, "{coarse} {fine}");
-        let all = rescored(u32::MAX, 2, Quantization::I4);
+        let all = rescored(u32::MAX, 2, |k| Quantization::I4.rescored(k));
         assert_eq!(all, hits(u32::MAX, 2));
     }
 
@@ -199,7 +200,7 @@ mod tests {
             total in 1u32..=10_000, shards in 2u32..=64,
         ) {
             for quantization in [Quantization::I4, Quantization::I8] {
-                let (own, share) = (hits(total, shards), rescored(total, shards, quantization));
+                let (own, share) = (hits(total, shards), rescored(total, shards, |k| quantization.rescored(k)));
                 let most = quantization.rescored(own);
                 prop_assert!((own..=most).contains(&share), "{own} {share}");
             }

@@ -25,6 +25,8 @@ pub struct NodeAsk {
     pub address: String,
     /// The shards, in the order they were wanted.
     pub shards: Vec<Partition>,
+    /// What speaks against asking it for any of them.
+    pub rank: Rank,
 }
 
 /// A shard that nobody can be asked for.
@@ -103,8 +105,9 @@ pub fn plan(
     let mut plan = Plan::default();
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut places: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    // Each shard that can be asked for, with the candidates for it.
+    // Each shard that can be asked for, with the candidates for it and what they are.
     let mut open: Vec<(Partition, Vec<usize>)> = Vec::new();
+    let mut ranks: BTreeMap<Partition, Rank> = BTreeMap::new();
     for shard in wanted {
         let replicas = shards.replicas(shard);
         let may_ask = |replica: &&Replica| replica.claim.ready && (choice.may_ask)(shard, replica);
@@ -134,6 +137,7 @@ pub fn plan(
             })
         };
         let best = found.iter().filter_map(rank).min();
+        ranks.extend(best.map(|best| (shard, best)));
         found.retain(|one| rank(one) == best);
         let found: Vec<usize> = found.into_iter().map(|(at, _)| at).collect();
         match found.is_empty() {
@@ -149,6 +153,7 @@ pub fn plan(
             node: candidate.node.to_owned(),
             address: candidate.address.to_owned(),
             shards: Vec::new(),
+            rank: Rank::Due,
         };
         open.retain(|(shard, by)| {
             let is_taken = by.contains(&taken);
@@ -157,6 +162,8 @@ pub fn plan(
             }
             !is_taken
         });
+        let of_shards = ask.shards.iter().filter_map(|shard| ranks.get(shard));
+        ask.rank = of_shards.copied().max().unwrap_or(Rank::Out);
         plan.asks.push(ask);
     }
     plan

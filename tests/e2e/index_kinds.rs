@@ -1,10 +1,11 @@
 //! A collection whose searches look at every point, and the way from there to a graph and back, while searches go on.
 
-use shoal_schemas::v1;
+use shoal_runtime::eventually;
+use shoal_schemas::{Collection, v1};
 
 use crate::{
     harness::{child, client, model::Model, seed::Random, steady::Steady, workload, world::World},
-    reindex::{DIM, indexer, name, query, serves},
+    reindex::{DIM, indexer, name, query, serves, stands_for, until},
 };
 
 /// Narrow enough that a graph of some hundred rows is walked.
@@ -30,7 +31,12 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
     let variables = world.variables();
     let create = |more: &[&str]| {
         let docs = ["collection", "create", "docs", "--dim", "16"];
-        let all = [&docs, &["--metric", "cosine", "--partitions", "2"], more].concat();
+        let all = [
+            &docs[..],
+            &["--metric", "cosine", "--partitions", "2"],
+            more,
+        ]
+        .concat();
         child::run(&all, &variables)
     };
     let (status, _, told) = create(&["--index", "flat", "--ef-search", "200"]);
@@ -39,6 +45,9 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
     assert!(told.contains(refused), "{told}");
     let (status, out, told) = create(&["--index", "flat"]);
     assert!(status.success(), "{out}{told}");
+    until(&world, "the definition", |state| {
+        state.collections.contains_key(&name("docs"))
+    });
     let docs = world.control.snapshot().collections[&name("docs")].clone();
     let (status, _, told) = create(&[]);
     assert_eq!(status.code(), Some(1), "{told}");
@@ -49,7 +58,10 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
     let mut model = Model::new(&docs);
     let mut random = Random::from_environment("index kinds");
     workload::churn(&publisher, &mut model, &mut random, 4000, 8000);
-    let indexer = indexer(&world).start();
+    // Of so many rows that nobody would scan them who has a graph.
+    let indexer = indexer(&world)
+        .with("INDEXER__ENGINE__SEAL_ROWS", 8192)
+        .start();
     let query_role = world.query("query").start();
     let query = query(&query_role);
     serves(&query, "docs");
@@ -70,10 +82,12 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
         let told = child::succeed(&[&wish, kind].concat(), &variables);
         assert!(told.contains("both hold the same points"), "{told}");
         steady.more(50);
-        let state = world.control.snapshot();
-        let stands = &state.collections[&state.aliases[&docs.name]];
-        assert_eq!(stands.index.kind.as_str(), kind[0]);
-        world.settled(&indexer, stands);
+        let new = eventually(DEADLINE, "the query node to know", || {
+            let stands = stands_for(&query, "docs")?;
+            let stands = Collection::from_proto(stands).unwrap();
+            (stands.index.kind.as_str() == kind[0]).then_some(stands)
+        });
+        world.settled(&indexer, &new);
         assert_eq!(asked(&query, false).0, [expected; 2]);
     }
     steady.stop();

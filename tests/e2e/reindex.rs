@@ -40,7 +40,7 @@ pub(crate) fn name(text: &str) -> CollectionName {
 }
 
 /// What a query node says that a name stands for.
-fn stands_for(query: &client::Query, name: &str) -> Option<v1::Collection> {
+pub(crate) fn stands_for(query: &client::Query, name: &str) -> Option<v1::Collection> {
     let ask = v1::GetCollectionRequest {
         name: name.to_owned(),
     };

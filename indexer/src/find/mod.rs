@@ -126,7 +126,10 @@ pub fn nearest<'a>(
     let timer = Timer::start_if(wanted.is_timed);
     let mut vector = Vec::new();
     // What is exact already takes none of the places of what is not.
-    for one in coarse.nearest() {
+    for (at, one) in coarse.nearest().into_iter().enumerate() {
+        if at.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
+            return Err(SearchError::Stopped);
+        }
         exact.push(one.measured(wanted, &mut vector)?);
     }
     let nearest = exact.first(wanted.k);

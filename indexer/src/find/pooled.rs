@@ -7,7 +7,8 @@
 
 use crate::{
     find::{
-        Candidates, Found, Met, SearchError, Timer, Told, Wanted, by_distance, by_distance_then_id,
+        Candidates, Found, Met, STOP_ROWS, SearchError, Timer, Told, Wanted, by_distance,
+        by_distance_then_id,
     },
     view::View,
 };
@@ -60,7 +61,10 @@ pub fn nearest_of_all<'a>(
             continue;
         };
         let timer = Timer::start_if(wanted.is_timed);
-        for (_, one) in of_view {
+        for (number, (_, one)) in of_view.iter().enumerate() {
+            if number.is_multiple_of(STOP_ROWS) && (wanted.stop)() {
+                return Err(SearchError::Stopped);
+            }
             exact.push((at, one.measured(wanted, &mut vector)?));
         }
         told.rescore_us += timer.micros();

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use shoal_schemas::{Dim, IndexParameters, Metric, Quantization};
+use shoal_schemas::{Dim, IndexKind, IndexParameters, Metric, Quantization};
 
 use super::{Graph, LoadError, Options};
 use crate::index::{
@@ -138,6 +138,43 @@ fn rows_that_were_passed_over_have_no_edges_and_answers_hold_accepted_rows_only(
     let near = graph.search(&query, 50, 20, Some(accept)).near;
     assert_eq!(near.len(), 20);
     assert!(near.iter().all(|near| takes(near.row)));
+}
+
+#[test]
+fn without_edges_its_rows_are_measured_one_by_one_also_after_a_restart() {
+    for metric in METRICS {
+        let mut options = options(24, metric, Quantization::Bf16);
+        options.parameters = options.parameters.of_kind(IndexKind::Flat);
+        let graph = Graph::new(&options);
+        assert!(!graph.has_edges());
+        // More than a page, and every third number is passed over.
+        let rows = vectors(options.dim, 1500);
+        let key = |row: u32| row + row / 2;
+        for (row, vector) in (0u32..).zip(&rows) {
+            graph.add(key(row), vector);
+        }
+        assert_eq!(graph.mend(&mut || Ok::<_, Infallible>(true)), Ok(true));
+        let loaded = Graph::load(&stored(&graph), &options).unwrap();
+        assert_eq!(stored(&loaded), stored(&graph));
+        assert!(
+            Graph::load(
+                &stored(&graph),
+                &self::options(24, metric, Quantization::Bf16)
+            )
+            .is_err()
+        );
+        assert_eq!(graph.adjacency(2250).degrees(), (0, 0));
+        for graph in [&graph, &loaded] {
+            let query = graph.space().encode_query(&rows[7]);
+            let far = |row: u32| graph.distance_to(&query, key(row)).unwrap();
+            let exact = Query::new(metric, &rows[7]);
+            for (row, vector) in (0u32..).zip(&rows) {
+                let off = (far(row) - exact.distance(vector)).abs();
+                assert!(off < 0.2, "{metric:?} row {row}: {off}");
+            }
+            assert_eq!(graph.distance_to(&query, 2), None);
+        }
+    }
 }
 
 #[test]

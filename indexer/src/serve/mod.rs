@@ -168,8 +168,7 @@ impl Service {
         shards: u64,
     ) -> Result<(Vec<v1::HitList>, v1::ShardCoverage), Refusal> {
         let Ready { held, shared } = ready;
-        let own_beam = usize::from(shared.spec.collection.index.ef_search);
-        let walked = pace::walked(&asks, own_beam);
+        let walked = pace::walked(&asks, &shared.spec.collection.index);
         // The caller is told of by being dropped, which a search right here would not see.
         let (_caller, patience) = patience::of(deadline);
         let pace = held.clone();

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use shoal_schemas::{IndexKind, IndexParameters};
+
 use crate::shard::search::Ask;
 
 /// The longest that work is expected to take on a thread that others wait for: where processors are busy, handing it over
@@ -69,8 +71,10 @@ impl Pace {
     }
 }
 
-/// How many points these queries look for, if all they do is walk graphs in memory.
-pub(super) fn walked(asks: &[Ask], own_beam: usize) -> Option<u64> {
+/// How many points these queries look for, if all they do is go through codes in memory. One that looks at every
+/// row takes as long whatever it looks for, and counts as one.
+pub(super) fn walked(asks: &[Ask], index: &IndexParameters) -> Option<u64> {
+    let own_beam = usize::from(index.ef_search);
     let one = |ask: &Ask| {
         // Every field by name: a new one has to say whether it makes a walk longer.
         let Ask {
@@ -92,7 +96,11 @@ pub(super) fn walked(asks: &[Ask], own_beam: usize) -> Option<u64> {
         let scans = *exact || filter.is_some() || tenant.is_some();
         let asks_again = after.is_some() || group_by.is_some();
         let walks = !(*with_vector || *with_payload || scans || asks_again);
-        walks.then(|| u64::try_from(beam.unwrap_or(own_beam).max(*k)).unwrap_or(UNKNOWN))
+        let points = match index.kind {
+            IndexKind::Hnsw => beam.unwrap_or(own_beam).max(*k),
+            IndexKind::Flat => 1,
+        };
+        walks.then(|| u64::try_from(points).unwrap_or(UNKNOWN))
     };
     asks.iter()
         .try_fold(0u64, |sum, ask| Some(sum.saturating_add(one(ask)?)))
@@ -101,6 +109,8 @@ pub(super) fn walked(asks: &[Ask], own_beam: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use shoal_schemas::{IndexKind, IndexParameters};
 
     use super::{Pace, walked};
     use crate::shard::search::Ask;
@@ -157,13 +167,16 @@ mod tests {
 
     #[test]
     fn what_scans_or_reads_files_is_no_walk() {
-        assert_eq!(walked(&[ask(), ask()], 96), Some(192));
+        let graph = IndexParameters::default();
+        let flat = graph.of_kind(IndexKind::Flat);
+        assert_eq!(walked(&[ask(), ask()], &graph), Some(192));
         let wide = Ask {
             beam: Some(200),
             ..ask()
         };
         let many = Ask { k: 300, ..ask() };
-        assert_eq!(walked(&[wide, many], 96), Some(500));
+        assert_eq!(walked(&[wide.clone(), many.clone()], &graph), Some(500));
+        assert_eq!(walked(&[wide, many], &flat), Some(2));
         for other in [
             Ask {
                 exact: true,
@@ -178,7 +191,9 @@ mod tests {
                 ..ask()
             },
         ] {
-            assert_eq!(walked(&[ask(), other], 96), None);
+            for index in [graph, flat] {
+                assert_eq!(walked(&[ask(), other.clone()], &index), None);
+            }
         }
     }
 

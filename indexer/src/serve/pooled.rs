@@ -40,7 +40,7 @@ impl Service {
             return None;
         }
         let queries = of.checked(definition).ok()?;
-        let walked = pace::walked(&queries, definition.index.ef_search.into())?;
+        let walked = pace::walked(&queries, &definition.index)?;
         let count = u32::try_from(shards.len()).ok()?;
         let is_short = |held: &Arc<Held>| held.pace.is_short(walked, count.into());
         if !held.iter().all(is_short) {

@@ -6,7 +6,7 @@
 
 use std::collections::BinaryHeap;
 
-use shoal_schemas::{Collection, Filter, IndexKind, Payload, v1};
+use shoal_schemas::{Collection, Filter, Payload, v1};
 
 use crate::{
     entry,
@@ -23,11 +23,6 @@ use crate::{
 
 /// Hits looked at together while groups are filled, at least and at most.
 const GROUP_HITS: (usize, usize) = (32, 4096);
-
-/// Candidates re-scored for a hit where a search has looked at every row anyway, and at least: beside that they cost
-/// nothing. Of the true ten nearest of 20,000 all are among the first 50 by codes of half a byte.
-const FLAT_RESCORED: usize = 5;
-const FLAT_RESCORED_LEAST: usize = 50;
 
 impl Shared {
     /// The hits of one query that asks for no groups.
@@ -365,13 +360,9 @@ pub(super) fn first_expiry<'a, 'v: 'a>(found: impl IntoIterator<Item = &'a Found
 }
 
 /// How many candidates are re-scored for `k` rows. Whoever asks for another number can spare work, not
-/// cause it; where all rows were looked at there is none worth sparing.
+/// cause it.
 pub(super) fn rescored(collection: &Collection, k: usize, asked: Option<usize>) -> usize {
-    let few = u32::try_from(k).unwrap_or(u32::MAX);
-    let own = match collection.index.kind {
-        IndexKind::Hnsw => collection.quantization().rescored(few),
-        IndexKind::Flat => return k.saturating_mul(FLAT_RESCORED).max(FLAT_RESCORED_LEAST),
-    };
+    let own = collection.rescored(u32::try_from(k).unwrap_or(u32::MAX));
     let own = usize::try_from(own).unwrap_or(usize::MAX);
     asked.map_or(own, |asked| asked.clamp(k, own))
 }
@@ -380,7 +371,7 @@ pub(super) fn rescored(collection: &Collection, k: usize, asked: Option<usize>) 
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use shoal_schemas::{Collection, IndexKind, Metric, Quantization};
+    use shoal_schemas::{Collection, Metric, Quantization};
 
     use super::rescored;
 
@@ -395,8 +386,5 @@ mod tests {
         assert_eq!(rescored(&collection, 100, None), 150);
         collection.index.quantization = Some(Quantization::I4);
         assert_eq!(rescored(&collection, 100, Some(1000)), 175);
-        collection.index.kind = IndexKind::Flat;
-        assert_eq!(told(&collection), [50; 5]);
-        assert_eq!(rescored(&collection, 100, Some(100)), 500);
     }
 }

@@ -10,9 +10,11 @@ use shoal_schemas::{FieldKind, Filter, IndexKind, Payload, Quantization, Value, 
 use crate::world::{DEADLINE, Live, World, assert_coded, components};
 
 const DIM: u32 = 48;
-const IDS: u64 = 900;
+const IDS: u64 = 3000;
 const TURNS: u64 = 5;
-const K: usize = 12;
+const K: usize = 5;
+/// So narrow that a graph would be walked.
+const BEAM: usize = 1;
 
 fn flat(kind: IndexKind) -> World {
     let mut world = World::new();
@@ -21,6 +23,7 @@ fn flat(kind: IndexKind) -> World {
     world.collection.index.quantization = Some(Quantization::I4);
     world.collection.fields = [("group".to_owned(), FieldKind::Integer)].into();
     world.collection.check().unwrap();
+    world.engine.seal_rows = 4096;
     world
 }
 
@@ -28,14 +31,16 @@ fn payload(id: u64) -> Payload {
     Payload([("group".to_owned(), Value::Integer((id % 4) as i64))].into())
 }
 
-/// Updates every id again and again; of the last round some are deleted. Gives the seeds of those that are left.
+/// Updates every id again and again, now and then with the vector that it has; of the last round some are deleted.
+/// Gives the seeds of those that are left.
 fn fill(world: &World) -> BTreeMap<String, u64> {
     let mut left = BTreeMap::new();
     for turn in 0..TURNS {
         for id in 0..IDS {
             let name = format!("id-{id}");
-            let seed = turn * IDS + id;
-            let record = world.record_of(&name, &components(seed, DIM), payload(id));
+            let kept = left.get(&name).filter(|_| (id + turn).is_multiple_of(5));
+            let seed = kept.copied().unwrap_or(turn * IDS + id);
+            let record = world.record_of(&name, &components(seed, DIM), payload(id + turn));
             world.send(&record);
             left.insert(name, seed);
         }
@@ -63,6 +68,7 @@ fn finds_all(live: &Live, filter: Option<Filter>) {
     for seed in 0..60 {
         let ask = Ask {
             filter: filter.clone(),
+            beam: Some(BEAM),
             explain: true,
             ..Ask::nearest(components(1_000_000 + seed, DIM), K)
         };

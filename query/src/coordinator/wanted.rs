@@ -168,7 +168,7 @@ impl Wanted {
             },
             // A page that begins behind a hit is looked for in more than it holds.
             rescore: match self.ask.after {
-                None => depth::rescored(k, shards, collection.quantization()),
+                None => depth::rescored(k, shards, |k| collection.rescored(k)),
                 Some(_) => 0,
             },
         }

@@ -110,10 +110,10 @@ impl<Q: Question> Run<'_, Q> {
             let waiting = ask.shards.iter().copied();
             let waiting: Vec<_> = waiting.filter(|shard| self.has_other(*shard)).collect();
             for other in self.plan(waiting).asks {
-                let standing = self.with.fleet.standing(&other.address, None);
                 let cause = match alarm {
-                    // A node that fails or is behind would cost a hedge for nothing.
-                    Alarm::Hedge(_) if standing.rank == Rank::Fit && self.with.hedging.spend() => {
+                    // A node that fails would cost a hedge for nothing, and one that is behind answers sooner with
+                    // less than the caller gets from the other.
+                    Alarm::Hedge(_) if other.rank == Rank::Fit && self.with.hedging.spend() => {
                         Cause::Hedge
                     }
                     Alarm::Hedge(_) => {

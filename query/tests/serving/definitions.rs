@@ -120,6 +120,11 @@ async fn a_collection_is_made_read_and_dropped_over_http() {
             "dimension is 1",
         ),
         (
+            json!({"dim": 3, "metric": "l2", "partitions": 2, "index": {"kind": "flat", "m": 32}}),
+            400,
+            "a flat index has no graph",
+        ),
+        (
             json!({"dim": 3, "metric": "cosin", "partitions": 2}),
             400,
             "cosin",

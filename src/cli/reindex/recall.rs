@@ -49,8 +49,8 @@ pub(super) struct Found {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "searches of `{to}` would find too little ({found}), at least {least} is wanted; the name was not \
-     moved. A denser graph (--m, --ef-construction), a wider search (--ef-search) or a finer \
-     --quantization finds more, and a lower --recall takes it as it is"
+     moved. A denser graph (--m, --ef-construction), a wider search (--ef-search), a finer \
+     --quantization or no graph (--index flat) finds more, and a lower --recall takes it as it is"
 )]
 pub(super) struct TooLow {
     pub(super) to: CollectionName,

@@ -64,7 +64,7 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     for size in sizes {
         let vectors: Vec<&[f32]> = embeddings.vectors().take(size).collect();
         let farthest = kth_distances(queries, &vectors, K)?;
-        let mut once = |kind| -> anyhow::Result<Found> {
+        let once = |kind| -> anyhow::Result<Found> {
             let folder = engine::folder()?;
             let (running, row_us) = built(&embeddings, size, kind, folder.path())?;
             let mut found = 0;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use shoal_runtime::{clock::System, tasks::Tasks};
 use shoal_schemas::{
-    Collection, CollectionName, FieldKind, Metric, Partition, Partitioner, Quantization,
+    Collection, CollectionName, FieldKind, IndexKind, Metric, Partition, Partitioner, Quantization,
     control::{Claim, Entry, Feed, Key},
 };
 use tokio_util::sync::CancellationToken;
@@ -305,7 +305,7 @@ async fn a_collection_may_read_anothers_topic_and_the_topic_goes_with_its_last_r
         "{refused}"
     );
     // Whatever is of the index alone is free.
-    second.index.m = 32;
+    second.index = second.index.of_kind(IndexKind::Flat);
     second.metric = Metric::L2;
     second.fields = [("year".to_owned(), FieldKind::Integer)].into();
     assert!(world.create(&second).await.unwrap());
