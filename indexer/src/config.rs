@@ -217,7 +217,7 @@ pub struct EngineConfig {
     /// How long a growing segment has to be quiet to be sealed early. Default 3 s.
     #[serde(with = "humantime_serde")]
     pub idle_seal_after: Duration,
-    /// A segment with this share of dead and expired rows is rebuilt without them. Default 0.15.
+    /// A segment with this share of dead and expired rows is rebuilt without them. Default 0.125.
     ///
     /// Higher leaves more dead rows in memory, and searches pass them; lower rewrites more rows for each
     /// update, up to `1 / share` of them. What both cost: `churn` in docs/benchmarks.md.
@@ -292,7 +292,7 @@ impl Default for EngineConfig {
             seal_rows: 262_144,
             idle_seal_rows: 4096,
             idle_seal_after: Duration::from_secs(3),
-            compact_dead_share: 0.15,
+            compact_dead_share: 0.125,
             compact_dead_rows: 1024,
             checkpoint_bytes: ByteSize::mib(64),
             sync_interval: Duration::from_millis(50),

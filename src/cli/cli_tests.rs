@@ -10,20 +10,28 @@ fn the_command_line_is_well_formed() {
     Cli::command().debug_assert();
 }
 
-#[test]
-fn the_cron_job_s_command_reads_and_it_knows_how_runs_end() {
-    let job = include_str!("../../k8s/reindex-cronjob.yaml");
+/// The verb that a manifest of a CronJob runs, and the exit codes after which it is not tried again at once.
+fn cron_job(manifest: &str) -> (Verb, Vec<serde_json::Value>) {
     let list = |name: &str| -> Vec<serde_json::Value> {
-        let line = job.lines().find_map(|line| line.trim().strip_prefix(name));
+        let mut lines = manifest.lines();
+        let line = lines.find_map(|line| line.trim().strip_prefix(name));
         serde_json::from_str(line.unwrap()).unwrap()
     };
     let args = list("args: ");
     let words = args.iter().map(|word| word.as_str().unwrap());
     let read = Cli::try_parse_from(["shoal"].into_iter().chain(words));
-    assert!(matches!(read.unwrap().verb, Verb::Reindex(_)));
-    // Those after which another try at once is of no use.
+    (read.unwrap().verb, list("values: "))
+}
+
+#[test]
+fn the_cron_jobs_commands_read_and_they_know_how_runs_end() {
+    let (verb, final_codes) = cron_job(include_str!("../../k8s/reindex-cronjob.yaml"));
+    assert!(matches!(verb, Verb::Reindex(_)));
     let [usage, timed_out, overtaken] = [2, super::reindex::TIMED_OUT, super::reindex::OVERTAKEN];
-    assert_eq!(list("values: "), [usage, timed_out, overtaken]);
+    assert_eq!(final_codes, [usage, timed_out, overtaken]);
+    let (verb, final_codes) = cron_job(include_str!("../../k8s/expire-cronjob.yaml"));
+    assert!(matches!(verb, Verb::Expire(_)));
+    assert_eq!(final_codes, [usage]);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use shoal_runtime::eventually;
 use shoal_schemas::{Collection, v1};
 
 use crate::{
-    harness::{child, client, model::Model, seed::Random, steady::Steady, workload, world::World},
+    harness::{
+        DEADLINE, child, client, model::Model, seed::Random, steady::Steady, workload, world::World,
+    },
     reindex::{DIM, indexer, name, query, serves, stands_for, until},
 };
 

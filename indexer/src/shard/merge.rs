@@ -21,10 +21,13 @@ use crate::{
 /// Rows whose edges are taken over in the time that one is folded.
 const ADOPT_ROWS: u32 = 16;
 
-/// Whether the edges of a graph are worth taking over when so many of its nodes are kept: most of them have to be. Rows that
-/// lost most of their neighbours have too few left to choose new ones from, and searches of the new graph find less.
+/// Of ten nodes so many have to be kept for a graph's edges to be worth taking over.
+const KEPT_OF_TEN: u64 = 7;
+
+/// Whether the edges of a graph are worth taking over when so many of its nodes are kept. Rows that
+/// lost many of their neighbours have too few left to choose new ones from, and searches of the new graph find less.
 fn is_worth_adopting(kept: usize, nodes: u32) -> bool {
-    usize::try_from(nodes).is_ok_and(|nodes| 2 * kept >= nodes)
+    u64::try_from(kept).is_ok_and(|kept| 10 * kept >= KEPT_OF_TEN * u64::from(nodes))
 }
 
 /// The graph of several segments' rows.
@@ -199,8 +202,8 @@ mod tests {
     #[test]
     fn edges_are_taken_over_while_most_nodes_are_kept() {
         assert!(is_worth_adopting(87, 100), "what compaction usually meets");
-        assert!(is_worth_adopting(50, 100));
-        assert!(!is_worth_adopting(49, 100));
+        assert!(is_worth_adopting(70, 100));
+        assert!(!is_worth_adopting(69, 100));
         assert!(!is_worth_adopting(10_000, 60_000));
     }
 }

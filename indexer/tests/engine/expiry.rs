@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
-use shoal_runtime::eventually;
+use shoal_runtime::{clock::Clock, eventually};
 use shoal_schemas::{Record, digest::Digest};
 
 use crate::{

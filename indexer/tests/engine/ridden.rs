@@ -35,7 +35,7 @@ pub(crate) struct Ridden {
     /// Points that have, with their seeds: nobody is answered with them, but they are not deleted.
     expired: BTreeMap<String, u64>,
     pub(crate) written: u64,
-    clock: Arc<Manual>,
+    pub(crate) clock: Arc<Manual>,
 }
 
 pub(crate) fn payload(number: u64) -> Payload {
