@@ -43,7 +43,7 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
     };
     let (status, _, told) = create(&["--index", "flat", "--ef-search", "200"]);
     assert_eq!(status.code(), Some(2), "{told}");
-    let refused = "index.ef_search is said, and a flat index has no graph";
+    let refused = "index.ef_search is not the default, and a flat index has no graph";
     assert!(told.contains(refused), "{told}");
     let (status, out, told) = create(&["--index", "flat"]);
     assert!(status.success(), "{out}{told}");

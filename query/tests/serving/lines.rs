@@ -129,8 +129,9 @@ struct Going {
 impl Going {
     async fn begin(world: &World) -> Self {
         let mut stream = TcpStream::connect(world.addresses.http).await.unwrap();
-        let head =
-            format!("POST {PATH} HTTP/1.1\r\nhost: shoal\r\ntransfer-encoding: chunked\r\n\r\n");
+        let head = format!(
+            "POST {PATH} HTTP/1.1\r\nhost: shoal\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let lines = BufReader::new(stream);
         Self { lines }
@@ -140,6 +141,19 @@ impl Going {
         let line = format!("{line}\n");
         let chunk = format!("{:x}\r\n{line}\r\n", line.len());
         self.lines.write_all(chunk.as_bytes()).await.unwrap();
+    }
+
+    /// Waits until the node waits for the body.
+    async fn taken(&mut self) {
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            let read = tokio::time::timeout(PATIENCE, self.lines.read_line(&mut line)).await;
+            assert!(
+                read.expect("a head in time").unwrap() > 0,
+                "the connection is there"
+            );
+        }
     }
 
     /// The next answer, without what the protocol has around it; `None` at the end.
@@ -183,6 +197,7 @@ async fn lines_are_answered_while_the_body_goes_on_and_a_node_that_stops_ends_it
     }
     // One that has not sent anything yet, and is waited for.
     let mut silent = Going::begin(&world).await;
+    silent.taken().await;
     world.tasks.cancel().cancel();
     assert_eq!(going.next().await, None);
     assert_eq!(silent.next().await, None);
