@@ -255,6 +255,7 @@ fn a_node_that_has_not_caught_up_is_asked_where_nobody_else_can_answer() {
     for chance in 0..2 {
         let plan = planned(&shards, &idle, chance);
         assert_eq!(asked(&plan), [("n2", vec![0])]);
+        assert_eq!(plan.asks[0].rank, Rank::Fit);
     }
     // The claim of a node that died says that it serves.
     let one_died = |address: &str| Standing {
@@ -267,4 +268,5 @@ fn a_node_that_has_not_caught_up_is_asked_where_nobody_else_can_answer() {
     };
     let plan = planned(&shards, &one_died, 0);
     assert_eq!(asked(&plan), [("n1", vec![0])]);
+    assert_eq!(plan.asks[0].rank, Rank::Behind, "it is hedged with nobody");
 }
