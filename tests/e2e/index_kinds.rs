@@ -90,7 +90,10 @@ fn an_index_of_another_kind_takes_over_and_no_search_fails() {
             (stands.index.kind.as_str() == kind[0]).then_some(stands)
         });
         world.settled(&indexer, &new);
-        assert_eq!(asked(&query, false).0, [expected; 2]);
+        // Rows are in the graph a while after they are applied.
+        eventually(DEADLINE, "both shards to go by their index", || {
+            (asked(&query, false).0 == [expected; 2]).then_some(())
+        });
     }
     steady.stop();
     assert_eq!(asked(&query, false).1, asked(&query, true).1);

@@ -15,7 +15,7 @@ pub const MAX_EXPIRED: usize = 10_000;
 impl Shared {
     /// The first ids behind `after`, at most so many, of points that expired at `by_ms` or before, in the order of
     /// their bytes: also of those of which nothing but a row is left. One whose newest record was refused is left out,
-    /// for somebody meant to write it again. Looks at every row that may expire.
+    /// for somebody meant to write it again. Looks at every row of segments with any that expire.
     ///
     /// # Errors
     /// [`BucketsError::Catalog`].
@@ -39,8 +39,11 @@ impl Shared {
             }
             for (_, row) in segment.rows() {
                 let has_expired = row.expires_at_ms.is_some_and(|at| at <= by_ms);
-                let is_meant = has_expired && row.is_visible(sequence, NOTHING_EXPIRED);
-                if is_meant && row.id > after && !contested.contains(row.id) {
+                let is_far = first.len() == most && first.last().is_some_and(|last| row.id > *last);
+                if !has_expired || is_far || row.id <= after {
+                    continue;
+                }
+                if row.is_visible(sequence, NOTHING_EXPIRED) && !contested.contains(row.id) {
                     first.insert(row.id);
                     if first.len() > most {
                         first.pop_last();

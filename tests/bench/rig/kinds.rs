@@ -1,6 +1,6 @@
 //! `kinds`: what a search, a row and its memory cost without a graph, beside the same with one, for more and more rows.
 //!
-//! It says up to where a `flat` index is the better one. Processor time of one thread, one shard, everything settled.
+//! It says what a `flat` index spares and what it costs. Processor time of one thread, one shard, everything settled.
 
 use std::time::Duration;
 
