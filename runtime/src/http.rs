@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::IntoFuture as _,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -11,6 +12,8 @@ use axum::{Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::serving;
 
 /// Says whether a part is ready: `Err` tells what it still waits for.
 type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -115,7 +118,7 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// Serves `router` until cancelled, then lets open requests end.
+/// Serves `router` until cancelled, then lets open requests end, for [`serving::DRAIN`] at most.
 ///
 /// # Errors
 /// The listener's own.
@@ -124,7 +127,7 @@ pub async fn serve(
     router: Router,
     cancel: CancellationToken,
 ) -> io::Result<()> {
-    axum::serve(listener, router)
-        .with_graceful_shutdown(cancel.cancelled_owned())
-        .await
+    let ended = cancel.clone().cancelled_owned();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(ended);
+    serving::drained(serving.into_future(), &cancel, serving::DRAIN).await
 }

@@ -39,6 +39,10 @@ const HANDED_OVER: usize = 64;
 /// How long the listener rests after an error, such as no file being left.
 const REST: Duration = Duration::from_millis(100);
 
+/// How long open calls and connections may take to end, once the end is asked for. A peer that hangs answers nothing, and
+/// would keep its connection open until it is found out.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
 /// The connections of one thread.
 pub type Incoming = Pin<Box<dyn Stream<Item = io::Result<Connection<TcpStream>>> + Send>>;
 
@@ -104,6 +108,28 @@ where
     Ok(())
 }
 
+/// Serves until all has ended by itself, or what is left is given up so long after the cancellation.
+///
+/// # Errors
+/// Those of `serving`.
+pub async fn drained<E>(
+    serving: impl Future<Output = Result<(), E>>,
+    cancel: &CancellationToken,
+    within: Duration,
+) -> Result<(), E> {
+    let late = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(within).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = late => {
+            warn!(?within, "connections are still open after the end was asked for, they are given up");
+            Ok(())
+        }
+    }
+}
+
 /// A thread that serves, as the listener sees it.
 struct Server {
     sender: mpsc::Sender<Accepted>,
@@ -144,7 +170,8 @@ impl Server {
                 let stream = TcpStream::from_std(accepted)?;
                 Ok(Connection::counted(stream, Open(open.clone())))
             });
-            let serving = serve(Box::pin(connections), cancel);
+            let serving = serve(Box::pin(connections), cancel.clone());
+            let serving = drained(serving, &cancel, DRAIN);
             runtime.block_on(serving).map_err(Into::into)
         })?;
         Ok(server)
@@ -256,7 +283,7 @@ mod tests {
             Arc, Mutex,
             atomic::{AtomicBool, AtomicUsize, Ordering},
         },
-        task::{Context, Poll},
+        task::{Context, Poll, Waker},
         thread::ThreadId,
         time::Duration,
     };
@@ -269,8 +296,21 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use tower::{Layer as _, Service};
 
-    use super::{CountCalls, Incoming, Server, on_threads, others_wait};
+    use super::{CountCalls, DRAIN, Incoming, Server, drained, on_threads, others_wait};
     use crate::{tasks::Tasks, wait::eventually};
+
+    #[tokio::test]
+    async fn what_does_not_end_is_given_up_once_the_end_was_asked_for() {
+        let cancel = CancellationToken::new();
+        let hangs = pending::<Result<(), Infallible>>();
+        let mut hangs = std::pin::pin!(drained(hangs, &cancel, Duration::ZERO));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(hangs.as_mut().poll(&mut context).is_pending());
+        cancel.cancel();
+        assert_eq!(hangs.await, Ok(()));
+        let fails = drained(ready(Err("it cannot")), &cancel, DRAIN);
+        assert_eq!(fails.await, Err("it cannot"));
+    }
 
     /// Says at once what its caller gave.
     #[derive(Clone)]

@@ -26,7 +26,7 @@ const EARLY: usize = 160;
 /// About 20 KiB each in memory: the vector as it came, and its code in the graph.
 const LATE: usize = 3400;
 /// Points of another collection.
-const SPARE: usize = 900;
+const SPARE: usize = 1400;
 const BUDGET: ByteSize = ByteSize::mib(112);
 /// Percent of the budget that may be held above it. Ingest stops at nine tenths, and what is under way by then fits what
 /// is left; an allocator that rounds up, and whoever measures, may be a little off.
