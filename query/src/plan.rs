@@ -90,6 +90,15 @@ struct Candidate<'a> {
     covers: u32,
 }
 
+/// A shard for which nobody was picked yet.
+struct Open {
+    shard: Partition,
+    /// Who could be: places in the list of candidates.
+    by: Vec<usize>,
+    /// What they are, each as good as the others.
+    rank: Rank,
+}
+
 impl Candidate<'_> {
     fn load_a_shard(&self) -> f64 {
         self.standing.load / f64::from(self.covers.max(1))
@@ -105,9 +114,7 @@ pub fn plan(
     let mut plan = Plan::default();
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut places: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    // Each shard that can be asked for, with the candidates for it and what they are.
-    let mut open: Vec<(Partition, Vec<usize>)> = Vec::new();
-    let mut ranks: BTreeMap<Partition, Rank> = BTreeMap::new();
+    let mut open: Vec<Open> = Vec::new();
     for shard in wanted {
         let replicas = shards.replicas(shard);
         let may_ask = |replica: &&Replica| replica.claim.ready && (choice.may_ask)(shard, replica);
@@ -137,12 +144,11 @@ pub fn plan(
             })
         };
         let best = found.iter().filter_map(rank).min();
-        ranks.extend(best.map(|best| (shard, best)));
         found.retain(|one| rank(one) == best);
-        let found: Vec<usize> = found.into_iter().map(|(at, _)| at).collect();
-        match found.is_empty() {
-            true => plan.orphans.push(orphan(shards, shard)),
-            false => open.push((shard, found)),
+        let by = found.into_iter().map(|(at, _)| at).collect();
+        match best {
+            None => plan.orphans.push(orphan(shards, shard)),
+            Some(rank) => open.push(Open { shard, by, rank }),
         }
     }
     while let Some(taken) = pick(&mut candidates, &open, choice.chance) {
@@ -155,15 +161,14 @@ pub fn plan(
             shards: Vec::new(),
             rank: Rank::Due,
         };
-        open.retain(|(shard, by)| {
+        open.retain(|Open { shard, by, rank }| {
             let is_taken = by.contains(&taken);
             if is_taken {
                 ask.shards.push(*shard);
+                ask.rank = ask.rank.max(*rank);
             }
             !is_taken
         });
-        let of_shards = ask.shards.iter().filter_map(|shard| ranks.get(shard));
-        ask.rank = of_shards.copied().max().unwrap_or(Rank::Out);
         plan.asks.push(ask);
     }
     plan
@@ -172,13 +177,13 @@ pub fn plan(
 /// The next node to ask; `None` once every shard has one.
 fn pick(
     candidates: &mut [Candidate<'_>],
-    open: &[(Partition, Vec<usize>)],
+    open: &[Open],
     chance: &dyn Fn(usize) -> usize,
 ) -> Option<usize> {
     for candidate in candidates.iter_mut() {
         candidate.covers = 0;
     }
-    for at in open.iter().flat_map(|(_, by)| by) {
+    for at in open.iter().flat_map(|one| &one.by) {
         if let Some(candidate) = candidates.get_mut(*at) {
             candidate.covers += 1;
         }

@@ -8,7 +8,7 @@
 //! rows met by all of them asks for.
 //!
 //! Rows that have ended lead on and are left out of the count. Where they are so many that they fill
-//! a beam, the graph is walked again for live rows alone, as soon as that shows.
+//! a beam, the graph is walked again for live rows alone.
 
 use crate::{
     fields::{RowSet, plan},
@@ -58,17 +58,10 @@ impl<'a> Part<'a> {
         Going {
             stage: self.segment.set_out(search.wanted.query, limit),
             part: self,
-            limit,
             places: TURN,
             met: Vec::new(),
             live: Vec::new(),
-            is_amid_ended: false,
         }
-    }
-
-    /// Live rows without which a walk of all rows counts for nothing.
-    fn enough(&self, want: usize) -> usize {
-        want.max(self.walk.beam - self.walk.beam / 4)
     }
 }
 
@@ -76,24 +69,19 @@ impl<'a> Part<'a> {
 struct Going<'a> {
     part: Part<'a>,
     stage: Stage,
-    /// How many rows it keeps, if it meets so many.
-    limit: usize,
     /// How many rows it looks from before it waits for the others.
     places: usize,
     /// How far the rows are that it has met, nearest first.
     met: Vec<f32>,
     /// Those that may be answered with.
     live: Vec<f32>,
-    /// Whether the query stands among rows that have ended: these will crowd out others however far it goes.
-    is_amid_ended: bool,
 }
 
 impl Going<'_> {
     /// Whether it is to look from more rows, and has them.
     fn waits(&self) -> bool {
         let places = self.stage.places();
-        let has_more = !self.is_amid_ended && !self.stage.is_exhausted();
-        has_more && places + places / WORTH < self.places
+        places + places / WORTH < self.places && !self.stage.is_exhausted()
     }
 }
 
@@ -163,9 +151,6 @@ impl<'a> Search<'a, '_> {
         let live = segment.near(&one.stage);
         let live = live.filter(|met| self.shows(segment, met.row));
         one.live.extend(live.map(|met| met.distance));
-        // It keeps as many rows as it can, and few of them live: nearer ones will be of the same sort.
-        let is_full = one.met.len() >= one.limit;
-        one.is_amid_ended = is_full && 2 * one.live.len() < one.part.enough(self.want);
     }
 
     fn shows(&self, segment: &Segment, row: u32) -> bool {
@@ -176,13 +161,8 @@ impl<'a> Search<'a, '_> {
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
         let Going {
-            part,
-            stage,
-            live,
-            is_amid_ended,
-            ..
+            part, stage, live, ..
         } = one;
-        let enough = part.enough(self.want);
         let Part {
             segment,
             folded,
@@ -197,7 +177,10 @@ impl<'a> Search<'a, '_> {
                 let mut nearest = segment.near(&stage).take(self.want);
                 nearest.any(|near| !self.shows(segment, near.row))
             }
-            false => is_amid_ended || stage.is_exhausted() && live.len() < enough,
+            false => {
+                let enough = self.want.max(walk.beam - walk.beam / 4);
+                stage.is_exhausted() && live.len() < enough
+            }
         };
         if !is_crowded {
             self.told.walked += 1;

@@ -8,7 +8,7 @@ use std::{
 use futures::FutureExt as _;
 use shoal_query::{Config, admission, hedge};
 use shoal_schemas::{Collection, v1};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -25,13 +25,18 @@ const LONG: Duration = Duration::from_secs(20);
 async fn twins(partitions: u32, config: Config) -> (World, Collection, [Indexer; 2]) {
     let world = World::start_with(config, true).await;
     let docs = collection("docs", partitions);
-    world.define(&docs).await;
-    let owner = world.replica(&docs, None).await;
-    let other = world.replica(&docs, Some("b")).await;
+    let twins = twins_of(&world, &docs).await;
+    (world, docs, twins)
+}
+
+async fn twins_of(world: &World, docs: &Collection) -> [Indexer; 2] {
+    world.define(docs).await;
+    let owner = world.replica(docs, None).await;
+    let other = world.replica(docs, Some("b")).await;
     for one in [&owner, &other] {
-        fill(std::slice::from_ref(one), &docs, POINTS);
+        fill(std::slice::from_ref(one), docs, POINTS);
     }
-    (world, docs, [owner, other])
+    [owner, other]
 }
 
 fn hedging_soon() -> Config {
@@ -169,6 +174,38 @@ async fn a_hedge_that_answers_first_ends_the_call_that_it_overtakes_at_its_serve
             (hedges_won() > before).then_some(())
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_is_not_hedged_with_a_copy_that_has_not_caught_up() {
+    let (world, docs, [owner, early]) = twins(1, hedging_soon()).await;
+    world.claim_early(&docs, 0, Some("b"), &early).await;
+    let (go_on, held) = oneshot::channel::<()>();
+    owner.before_answer(held.map(drop).boxed());
+    let (mut search, request) = (world.search(), within(LONG, everything(&docs, None)));
+    let meanwhile = async {
+        let asked = async || (!owner.seen().is_empty()).then_some(());
+        world.until("the owner to be asked", asked).await;
+        // Of others that have caught up, asked later, one is hedged.
+        let like = collection("like", 1);
+        let others = twins_of(&world, &like).await;
+        let is_first = Arc::new(OnceLock::new());
+        for one in &others {
+            let is_first = is_first.clone();
+            let doing = async move {
+                if is_first.set(()).is_ok() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            one.before_answer(doing.boxed());
+        }
+        whole(&world, &like).await;
+        assert!(early.seen().is_empty(), "{} calls", early.seen().len());
+        go_on.send(()).unwrap();
+    };
+    let (answer, ()) = tokio::join!(search.search(request), meanwhile);
+    let answer = answer.unwrap().into_inner();
+    assert_eq!(answer.coverage.unwrap().shards[0].node, owner.name);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -195,12 +195,32 @@ impl World {
         set: Option<&str>,
         by: &Indexer,
     ) {
+        let claim = claim_by(by, true);
+        self.announce(collection, shard, set, claim).await;
+    }
+
+    /// The same of a node that answers although it has not caught up.
+    pub async fn claim_early(
+        &self,
+        collection: &Collection,
+        shard: u32,
+        set: Option<&str>,
+        by: &Indexer,
+    ) {
+        let mut claim = claim_by(by, true);
+        if let Entry::Shard(claim) = &mut claim {
+            claim.early = true;
+        }
+        self.announce(collection, shard, set, claim).await;
+    }
+
+    async fn announce(&self, collection: &Collection, shard: u32, set: Option<&str>, claim: Entry) {
         let name = collection.name.clone();
         let key = match set {
             None => Key::Shard(name, Partition(shard)),
             Some(set) => Key::Replica(name, Partition(shard), set.parse().unwrap()),
         };
-        let epoch = (self.control.put(&key, &claim_by(by, true)).await).unwrap();
+        let epoch = (self.control.put(&key, &claim).await).unwrap();
         self.until("the claim to be known", async || {
             let owners = self.owners(collection.name.as_str()).await?;
             let owner = owners.iter().find(|owner| owner.shard == shard)?;

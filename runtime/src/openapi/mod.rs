@@ -75,6 +75,13 @@ impl Document {
             .collect()
     }
 
+    /// The codes that a failure may have, by their names.
+    pub fn failure_codes(&self) -> BTreeSet<&str> {
+        let names = self.at("/components/schemas/Failure/properties/code/enum");
+        let names = names.as_array().into_iter().flatten();
+        names.filter_map(Json::as_str).collect()
+    }
+
     /// Every method of every path: all that make first, all that drop last.
     pub fn operations(&self) -> Vec<Operation> {
         Operation::all(self)
