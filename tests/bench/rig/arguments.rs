@@ -22,6 +22,8 @@ pub(crate) struct Arguments {
     pub(crate) seconds: Option<u64>,
     /// How graphs keep vectors, where that is not left to the default (`build`).
     pub(crate) quantization: Option<Quantization>,
+    /// The one way in which the live set is to turn over (`churn`).
+    pub(crate) pattern: Option<String>,
     /// The Python interpreter that has the reference libraries.
     pub(crate) python: Option<PathBuf>,
     /// What a process that the rig starts of itself works on.
@@ -38,7 +40,7 @@ impl Arguments {
         let (mut shoal, mut data) = (None, None);
         let (mut rows, mut repeats, mut seconds) = (None, None, None);
         let (mut python, mut folders) = (None, Vec::new());
-        let mut quantization = None;
+        let (mut quantization, mut pattern) = (None, None);
         while let Some(option) = given.next() {
             let value = given
                 .next()
@@ -50,6 +52,7 @@ impl Arguments {
                 "--repeats" => repeats = Some(value.parse()?),
                 "--seconds" => seconds = Some(value.parse()?),
                 "--quantization" => quantization = Some(serde_json::from_value(value.into())?),
+                "--pattern" => pattern = Some(value),
                 "--python" => python = Some(value.into()),
                 "--folder" => folders.push(value.into()),
                 _ => bail!("unknown option {option}"),
@@ -63,6 +66,7 @@ impl Arguments {
             repeats,
             seconds,
             quantization,
+            pattern,
             python,
             folders,
         })

@@ -40,6 +40,8 @@ const COST_BEAM: usize = 64;
 /// One shard's figures.
 struct Found {
     recalls: Vec<f64>,
+    /// Distances that a search computes at the beam whose cost is compared.
+    distances: f64,
     lost: usize,
     bytes: f64,
     segments: String,
@@ -100,7 +102,7 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
     say(format!(
         "recall@{K} at ef {BEAMS:?} after {TURNOVERS} turnovers, beside a fresh build of the same live set"
     ))?;
-    for pattern in Pattern::ALL {
+    for pattern in Pattern::asked_for(arguments.pattern.as_deref())? {
         let (churned, fresh, cost) = once(arguments, &embeddings, pattern, repeats, time)?;
         let losses: Vec<f64> = fresh
             .recalls
@@ -116,13 +118,15 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
         cost_ratio = cost_ratio.max(cost.median());
         lost += churned.lost;
         say(format!(
-            "  {:10} churned {:.4?}  fresh {:.4?}  a search costs x {}  memory x {memory:.2}  \
+            "  {:10} churned {:.4?}  fresh {:.4?}  a search costs x {} and computes x {:.2} distances ({:.0})  memory x {memory:.2}  \
              do not find themselves: {} ({} fresh)\n             written to disk x {:.2} of the records ({:.2}), \
              {:.0} us of processor a record ({:.0}), disk x {disk:.2}\n             {}",
             pattern.name(),
             churned.recalls,
             fresh.recalls,
             cost.text(""),
+            churned.distances / fresh.distances,
+            fresh.distances,
             churned.lost,
             fresh.lost,
             churned.spent.written,
@@ -184,6 +188,7 @@ fn figures(found: &Found) -> Value {
     let recalls = recalls.map(|(ef, recall)| (ef.to_string(), json!(round(*recall))));
     json!({
         "recall_at_10_by_ef": Value::Object(recalls.collect()),
+        "distances_per_search": round(found.distances),
         "self_lost": found.lost,
         "bytes": found.bytes,
         "segments": found.segments,
@@ -279,6 +284,10 @@ impl Live<'_> {
         running.serves(self.rows.len())?;
         let recalls = BEAMS.iter().map(|ef| self.recall(&running, *ef));
         let recalls = recalls.collect::<anyhow::Result<_>>()?;
+        let queries = self.embeddings.queries.iter();
+        let distances = queries.map(|query| running.distances(query, K, COST_BEAM));
+        let distances: u64 = distances.sum::<anyhow::Result<_>>()?;
+        let distances = distances as f64 / self.embeddings.queries.len().max(1) as f64;
         let points = self.rows.iter();
         let points =
             points.filter_map(|(id, row)| Some((id.as_str(), vector(self.embeddings, *row)?)));
@@ -288,6 +297,7 @@ impl Live<'_> {
         let memory = opened::in_fresh_process(arguments, "churn", &[&folder])?;
         Ok(Found {
             recalls,
+            distances,
             lost,
             bytes: memory.grown.sum(),
             segments,

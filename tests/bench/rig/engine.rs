@@ -265,6 +265,17 @@ impl Running {
         Ok(self.shared.search(&ask(vector, k, ef))?)
     }
 
+    /// How many distances a search computes.
+    pub(crate) fn distances(&self, vector: &[f32], k: usize, ef: usize) -> anyhow::Result<u64> {
+        let asked = Ask {
+            explain: true,
+            ..ask(vector, k, ef)
+        };
+        let answer = self.shared.answer(&asked, &|| false)?;
+        let told = answer.explain.first().context("no plan is told")?;
+        Ok(told.rows_scanned)
+    }
+
     /// Its segments, for the reader of a figure: rows and dead rows of each, sealed or growing.
     pub(crate) fn segments(&self) -> String {
         let (view, _) = self.shared.moment();

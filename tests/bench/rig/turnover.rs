@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use shoal_runtime::clock::{Clock, Manual, System};
 use shoal_schemas::{Point, payload::Value};
 
@@ -69,8 +70,16 @@ pub(crate) struct Turnover<'a> {
 }
 
 impl Pattern {
-    pub(crate) const ALL: [Self; 4] =
+    const ALL: [Self; 4] =
         [Self::Random, Self::Sliding, Self::Clustered, Self::Expiring];
+
+    /// The one of that name, or all.
+    pub(crate) fn asked_for(name: Option<&str>) -> anyhow::Result<Vec<Self>> {
+        let wanted = |pattern: &Self| name.is_none_or(|name| pattern.name() == name);
+        let patterns: Vec<_> = Self::ALL.into_iter().filter(wanted).collect();
+        ensure!(!patterns.is_empty(), "no pattern of that name: {name:?}");
+        Ok(patterns)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
