@@ -3,13 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_runtime::clock::System;
-
-use crate::{
-    config::Ownership,
-    node::alone::Alone,
-    shard::{offline::open_offline, search::Ask},
-};
+use crate::{config::Ownership, node::alone::Alone, shard::search::Ask};
 
 /// Points: many more than a search keeps while it looks.
 const POINTS: u16 = 900;
@@ -37,7 +31,7 @@ fn rows_that_no_graph_has_are_found_as_a_look_at_each_finds_them() {
     alone.node.let_go(&[key]);
 
     // Read back from its log, by nobody who would make a graph of it.
-    let shared = open_offline(&alone.folder(&docs), System::shared()).unwrap();
+    let shared = alone.offline(&docs);
     let rows = shared.moment().0.memtable_rows();
     assert_eq!(rows, u32::from(POINTS + POINTS / 3));
     for asked in (0..PLACES).step_by(7) {

@@ -24,7 +24,11 @@ use crate::{
         plan::{self, COSTS, Plan},
     },
     find::{kept::Kept, together::Part},
-    index::{Near, distance::Query, packed::Accept},
+    index::{
+        Near,
+        distance::Query,
+        packed::{self, Accept},
+    },
     segment::{Place, PointError, Row, Segment, SegmentId},
     view::{Moment, View},
     wal,
@@ -338,8 +342,21 @@ impl<'a, 'w> Search<'a, 'w> {
                 segment.walk(query, walk.beam, want, Some(accept))
             }
         };
+        self.take(segment, folded, set, walk, walked)
+    }
+
+    /// Takes what a walk has found, unless a scan is to find more.
+    fn take(
+        &mut self,
+        segment: &'a Segment,
+        folded: u32,
+        set: Option<&RowSet>,
+        walk: plan::Walk,
+        walked: packed::Walk,
+    ) -> Result<(), SearchError> {
+        let (view, moment) = (self.view, self.wanted.moment);
         self.told.distances += count(walked.distances);
-        match own.is_some() {
+        match set.is_some() && walk.is_filtered {
             true => self.told.filtered += 1,
             false => self.told.walked += 1,
         }

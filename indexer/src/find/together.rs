@@ -5,22 +5,27 @@
 //! is how shards of a collection are asked, too. Or they lie in one segment, which took them in when a
 //! whole region of the space was written, and then that one needs the whole beam and the others none.
 //! Nobody knows before. So all walks go on in turns, each with the beam that its share of the nearest
-//! rows met by all of them asks for.
+//! rows met by all of them asks for. A small one beside a large one is only glanced at, until it is known how near the
+//! nearest are.
 //!
 //! Rows that have ended lead on and are left out of the count. Where they are so many that they fill
-//! a beam, the graph is walked again for live rows alone.
+//! a beam, the walk goes on for live rows alone.
 
 use crate::{
     fields::{RowSet, plan},
     find::{Met, Search, SearchError, count, size},
-    index::packed::{MENDED_BEAM, Stage},
+    index::packed::{Accept, MENDED_BEAM, Stage},
     segment::Segment,
 };
 
-/// Rows that are looked from in the first turn, in each graph, however far from the query they are: a
-/// walk that has looked from fewer may not have come near it yet. Graphs are mended so that each row is
-/// found from [`MENDED_BEAM`]; a few more keep recall where a fresh graph has it.
+/// Rows that are looked from at least in a graph that holds some of the nearest: a walk that has looked from
+/// fewer may not have come near all of them yet. Graphs are mended so that each row is found from
+/// [`MENDED_BEAM`]; a few more keep recall where a fresh graph has it.
 const TURN: usize = MENDED_BEAM + 4;
+/// Rows that are looked from in a small graph beside a large one, to see whether it holds any of the nearest.
+const GLANCE: usize = MENDED_BEAM / 2;
+/// A graph is a large one if it holds so many of four live rows.
+const LARGE_OF_FOUR: usize = 3;
 /// A turn for less than one in so many of a walk's rows is not worth it.
 const WORTH: usize = 8;
 
@@ -55,10 +60,14 @@ impl<'a> Part<'a> {
     /// Sets out on its graph.
     fn set_out(self, search: &Search<'_, '_>) -> Going<'a> {
         let limit = amid(self.walk.beam, self.segment.nodes(), self.live);
+        let may_go_among = !self.segment.is_all_alive();
         Going {
-            stage: self.segment.set_out(search.wanted.query, limit),
+            stage: self
+                .segment
+                .set_out(search.wanted.query, limit, may_go_among),
+            may_go_among,
             part: self,
-            places: TURN,
+            places: 0,
             met: Vec::new(),
             live: Vec::new(),
         }
@@ -69,11 +78,13 @@ impl<'a> Part<'a> {
 struct Going<'a> {
     part: Part<'a>,
     stage: Stage,
+    /// Whether it may be ended among live rows.
+    may_go_among: bool,
     /// How many rows it looks from before it waits for the others.
     places: usize,
     /// How far the rows are that it has met, nearest first.
     met: Vec<f32>,
-    /// Those that may be answered with.
+    /// Those that may be answered with, where not all may.
     live: Vec<f32>,
 }
 
@@ -82,6 +93,23 @@ impl Going<'_> {
     fn waits(&self) -> bool {
         let places = self.stage.places();
         places + places / WORTH < self.places && !self.stage.is_exhausted()
+    }
+
+    /// How far the rows are that it has met and that may be answered with, nearest first.
+    fn live(&self) -> &[f32] {
+        match self.may_go_among {
+            true => &self.live,
+            false => &self.met,
+        }
+    }
+
+    /// How many of the nearest it has met: rows that are no farther than `reach`.
+    fn own(&self, reach: f32) -> Own {
+        let within = |distances: &[f32]| distances.partition_point(|one| *one <= reach);
+        Own {
+            met: within(&self.met),
+            alive: within(self.live()),
+        }
     }
 }
 
@@ -111,22 +139,29 @@ impl<'a> Search<'a, '_> {
         let others = self.coarse.distances().chain(self.exact.distances());
         let mut others: Vec<f32> = others.collect();
         others.sort_unstable_by(f32::total_cmp);
+        let rows = going
+            .iter()
+            .map(|one| (one.part.segment.nodes(), one.part.live));
+        let first = first_turns(beam, &rows.collect::<Vec<_>>());
+        for (one, places) in going.iter_mut().zip(first) {
+            one.places = places;
+        }
         loop {
             for one in going.iter_mut().filter(|one| one.waits()) {
                 one.part.segment.go_on(&mut one.stage, one.places);
                 self.meet(one);
             }
-            let live = going.iter().map(|one| one.live.as_slice());
-            let lists: Vec<&[f32]> = live.chain([others.as_slice()]).collect();
+            let live = going.iter().map(Going::live);
+            let mut lists: Vec<&[f32]> = live.chain([others.as_slice()]).collect();
             let near = lists.iter().map(|list| list.len()).sum();
-            let reach = farthest(&lists, beam);
-            let within = |distances: &[f32]| distances.partition_point(|one| *one <= reach);
+            let reach = farthest(&mut lists, beam);
             for one in going.iter_mut() {
-                let own = Own {
-                    met: within(&one.met),
-                    alive: within(&one.live),
-                };
-                one.places = one.places.max(own.places(beam, near));
+                one.places = one.places.max(one.own(reach).places(beam, near));
+            }
+            if !going.iter().any(Going::waits) {
+                // Those that hold most of the nearest have come to them, so that it is known how far they are.
+                let holding = going.iter_mut().filter(|one| one.own(reach).met > 0);
+                holding.for_each(|one| one.places = one.places.max(TURN));
             }
             if !going.iter().any(Going::waits) {
                 return Ok(());
@@ -141,16 +176,13 @@ impl<'a> Search<'a, '_> {
     fn meet(&self, one: &mut Going<'_>) {
         let segment = one.part.segment;
         one.met.clear();
-        one.met
-            .extend(segment.near(&one.stage).map(|met| met.distance));
         one.live.clear();
-        if segment.is_all_alive() {
-            one.live.extend_from_slice(&one.met);
-            return;
+        for near in segment.near(&one.stage) {
+            one.met.push(near.distance);
+            if one.may_go_among && self.shows(segment, near.row) {
+                one.live.push(near.distance);
+            }
         }
-        let live = segment.near(&one.stage);
-        let live = live.filter(|met| self.shows(segment, met.row));
-        one.live.extend(live.map(|met| met.distance));
     }
 
     fn shows(&self, segment: &Segment, row: u32) -> bool {
@@ -161,7 +193,11 @@ impl<'a> Search<'a, '_> {
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
         let Going {
-            part, stage, live, ..
+            part,
+            stage,
+            may_go_among,
+            live,
+            ..
         } = one;
         let Part {
             segment,
@@ -170,18 +206,27 @@ impl<'a> Search<'a, '_> {
             ..
         } = part;
         let (view, moment) = (self.view, self.wanted.moment);
-        self.told.distances += count(stage.distances());
         // A search that was held up can meet rows from after its moment.
-        let is_crowded = match segment.is_all_alive() {
-            true => {
+        let is_crowded = match may_go_among {
+            false => {
                 let mut nearest = segment.near(&stage).take(self.want);
                 nearest.any(|near| !self.shows(segment, near.row))
             }
-            false => {
+            true => {
                 let enough = self.want.max(walk.beam - walk.beam / 4);
                 stage.is_exhausted() && live.len() < enough
             }
         };
+        if is_crowded && may_go_among {
+            let accept = |row: u32| view.shown(segment, row, moment).is_some();
+            let accept = Accept {
+                takes: &accept,
+                max_distances: walk.max_visits,
+            };
+            let walked = segment.go_on_among(stage, walk.beam, self.want, accept);
+            return self.take(segment, folded, None, walk, walked);
+        }
+        self.told.distances += count(stage.distances());
         if !is_crowded {
             self.told.walked += 1;
             let below = segment.near(&stage).filter(|near| near.row < folded);
@@ -225,25 +270,61 @@ impl Own {
     }
 }
 
+/// From how many rows of each graph to look in the first turn, its rows and those that live given: where one holds
+/// most of the live ones, from about as many of it as its share of them asks for, and from few of the others.
+fn first_turns(beam: usize, rows: &[(u32, u32)]) -> Vec<usize> {
+    let all: usize = rows.iter().map(|(_, live)| size(*live)).sum();
+    let is_large = |live: u32| size(live) * 4 >= all * LARGE_OF_FOUR;
+    let has_large = rows.iter().any(|(_, live)| is_large(*live));
+    let places = rows.iter().map(|(nodes, live)| match is_large(*live) {
+        true => expected(beam, (*nodes, *live), all),
+        false if has_large => GLANCE,
+        false => TURN,
+    });
+    places.collect()
+}
+
+/// From how many rows of a graph a walk is likely to have to look where all graphs hold `all` live rows, but for a tenth:
+/// it may be fewer, and a tenth more is not worth a turn.
+fn expected(beam: usize, (nodes, live): (u32, u32), all: usize) -> usize {
+    let of_all = |rows: u32| beam.saturating_mul(size(rows)) / all.max(1);
+    let own = Own {
+        met: of_all(nodes),
+        alive: of_all(live),
+    };
+    own.places(beam, beam) * 9 / 10
+}
+
 /// The farthest of the nearest so many distances in lists that are sorted; infinite where there are fewer.
-fn farthest(lists: &[&[f32]], among: usize) -> f32 {
-    let mut left = lists.to_vec();
-    let mut farthest = f32::INFINITY;
-    for _ in 0..among {
-        let heads = left.iter_mut();
-        let heads = heads.filter_map(|list| Some((*list.first()?, list)));
-        let Some((distance, list)) = heads.min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            return f32::INFINITY;
-        };
-        *list = list.get(1..).unwrap_or_default();
-        farthest = distance;
+fn farthest(lists: &mut [&[f32]], among: usize) -> f32 {
+    // None that is farther than this is one of them.
+    let last = lists
+        .iter()
+        .filter_map(|list| list.get(among.checked_sub(1)?));
+    let bound = last.copied().fold(f32::INFINITY, f32::min);
+    for list in lists.iter_mut() {
+        let within = list.partition_point(|one| *one <= bound);
+        *list = list.get(..within).unwrap_or_default();
     }
-    farthest
+    let mut left: usize = lists.iter().map(|list| list.len()).sum();
+    while left >= among {
+        let lasts = lists.iter_mut();
+        let lasts = lasts.filter_map(|list| Some((list.split_last()?, list)));
+        let Some(((last, before), list)) = lasts.max_by(|a, b| a.0.0.total_cmp(b.0.0)) else {
+            break;
+        };
+        if left == among {
+            return *last;
+        }
+        *list = before;
+        left -= 1;
+    }
+    f32::INFINITY
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Own, amid, farthest};
+    use super::{GLANCE, Own, TURN, amid, farthest, first_turns};
 
     #[test]
     fn a_beam_is_as_much_wider_as_there_are_more_rows_than_live_ones() {
@@ -267,6 +348,17 @@ mod tests {
     }
 
     #[test]
+    fn beside_a_large_graph_small_ones_are_glanced_at() {
+        let half = (1_000, 1_000);
+        assert_eq!(first_turns(64, &[half, half]), [TURN, TURN]);
+        let large = (9_000, 9_000);
+        assert_eq!(first_turns(64, &[half, large]), [GLANCE, 54]);
+        let worn = (12_000, 9_000);
+        assert_eq!(first_turns(64, &[half, worn, (0, 0)]), [GLANCE, 72, GLANCE]);
+        assert_eq!(first_turns(64, &[large]), [57]);
+    }
+
+    #[test]
     fn ended_rows_take_no_place_of_live_ones() {
         let places = |met, alive, near| Own { met, alive }.places(64, near);
         assert_eq!(places(73, 64, 64), 73);
@@ -280,7 +372,7 @@ mod tests {
     #[test]
     fn the_farthest_is_of_so_many_nearest() {
         let lists: [&[f32]; 3] = [&[1.0, 3.0], &[], &[2.0]];
-        let found = [1, 2, 3, 4].map(|among| farthest(&lists, among));
-        assert_eq!(found, [1.0, 2.0, 3.0, f32::INFINITY]);
+        let found = [0, 1, 2, 3, 4].map(|among| farthest(&mut lists.clone(), among));
+        assert_eq!(found, [f32::INFINITY, 1.0, 2.0, 3.0, f32::INFINITY]);
     }
 }

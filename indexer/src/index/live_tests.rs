@@ -138,6 +138,10 @@ fn rows_that_were_passed_over_have_no_edges_and_answers_hold_accepted_rows_only(
     let near = graph.search(&query, 50, 20, Some(accept)).near;
     assert_eq!(near.len(), 20);
     assert!(near.iter().all(|near| takes(near.row)));
+    let mut stage = graph.set_out(query, 30, true);
+    graph.go_on(&mut stage, 30);
+    let gone_on = graph.go_on_among(stage, 50, 20, accept).near;
+    assert_eq!(gone_on, near);
 }
 
 #[test]
@@ -209,7 +213,7 @@ fn searches_beside_additions(options: &Options) {
                 let near = graph.search(&query, 64, 10, None).near;
                 assert!(near.is_sorted_by_key(|near| near.distance));
                 missed += usize::from(near.iter().all(|near| near.row != wanted));
-                let mut stage = graph.set_out(query, 64);
+                let mut stage = graph.set_out(query, 64, false);
                 graph.go_on(&mut stage, usize::MAX);
                 let keys = stage.near().map(|near| graph.key(near.row));
                 missed += usize::from(!keys.into_iter().any(|key| key == wanted));
@@ -267,7 +271,7 @@ fn an_empty_graph_is_searched_mended_and_stored() {
     assert_eq!(graph.adjacency(3).rows(), 3);
     let loaded = Graph::load(&stored(&graph), &options).unwrap();
     assert_eq!(loaded.rows(), 0);
-    let mut stage = loaded.set_out(query, 10);
+    let mut stage = loaded.set_out(query, 10, false);
     loaded.go_on(&mut stage, 10);
     assert!(stage.is_exhausted());
     stage.end();

@@ -12,7 +12,7 @@ use std::{
 
 use futures::executor::block_on;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use shoal_runtime::{clock::System, eventually, http::Readiness, tasks::Tasks};
+use shoal_runtime::{ErrorKind, clock::System, eventually, http::Readiness, tasks::Tasks};
 use shoal_schemas::{
     ClusterId, Collection, CollectionName, Metric, Offset, Partition, Record,
     avro::NoRegistry,
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, EngineConfig, Ownership},
     node::{Held, Node, ShardKey},
+    shard::{Shared, offline::open_offline},
 };
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -262,6 +263,17 @@ impl Alone {
             })
         });
         held
+    }
+
+    /// Opens the folder of a shard that was let go, once its catalog's own threads have let go of it, too.
+    pub(crate) fn offline(&self, collection: &Collection) -> Arc<Shared> {
+        let folder = self.folder(collection);
+        eventually(DEADLINE, "the folder is let go", || {
+            match open_offline(&folder, System::shared()) {
+                Err(error) if error.kind() == ErrorKind::Retry => None,
+                opened => Some(opened.unwrap()),
+            }
+        })
     }
 
     /// Where the one shard of a collection keeps its files.

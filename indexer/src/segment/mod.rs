@@ -401,12 +401,12 @@ impl Segment {
     }
 
     /// A walk of the nearest `limit` rows, ended ones too, that waits to be taken further by
-    /// [`Segment::go_on`].
-    pub fn set_out(&self, query: &Query<'_>, limit: usize) -> packed::Stage {
+    /// [`Segment::go_on`], and by [`Segment::go_on_among`] if that is said here.
+    pub fn set_out(&self, query: &Query<'_>, limit: usize, may_go_among: bool) -> packed::Stage {
         let code = self.space().encode(query);
         match &self.rows {
-            Rows::Growing(growing) => growing.graph.set_out(code, limit),
-            Rows::Sealed(sealed) => sealed.graph().set_out(code, limit),
+            Rows::Growing(growing) => growing.graph.set_out(code, limit, may_go_among),
+            Rows::Sealed(sealed) => sealed.graph().set_out(code, limit, may_go_among),
         }
     }
 
@@ -415,6 +415,20 @@ impl Segment {
         match &self.rows {
             Rows::Growing(growing) => growing.graph.go_on(stage, places),
             Rows::Sealed(sealed) => sealed.graph().go_on(stage, places),
+        }
+    }
+
+    /// Ends a walk that was set out for it as [`packed::Graph::go_on_among`].
+    pub fn go_on_among(
+        &self,
+        stage: packed::Stage,
+        beam: usize,
+        want: usize,
+        accept: packed::Accept<'_>,
+    ) -> packed::Walk {
+        match &self.rows {
+            Rows::Growing(growing) => growing.graph.go_on_among(stage, beam, want, accept),
+            Rows::Sealed(sealed) => sealed.graph().go_on_among(stage, beam, want, accept),
         }
     }
 

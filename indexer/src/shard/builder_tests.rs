@@ -4,14 +4,14 @@
 use std::{fs, sync::Arc};
 
 use bytesize::ByteSize;
-use shoal_runtime::{clock::System, eventually};
+use shoal_runtime::eventually;
 
 use super::check;
 use crate::{
     config::{EngineConfig, Ownership},
     node::alone::{Alone, DEADLINE},
     segment::Segment,
-    shard::{Shared, lock, offline::open_offline},
+    shard::{Shared, lock},
     view::View,
 };
 
@@ -55,7 +55,7 @@ fn a_damaged_file_is_noticed_unless_its_segment_was_compacted_away_meanwhile() {
     alone.node.let_go(&[key]);
 
     // As an opening has it, without a builder that would look by itself.
-    let shared = open_offline(&alone.folder(&docs), System::shared()).unwrap();
+    let shared = alone.offline(&docs);
     let before = shared.view.load_full();
     let mut segments = before.segments.iter();
     let opened: Arc<Segment> = segments

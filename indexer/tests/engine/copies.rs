@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use shoal_indexer::shard::{Shared, buckets::BucketsError, offline::open_offline};
+use shoal_runtime::{ErrorKind, eventually};
 use shoal_schemas::{
     PointId, Record, RowHash, Version,
     buckets::{Bucket, Buckets, Difference, How, Row, compare},
     v1,
 };
 
-use crate::world::{Live, World, churn};
+use crate::world::{DEADLINE, Live, World, churn};
 
 fn buckets(shared: &Shared) -> (Buckets, Vec<v1::SourcePosition>) {
     let found = shared.buckets().unwrap();
@@ -155,7 +156,13 @@ fn a_folder_of_a_stopped_shard_is_compared_with_a_running_one() {
     });
     stopped.close();
     let folder = other.folder.path().join("live");
-    let offline = open_offline(&folder, other.clock.clone()).unwrap();
+    // Its catalog's own threads let go of it a moment later.
+    let offline = eventually(DEADLINE, "the folder is let go", || {
+        match open_offline(&folder, other.clock.clone()) {
+            Err(error) if error.kind() == ErrorKind::Retry => None,
+            opened => Some(opened.unwrap()),
+        }
+    });
     assert_eq!(buckets(&offline).1, buckets(&live.shared).1);
     let found = differences(&live.shared, &offline);
     assert_eq!(found.len(), 1, "{found:?}");

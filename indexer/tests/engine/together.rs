@@ -23,12 +23,21 @@ const WIDE: usize = 96;
 
 /// Points of three segments. Where they are in regions, each segment has one to itself.
 fn filled(in_regions: bool) -> (World, Live, BTreeMap<String, Vec<f32>>) {
+    written(ROWS, SEGMENTS * ROWS, in_regions)
+}
+
+/// So many points, and one; a segment is sealed when it has `seal_rows` of them.
+fn written(
+    seal_rows: u64,
+    rows: u64,
+    in_regions: bool,
+) -> (World, Live, BTreeMap<String, Vec<f32>>) {
     let mut world = World::new();
     world.engine.memtable_rows = 1024;
-    world.engine.seal_rows = u32::try_from(ROWS).unwrap();
+    world.engine.seal_rows = u32::try_from(seal_rows).unwrap();
     let live = world.open();
     let mut points = BTreeMap::new();
-    for number in 0..ROWS * SEGMENTS {
+    for number in 0..rows {
         let vector = placed(number, in_regions);
         let id = format!("p{number}");
         world.send(&record(&world, &id, &vector));
@@ -42,7 +51,7 @@ fn filled(in_regions: bool) -> (World, Live, BTreeMap<String, Vec<f32>>) {
         let (view, _) = live.shared.moment();
         let (_, others) = view.segments.split_last().unwrap();
         let sealed = others.iter().filter(|one| one.as_sealed().is_some());
-        (sealed.count() as u64 == SEGMENTS).then_some(())
+        (sealed.count() as u64 == rows / seal_rows).then_some(())
     });
     (world, live, points)
 }
@@ -123,6 +132,28 @@ fn the_segment_that_holds_all_of_the_nearest_is_walked_with_the_whole_beam() {
         assert!(recall > 0.98, "segment {segment}: {recall}");
     }
     live.close();
+}
+
+#[test]
+fn a_small_graph_beside_a_large_one_gives_its_part_of_the_nearest() {
+    for in_regions in [false, true] {
+        let few = ROWS * 3 / 4;
+        let (_world, live, _) = written(SEGMENTS * ROWS, SEGMENTS * ROWS + few, in_regions);
+        eventually(DEADLINE, "the rows after those are in a graph", || {
+            let (view, _) = live.shared.moment();
+            let last = view.segments.last().unwrap();
+            (u64::from(last.folded()) > few).then_some(())
+        });
+        for segment in 0..=SEGMENTS {
+            let queries = (0..40).map(|seed| match in_regions {
+                true => placed_query(segment, seed),
+                false => vector(900_000 + segment * 40 + seed),
+            });
+            let (recall, _) = look(&live, BEAM, queries);
+            assert!(recall > 0.99, "{in_regions}, segment {segment}: {recall}");
+        }
+        live.close();
+    }
 }
 
 #[test]

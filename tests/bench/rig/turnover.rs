@@ -70,8 +70,7 @@ pub(crate) struct Turnover<'a> {
 }
 
 impl Pattern {
-    const ALL: [Self; 4] =
-        [Self::Random, Self::Sliding, Self::Clustered, Self::Expiring];
+    const ALL: [Self; 4] = [Self::Random, Self::Sliding, Self::Clustered, Self::Expiring];
 
     /// The one of that name, or all.
     pub(crate) fn asked_for(name: Option<&str>) -> anyhow::Result<Vec<Self>> {

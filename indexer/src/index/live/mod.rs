@@ -224,21 +224,36 @@ impl Graph {
             takes: &takes,
             ..accept
         });
-        let mut walk = walk::nearest(&layers, query, beam, want, accept);
-        for near in &mut walk.near {
-            near.row = self.key(near.row);
-        }
-        walk
+        self.keyed(walk::nearest(&layers, query, beam, want, accept))
     }
 
     /// As [`packed::Graph::set_out`].
-    pub fn set_out(&self, query: QueryCode, limit: usize) -> Stage {
-        Stage::set_out(&self.layers(self.rows()), query, limit)
+    pub fn set_out(&self, query: QueryCode, limit: usize, may_go_among: bool) -> Stage {
+        Stage::set_out(&self.layers(self.rows()), query, limit, may_go_among)
     }
 
     /// As [`packed::Graph::go_on`].
     pub fn go_on(&self, stage: &mut Stage, places: usize) {
         stage.go_on(&self.layers(self.rows()), places);
+    }
+
+    /// As [`packed::Graph::go_on_among`].
+    pub fn go_on_among(&self, stage: Stage, beam: usize, want: usize, accept: Accept<'_>) -> Walk {
+        let takes = |row| (accept.takes)(self.key(row));
+        let accept = Accept {
+            takes: &takes,
+            ..accept
+        };
+        let walk = stage.go_on_among(&self.layers(self.rows()), beam, want, accept);
+        self.keyed(walk)
+    }
+
+    /// What a walk found, by numbers of the segment.
+    fn keyed(&self, mut walk: Walk) -> Walk {
+        for near in &mut walk.near {
+            near.row = self.key(near.row);
+        }
+        walk
     }
 
     /// A row's number in its segment, for one that a walk in stages came to.

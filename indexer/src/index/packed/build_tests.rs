@@ -317,6 +317,24 @@ fn few_rows_or_none_are_left() {
     }
 }
 
+#[test]
+fn the_row_that_walks_set_out_from_is_come_to_from_others_too() {
+    // Under inner product a walk goes down from it to longer rows, whoever is looked for; and it was in the lists
+    // of rows that are dropped alone.
+    let kept = [
+        8, 37, 58, 69, 74, 78, 84, 85, 91, 92, 97, 98, 102, 103, 106, 109, 113, 116, 117, 122, 123,
+        125, 126, 128, 129, 130, 134, 136, 138, 140, 152, 154, 155, 157, 166, 170, 171, 173, 175,
+        176, 178, 179, 181, 182, 185, 186, 195, 196, 197, 198, 199, 200, 201, 202, 203, 204, 205,
+        206, 207, 208, 209, 210, 211, 212, 214, 215, 217, 218, 221, 222, 223, 224, 225, 228, 233,
+        234, 236, 237, 238, 239, 243, 244, 247,
+    ];
+    let rows = vectors(dim(8), 250);
+    let space = space_of(dim(8), Metric::InnerProduct, Quantization::I8, &rows);
+    let graph = packed(&mut built(&space, &rows));
+    let (mut builder, _) = adopted(&space, &graph, |row| kept.contains(&row));
+    assert_sound(&mut builder);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

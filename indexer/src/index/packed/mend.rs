@@ -72,6 +72,12 @@ impl<G: Grow> Mend<'_, G> {
             let mut reached = Reached::new(self.graph.rows());
             reached.spread(self.graph, self.graph.entry());
             let mut lost = 0;
+            // Every walk comes to it, but if it goes down the levels leaves it there.
+            let entry = self.graph.entry();
+            if self.graph.rows() > 1 && !self.is_listed(entry) {
+                lost += 1;
+                self.lead_to(entry);
+            }
             for row in 0..self.graph.rows() {
                 if !reached.has(row) {
                     lost += 1;
@@ -166,13 +172,21 @@ impl<G: Grow> Mend<'_, G> {
         Some(before)
     }
 
+    /// Whether a row is in the list of another.
+    fn is_listed(&self, row: u32) -> bool {
+        let lists = |from| neighbours(self.graph, 0, from).any(|to| to == row);
+        // Those in its own list as a rule.
+        neighbours(self.graph, 0, row).any(lists) || (0..self.graph.rows()).any(lists)
+    }
+
     fn lead_to(&mut self, row: u32) {
         let query = self.space.query_of_code(self.graph.code(row));
-        let near = query.visit(Around {
+        let mut near = query.visit(Around {
             graph: self.graph,
             work: self.work,
             beam: self.graph.effort().1,
         });
+        near.retain(|(_, near)| *near != row);
         let from = near.iter().find(|near| self.has_room(near.1));
         let Some((_, from)) = from.or(near.first()).copied() else {
             return;

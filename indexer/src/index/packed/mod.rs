@@ -120,14 +120,21 @@ impl<B: AsRef<[u8]> + Send + Sync> Graph<B> {
         walk::nearest(&self.layers(), query, beam, want, accept)
     }
 
-    /// A walk of the nearest `limit` rows that has come down to level 0 and waits there.
-    pub fn set_out(&self, query: QueryCode, limit: usize) -> Stage {
-        Stage::set_out(&self.layers(), query, limit)
+    /// A walk of the nearest `limit` rows that has come down to level 0 and waits there; whether it may be
+    /// followed by [`Self::go_on_among`] is said here.
+    pub fn set_out(&self, query: QueryCode, limit: usize, may_go_among: bool) -> Stage {
+        Stage::set_out(&self.layers(), query, limit, may_go_among)
     }
 
     /// Takes a walk of this graph further, until it has looked from the nearest `places` rows.
     pub fn go_on(&self, stage: &mut Stage, places: usize) {
         stage.go_on(&self.layers(), places);
+    }
+
+    /// Ends a walk of this graph as [`Self::search`] does among accepted rows, from all that it has met. `distances`
+    /// are those of all of it.
+    pub fn go_on_among(&self, stage: Stage, beam: usize, want: usize, accept: Accept<'_>) -> Walk {
+        stage.go_on_among(&self.layers(), beam, want, accept)
     }
 
     /// About the distance to a row; `None` if there is no such row.

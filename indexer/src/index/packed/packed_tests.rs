@@ -206,6 +206,45 @@ fn a_walk_goes_on_through_rows_that_are_not_accepted_until_it_meets_those_that_a
 }
 
 #[test]
+fn a_walk_goes_on_among_some_rows_from_all_that_it_has_met() {
+    let rows = vectors(dim(24), 3000);
+    let space = space_of(dim(24), Metric::L2, Quantization::I8, &rows);
+    let edges = adjacency(dim(24), Metric::L2, Quantization::I8, &rows);
+    let graph = open(packed(&space, &edges, &rows));
+    let (mut found, mut wanted) = (0, 0);
+    for row in rows.iter().step_by(70) {
+        let query = space.encode_query(row);
+        let mut order: Vec<Near> = (0..graph.rows())
+            .filter_map(|row| {
+                let distance = graph.distance_to(&query, row)?;
+                Some(Near { row, distance })
+            })
+            .collect();
+        order.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+        // Of the nearest, two beams or more, only one in thirty.
+        let gone: Vec<u32> = order[..150].iter().map(|near| near.row).collect();
+        let accept = |row: u32| row.is_multiple_of(30) || !gone.contains(&row);
+        let mut stage = graph.set_out(query.clone(), 64, true);
+        graph.go_on(&mut stage, 64);
+        assert!(stage.is_exhausted());
+        let first = stage.distances();
+        let walk = graph.go_on_among(stage, 48, 40, among(&accept).unwrap());
+        assert!(walk.near.iter().all(|near| accept(near.row)));
+        let anew = graph.search(&query, 48, 40, among(&accept));
+        assert!(
+            first < walk.distances && walk.distances < anew.distances + first / 2,
+            "{first} and then {} in all, {} anew",
+            walk.distances,
+            anew.distances
+        );
+        let nearest = order.iter().filter(|near| accept(near.row)).take(40);
+        found += nearest.filter(|near| walk.near.contains(near)).count();
+        wanted += 40;
+    }
+    assert!(found * 100 >= wanted * 97, "{found} of {wanted}");
+}
+
+#[test]
 fn it_keeps_the_edges_as_they_were() {
     let dim = dim(8);
     let rows = vectors(dim, 700);
@@ -344,7 +383,7 @@ fn a_walk_in_stages_ends_where_one_in_one_go_does() {
     for row in rows.iter().step_by(50) {
         let query = space.encode_query(row);
         let whole = graph.search(&query, 48, 48, None);
-        let mut stage = graph.set_out(query.clone(), 48);
+        let mut stage = graph.set_out(query.clone(), 48, false);
         let mut places = 0;
         while !stage.is_exhausted() {
             places += 5;
@@ -354,7 +393,7 @@ fn a_walk_in_stages_ends_where_one_in_one_go_does() {
         assert_eq!(stage.distances(), whole.distances);
         stage.end();
 
-        let mut short = graph.set_out(query, 48);
+        let mut short = graph.set_out(query, 48, false);
         graph.go_on(&mut short, 24);
         assert!(short.places() >= 24 && !short.is_exhausted());
         assert!(short.distances() < whole.distances);

@@ -5,7 +5,7 @@ use crate::index::{
     Near,
     adjacency::index,
     kernel::Kernel,
-    packed::walk::{Layers, Scratch, Visits, descend, distance},
+    packed::walk::{Accept, Layers, Scratch, Visits, Walk, descend, distance},
     space::{Measure, QueryCode, Visit},
 };
 
@@ -22,8 +22,16 @@ pub struct Stage {
 
 impl Stage {
     /// Goes down to level 0, and stops there.
-    pub(in crate::index) fn set_out<L: Layers>(layers: &L, code: QueryCode, limit: usize) -> Self {
+    pub(in crate::index) fn set_out<L: Layers>(
+        layers: &L,
+        code: QueryCode,
+        limit: usize,
+        may_go_among: bool,
+    ) -> Self {
         let mut scratch = Scratch::taken();
+        if may_go_among {
+            scratch.keep_beyond();
+        }
         let distances = code.visit(SetOut {
             layers,
             scratch: &mut scratch,
@@ -55,6 +63,31 @@ impl Stage {
         });
         *at = stopped;
         *distances += took;
+    }
+
+    /// Goes on to the end as [`super::Graph::search`] does among accepted rows, and gives what that finds. It was set
+    /// out for it.
+    pub(in crate::index) fn go_on_among<L: Layers>(
+        mut self,
+        layers: &L,
+        beam: usize,
+        want: usize,
+        accept: Accept<'_>,
+    ) -> Walk {
+        let (distances, is_cut) = self.code.visit(GoOnAmong {
+            layers,
+            scratch: &mut self.scratch,
+            beam: beam.max(want).min(index(layers.rows())),
+            accept,
+            distances: self.distances,
+        });
+        let near = self.near().take(want).collect();
+        self.end();
+        Walk {
+            near,
+            distances,
+            is_cut,
+        }
     }
 
     /// From how many of the nearest rows it has looked.
@@ -123,5 +156,22 @@ impl<L: Layers> Visit for GoOn<'_, L> {
         let stop = |_: &Visits, at| at >= places;
         self.scratch
             .go_on(self.layers, measure, self.at, 0, self.limit, stop)
+    }
+}
+
+struct GoOnAmong<'a, L> {
+    layers: &'a L,
+    scratch: &'a mut Scratch,
+    beam: usize,
+    accept: Accept<'a>,
+    distances: usize,
+}
+
+impl<L: Layers> Visit for GoOnAmong<'_, L> {
+    type Output = (usize, bool);
+
+    fn visit<K: Kernel>(self, measure: &Measure<'_, K>) -> (usize, bool) {
+        self.scratch
+            .go_on_among(self.layers, measure, self.beam, self.accept, self.distances)
     }
 }

@@ -150,6 +150,10 @@ pub(in crate::index) struct Scratch {
     visits: Visits,
     /// The nearest rows so far that may be answered with, nearest first.
     beam: Vec<Far>,
+    /// Rows that were met and have no place in the beam, where the spread may go on among some rows.
+    beyond: Vec<Far>,
+    /// Whether those are kept.
+    keeps_beyond: bool,
     /// Rows whose neighbours are to be looked at, nearest first, where not all are in the beam.
     ahead: BinaryHeap<Reverse<Ordered>>,
     /// Neighbours to compare.
@@ -162,7 +166,13 @@ impl Scratch {
         let kept = SCRATCH.with_borrow_mut(Vec::pop);
         let mut scratch: Self = kept.unwrap_or_default();
         scratch.beam.clear();
+        scratch.keeps_beyond = false;
         scratch
+    }
+
+    /// The spread that begins next may be followed by [`Self::go_on_among`].
+    pub(in crate::index) fn keep_beyond(&mut self) {
+        self.keeps_beyond = true;
     }
 
     /// Keeps it for another walk of this thread.
@@ -217,6 +227,7 @@ impl Scratch {
         self.visits.start(index(layers.rows()));
         self.visits.mark(start.1);
         self.beam.clear();
+        self.beyond.clear();
         self.beam.push(start);
     }
 
@@ -251,7 +262,12 @@ impl Scratch {
             for row in &self.next {
                 let distance = distance(layers, measure, *row);
                 if comes_in(&self.beam, limit, distance) {
+                    if self.keeps_beyond && self.beam.len() >= limit {
+                        self.beyond.extend(self.beam.last());
+                    }
                     lowest = lowest.min(put(&mut self.beam, limit, (distance, *row)));
+                } else if self.keeps_beyond {
+                    self.beyond.push((distance, *row));
                 }
             }
             at = lowest;
@@ -285,7 +301,50 @@ impl Scratch {
             self.beam.push(start);
         }
         self.ahead.push(Reverse(Ordered::of(start)));
-        let mut distances = 0;
+        self.look_among(layers, measure, limit, accept, 0)
+    }
+
+    /// Goes on with a spread that kept what was beyond its beam as [`Self::spread_among`] does, from all rows that it
+    /// met and did not look from. It took `distances` so far; gives how many there are then.
+    #[inline(always)]
+    pub(in crate::index) fn go_on_among<L: Layers, K: Kernel>(
+        &mut self,
+        layers: &L,
+        measure: &Measure<'_, K>,
+        limit: usize,
+        accept: Accept<'_>,
+        distances: usize,
+    ) -> (usize, bool) {
+        let mut ahead = std::mem::take(&mut self.ahead).into_vec();
+        ahead.clear();
+        let met = self.beyond.drain(..).chain(self.beam.drain(..));
+        let mut accepted = Vec::with_capacity(met.size_hint().0);
+        for (distance, row) in met {
+            let far = (distance, row & !SEEN);
+            if row & SEEN == 0 {
+                ahead.push(Reverse(Ordered::of(far)));
+            }
+            if (accept.takes)(far.1) {
+                accepted.push(far);
+            }
+        }
+        self.ahead = ahead.into();
+        accepted.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        accepted.truncate(limit);
+        self.beam.append(&mut accepted);
+        self.look_among(layers, measure, limit, accept, distances)
+    }
+
+    /// Looks from row after row ahead for [`Self::spread_among`].
+    #[inline(always)]
+    fn look_among<L: Layers, K: Kernel>(
+        &mut self,
+        layers: &L,
+        measure: &Measure<'_, K>,
+        limit: usize,
+        accept: Accept<'_>,
+        mut distances: usize,
+    ) -> (usize, bool) {
         while let Some(Reverse(nearest)) = self.ahead.pop() {
             let (nearest, from) = nearest.far();
             if !comes_in(&self.beam, limit, nearest) {
