@@ -159,11 +159,6 @@ impl<'a> Search<'a, '_> {
                 one.places = one.places.max(one.own(reach).places(beam, near));
             }
             if !going.iter().any(Going::waits) {
-                // Those that hold most of the nearest have come to them, so that it is known how far they are.
-                let holding = going.iter_mut().filter(|one| one.own(reach).met > 0);
-                holding.for_each(|one| one.places = one.places.max(TURN));
-            }
-            if !going.iter().any(Going::waits) {
                 return Ok(());
             }
             if (self.wanted.stop)() {
@@ -261,12 +256,17 @@ struct Own {
 impl Own {
     /// From how many rows a walk has to look that has come to these, where `near` live rows were met in
     /// all graphs: as wide a beam of live ones as its share of the nearest asks for, amid those that
-    /// have ended. Where none lives, from each of them and as many again, for live ones may lie behind.
+    /// have ended. Where none lives, from each of them and as many again, for live ones may lie behind. From
+    /// [`TURN`] at least where there are any.
     fn places(&self, beam: usize, near: usize) -> usize {
         let nearest = near.clamp(1, beam.max(1));
         let wide = beam.saturating_mul(beam).saturating_mul(self.alive) / nearest;
         let wide = wide.isqrt().saturating_mul(self.met);
-        wide.checked_div(self.alive).unwrap_or(2 * self.met)
+        let wide = wide.checked_div(self.alive).unwrap_or(2 * self.met);
+        match self.met {
+            0 => 0,
+            _ => wide.max(TURN),
+        }
     }
 }
 
@@ -292,7 +292,7 @@ fn expected(beam: usize, (nodes, live): (u32, u32), all: usize) -> usize {
         met: of_all(nodes),
         alive: of_all(live),
     };
-    own.places(beam, beam) * 9 / 10
+    (own.places(beam, beam) * 9 / 10).max(TURN)
 }
 
 /// The farthest of the nearest so many distances in lists that are sorted; infinite where there are fewer.
@@ -343,6 +343,7 @@ mod tests {
         assert_eq!(places(64, 64, 128), 64);
         assert_eq!(places(32, 32, 128), 45);
         assert_eq!(places(9, 9, 128), 24);
+        assert_eq!(places(1, 1, 128), TURN);
         assert_eq!(places(0, 0, 128), 0);
         assert_eq!(places(20, 20, 20), 64, "all there are");
     }
