@@ -61,11 +61,9 @@ impl<'a> Part<'a> {
     fn set_out(self, search: &Search<'_, '_>) -> Going<'a> {
         let limit = amid(self.walk.beam, self.segment.nodes(), self.live);
         let may_go_among = !self.segment.is_all_alive();
+        let query = search.wanted.query;
         Going {
-            stage: self
-                .segment
-                .set_out(search.wanted.query, limit, may_go_among),
-            may_go_among,
+            stage: self.segment.set_out(query, limit, may_go_among),
             part: self,
             places: 0,
             met: Vec::new(),
@@ -78,8 +76,6 @@ impl<'a> Part<'a> {
 struct Going<'a> {
     part: Part<'a>,
     stage: Stage,
-    /// Whether it may be ended among live rows.
-    may_go_among: bool,
     /// How many rows it looks from before it waits for the others.
     places: usize,
     /// How far the rows are that it has met, nearest first.
@@ -97,7 +93,7 @@ impl Going<'_> {
 
     /// How far the rows are that it has met and that may be answered with, nearest first.
     fn live(&self) -> &[f32] {
-        match self.may_go_among {
+        match self.stage.may_go_among() {
             true => &self.live,
             false => &self.met,
         }
@@ -139,24 +135,30 @@ impl<'a> Search<'a, '_> {
         let others = self.coarse.distances().chain(self.exact.distances());
         let mut others: Vec<f32> = others.collect();
         others.sort_unstable_by(f32::total_cmp);
+        let all = self.view.segments.iter().map(|one| size(one.live_nodes()));
         let rows = going
             .iter()
             .map(|one| (one.part.segment.nodes(), one.part.live));
-        let first = first_turns(beam, &rows.collect::<Vec<_>>());
+        let first = first_turns(beam, &rows.collect::<Vec<_>>(), all.sum());
         for (one, places) in going.iter_mut().zip(first) {
             one.places = places;
         }
+        let mut near = Vec::new();
         loop {
             for one in going.iter_mut().filter(|one| one.waits()) {
                 one.part.segment.go_on(&mut one.stage, one.places);
                 self.meet(one);
             }
+            near.clear();
             let live = going.iter().map(Going::live);
-            let mut lists: Vec<&[f32]> = live.chain([others.as_slice()]).collect();
-            let near = lists.iter().map(|list| list.len()).sum();
-            let reach = farthest(&mut lists, beam);
+            for list in live.chain([others.as_slice()]) {
+                // Of those behind none is among the nearest of all.
+                near.extend(list.iter().take(beam));
+            }
+            let reach = farthest(&mut near, beam);
             for one in going.iter_mut() {
-                one.places = one.places.max(one.own(reach).places(beam, near));
+                let own = one.own(reach);
+                one.places = one.places.max(own.places(beam, near.len()));
             }
             if !going.iter().any(Going::waits) {
                 return Ok(());
@@ -174,7 +176,7 @@ impl<'a> Search<'a, '_> {
         one.live.clear();
         for near in segment.near(&one.stage) {
             one.met.push(near.distance);
-            if one.may_go_among && self.shows(segment, near.row) {
+            if one.stage.may_go_among() && self.shows(segment, near.row) {
                 one.live.push(near.distance);
             }
         }
@@ -188,11 +190,7 @@ impl<'a> Search<'a, '_> {
     /// Takes what a walk has found, unless rows that are not to be seen have crowded out others.
     fn arrive(&mut self, one: Going<'a>) -> Result<(), SearchError> {
         let Going {
-            part,
-            stage,
-            may_go_among,
-            live,
-            ..
+            part, stage, live, ..
         } = one;
         let Part {
             segment,
@@ -201,6 +199,7 @@ impl<'a> Search<'a, '_> {
             ..
         } = part;
         let (view, moment) = (self.view, self.wanted.moment);
+        let may_go_among = stage.may_go_among();
         // A search that was held up can meet rows from after its moment.
         let is_crowded = match may_go_among {
             false => {
@@ -213,7 +212,7 @@ impl<'a> Search<'a, '_> {
             }
         };
         if is_crowded && may_go_among {
-            let accept = |row: u32| view.shown(segment, row, moment).is_some();
+            let accept = |row| self.shows(segment, row);
             let accept = Accept {
                 takes: &accept,
                 max_distances: walk.max_visits,
@@ -271,9 +270,8 @@ impl Own {
 }
 
 /// From how many rows of each graph to look in the first turn, its rows and those that live given: where one holds
-/// most of the live ones, from about as many of it as its share of them asks for, and from few of the others.
-fn first_turns(beam: usize, rows: &[(u32, u32)]) -> Vec<usize> {
-    let all: usize = rows.iter().map(|(_, live)| size(*live)).sum();
+/// most of `all` live rows, from about as many of it as its share of them asks for, and from few of the others.
+fn first_turns(beam: usize, rows: &[(u32, u32)], all: usize) -> Vec<usize> {
     let is_large = |live: u32| size(live) * 4 >= all * LARGE_OF_FOUR;
     let has_large = rows.iter().any(|(_, live)| is_large(*live));
     let places = rows.iter().map(|(nodes, live)| match is_large(*live) {
@@ -284,7 +282,7 @@ fn first_turns(beam: usize, rows: &[(u32, u32)]) -> Vec<usize> {
     places.collect()
 }
 
-/// From how many rows of a graph a walk is likely to have to look where all graphs hold `all` live rows, but for a tenth:
+/// From how many rows of a graph a walk is likely to have to look where there are `all` live rows, but for a tenth:
 /// it may be fewer, and a tenth more is not worth a turn.
 fn expected(beam: usize, (nodes, live): (u32, u32), all: usize) -> usize {
     let of_all = |rows: u32| beam.saturating_mul(size(rows)) / all.max(1);
@@ -295,31 +293,14 @@ fn expected(beam: usize, (nodes, live): (u32, u32), all: usize) -> usize {
     (own.places(beam, beam) * 9 / 10).max(TURN)
 }
 
-/// The farthest of the nearest so many distances in lists that are sorted; infinite where there are fewer.
-fn farthest(lists: &mut [&[f32]], among: usize) -> f32 {
-    // None that is farther than this is one of them.
-    let last = lists
-        .iter()
-        .filter_map(|list| list.get(among.checked_sub(1)?));
-    let bound = last.copied().fold(f32::INFINITY, f32::min);
-    for list in lists.iter_mut() {
-        let within = list.partition_point(|one| *one <= bound);
-        *list = list.get(..within).unwrap_or_default();
-    }
-    let mut left: usize = lists.iter().map(|list| list.len()).sum();
-    while left >= among {
-        let lasts = lists.iter_mut();
-        let lasts = lasts.filter_map(|list| Some((list.split_last()?, list)));
-        let Some(((last, before), list)) = lasts.max_by(|a, b| a.0.0.total_cmp(b.0.0)) else {
-            break;
-        };
-        if left == among {
-            return *last;
+/// The farthest of the nearest so many distances, in any order; infinite where there are fewer.
+fn farthest(distances: &mut [f32], among: usize) -> f32 {
+    match among.checked_sub(1) {
+        Some(last) if last < distances.len() => {
+            *distances.select_nth_unstable_by(last, f32::total_cmp).1
         }
-        *list = before;
-        left -= 1;
+        _ => f32::INFINITY,
     }
-    f32::INFINITY
 }
 
 #[cfg(test)]
@@ -351,12 +332,15 @@ mod tests {
     #[test]
     fn beside_a_large_graph_small_ones_are_glanced_at() {
         let half = (1_000, 1_000);
-        assert_eq!(first_turns(64, &[half, half]), [TURN, TURN]);
+        assert_eq!(first_turns(64, &[half, half], 2_000), [TURN, TURN]);
         let large = (9_000, 9_000);
-        assert_eq!(first_turns(64, &[half, large]), [GLANCE, 54]);
+        assert_eq!(first_turns(64, &[half, large], 10_000), [GLANCE, 54]);
         let worn = (12_000, 9_000);
-        assert_eq!(first_turns(64, &[half, worn, (0, 0)]), [GLANCE, 72, GLANCE]);
-        assert_eq!(first_turns(64, &[large]), [57]);
+        let all = [half, worn, (0, 0)];
+        assert_eq!(first_turns(64, &all, 10_000), [GLANCE, 72, GLANCE]);
+        assert_eq!(first_turns(64, &[large], 9_000), [57]);
+        let elsewhere = first_turns(64, &[half, large], 20_000);
+        assert_eq!(elsewhere, [TURN, TURN], "most rows are in no such graph");
     }
 
     #[test]
@@ -372,8 +356,8 @@ mod tests {
 
     #[test]
     fn the_farthest_is_of_so_many_nearest() {
-        let lists: [&[f32]; 3] = [&[1.0, 3.0], &[], &[2.0]];
-        let found = [0, 1, 2, 3, 4].map(|among| farthest(&mut lists.clone(), among));
+        let far = |among| farthest(&mut [3.0, 1.0, 2.0], among);
+        let found = [0, 1, 2, 3, 4].map(far);
         assert_eq!(found, [f32::INFINITY, 1.0, 2.0, 3.0, f32::INFINITY]);
     }
 }

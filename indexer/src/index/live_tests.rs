@@ -271,8 +271,13 @@ fn an_empty_graph_is_searched_mended_and_stored() {
     assert_eq!(graph.adjacency(3).rows(), 3);
     let loaded = Graph::load(&stored(&graph), &options).unwrap();
     assert_eq!(loaded.rows(), 0);
-    let mut stage = loaded.set_out(query, 10, false);
+    let mut stage = loaded.set_out(query, 10, true);
     loaded.go_on(&mut stage, 10);
     assert!(stage.is_exhausted());
-    stage.end();
+    let accept = Accept {
+        takes: &|_| true,
+        max_distances: usize::MAX,
+    };
+    let walk = loaded.go_on_among(stage, 10, 10, accept);
+    assert_eq!((walk.near, walk.distances), (Vec::new(), 0));
 }

@@ -12,7 +12,7 @@ use std::{
 
 use futures::executor::block_on;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use shoal_runtime::{ErrorKind, clock::System, eventually, http::Readiness, tasks::Tasks};
+use shoal_runtime::{clock::System, eventually, http::Readiness, tasks::Tasks};
 use shoal_schemas::{
     ClusterId, Collection, CollectionName, Metric, Offset, Partition, Record,
     avro::NoRegistry,
@@ -27,9 +27,10 @@ use shoal_topic::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    catalog::CatalogError,
     config::{Config, EngineConfig, Ownership},
     node::{Held, Node, ShardKey},
-    shard::{Shared, offline::open_offline},
+    shard::{Shared, offline::open_offline, recover::OpenError},
 };
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -270,7 +271,10 @@ impl Alone {
         let folder = self.folder(collection);
         eventually(DEADLINE, "the folder is let go", || {
             match open_offline(&folder, System::shared()) {
-                Err(error) if error.kind() == ErrorKind::Retry => None,
+                Err(OpenError::Catalog {
+                    source: CatalogError::Held,
+                    ..
+                }) => None,
                 opened => Some(opened.unwrap()),
             }
         })

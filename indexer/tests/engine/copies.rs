@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
-use shoal_indexer::shard::{Shared, buckets::BucketsError, offline::open_offline};
-use shoal_runtime::{ErrorKind, eventually};
+use shoal_indexer::{
+    catalog::CatalogError,
+    shard::{Shared, buckets::BucketsError, offline::open_offline, recover::OpenError},
+};
+use shoal_runtime::eventually;
 use shoal_schemas::{
     PointId, Record, RowHash, Version,
     buckets::{Bucket, Buckets, Difference, How, Row, compare},
@@ -159,7 +162,10 @@ fn a_folder_of_a_stopped_shard_is_compared_with_a_running_one() {
     // Its catalog's own threads let go of it a moment later.
     let offline = eventually(DEADLINE, "the folder is let go", || {
         match open_offline(&folder, other.clock.clone()) {
-            Err(error) if error.kind() == ErrorKind::Retry => None,
+            Err(OpenError::Catalog {
+                source: CatalogError::Held,
+                ..
+            }) => None,
             opened => Some(opened.unwrap()),
         }
     });

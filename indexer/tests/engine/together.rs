@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use shoal_indexer::shard::search::Ask;
+use shoal_indexer::{
+    index::{distance::Query, packed::MENDED_BEAM},
+    segment::Segment,
+    shard::search::Ask,
+};
 use shoal_runtime::eventually;
 use shoal_schemas::{
     Metric, Payload, Point, Record, Vector,
@@ -152,6 +156,19 @@ fn a_small_graph_beside_a_large_one_gives_its_part_of_the_nearest() {
             let (recall, _) = look(&live, BEAM, queries);
             assert!(recall > 0.99, "{in_regions}, segment {segment}: {recall}");
         }
+        if in_regions {
+            // Where the small one has none of the nearest it costs less than coming near to all of its rows does.
+            let queries = || (0..40).map(|seed| placed_query(0, seed));
+            let (_, distances) = look(&live, WIDE, queries());
+            let [large, small] = [(0, WIDE), (1, MENDED_BEAM + 4)].map(|(at, beam)| {
+                let (view, _) = live.shared.moment();
+                mean_of_walks(&view.segments[at], beam, queries())
+            });
+            assert!(
+                distances < large + small * 3 / 4,
+                "{distances}, {large} and {small}"
+            );
+        }
         live.close();
     }
 }
@@ -214,16 +231,20 @@ fn placed_query(segment: u64, seed: u64) -> Vec<f32> {
 fn distances_apart(live: &Live) -> u64 {
     let (view, _) = live.shared.moment();
     let (_, sealed) = view.segments.split_last().unwrap();
-    let mut sum = 0;
-    for seed in 0..100 {
-        let components = vector(900_000 + seed);
-        let query = shoal_indexer::index::distance::Query::new(Metric::Cosine, &components);
-        for segment in sealed {
-            let walk = segment.walk(&query, WIDE, WIDE, None);
-            sum += walk.distances as u64;
-        }
+    let queries = || (0..100).map(|seed| vector(900_000 + seed));
+    let each = sealed.iter();
+    each.map(|one| mean_of_walks(one, WIDE, queries())).sum()
+}
+
+/// How many distances a walk of a graph takes, so wide.
+fn mean_of_walks(segment: &Segment, beam: usize, queries: impl Iterator<Item = Vec<f32>>) -> u64 {
+    let (mut distances, mut walks) = (0, 0);
+    for query in queries {
+        let query = Query::new(Metric::Cosine, &query);
+        distances += segment.walk(&query, beam, beam, None).distances as u64;
+        walks += 1;
     }
-    sum / 100
+    distances / walks
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f32 {

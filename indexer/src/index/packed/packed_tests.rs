@@ -224,12 +224,21 @@ fn a_walk_goes_on_among_some_rows_from_all_that_it_has_met() {
         // Of the nearest, two beams or more, only one in thirty.
         let gone: Vec<u32> = order[..150].iter().map(|near| near.row).collect();
         let accept = |row: u32| row.is_multiple_of(30) || !gone.contains(&row);
+        // What another walk of this thread has left is nothing of it.
+        let half: Vec<f32> = row.iter().map(|one| one / 2.0).collect();
+        let mut other = graph.set_out(space.encode_query(&half), 64, true);
+        graph.go_on(&mut other, 64);
+        other.end();
         let mut stage = graph.set_out(query.clone(), 64, true);
         graph.go_on(&mut stage, 64);
         assert!(stage.is_exhausted());
         let first = stage.distances();
         let walk = graph.go_on_among(stage, 48, 40, among(&accept).unwrap());
-        assert!(walk.near.iter().all(|near| accept(near.row)));
+        assert!(
+            walk.near
+                .iter()
+                .all(|near| accept(near.row) && order.contains(near))
+        );
         let anew = graph.search(&query, 48, 40, among(&accept));
         assert!(
             first < walk.distances && walk.distances < anew.distances + first / 2,
@@ -237,6 +246,15 @@ fn a_walk_goes_on_among_some_rows_from_all_that_it_has_met() {
             walk.distances,
             anew.distances
         );
+        let mut cut = graph.set_out(query, 64, true);
+        graph.go_on(&mut cut, 64);
+        let bound = Accept {
+            takes: &accept,
+            max_distances: first + 1,
+        };
+        let cut = graph.go_on_among(cut, 48, 40, bound);
+        // A row's neighbours are compared together.
+        assert!(cut.is_cut && (first + 1..first + 100).contains(&cut.distances));
         let nearest = order.iter().filter(|near| accept(near.row)).take(40);
         found += nearest.filter(|near| walk.near.contains(near)).count();
         wanted += 40;

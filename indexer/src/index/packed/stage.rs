@@ -90,6 +90,11 @@ impl Stage {
         }
     }
 
+    /// Whether it was set out to be ended among accepted rows.
+    pub fn may_go_among(&self) -> bool {
+        self.scratch.keeps_beyond()
+    }
+
     /// From how many of the nearest rows it has looked.
     pub fn places(&self) -> usize {
         self.at

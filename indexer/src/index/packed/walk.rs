@@ -166,6 +166,7 @@ impl Scratch {
         let kept = SCRATCH.with_borrow_mut(Vec::pop);
         let mut scratch: Self = kept.unwrap_or_default();
         scratch.beam.clear();
+        scratch.beyond.clear();
         scratch.keeps_beyond = false;
         scratch
     }
@@ -173,6 +174,11 @@ impl Scratch {
     /// The spread that begins next may be followed by [`Self::go_on_among`].
     pub(in crate::index) fn keep_beyond(&mut self) {
         self.keeps_beyond = true;
+    }
+
+    /// Whether [`Self::keep_beyond`] was said of it.
+    pub(in crate::index) fn keeps_beyond(&self) -> bool {
+        self.keeps_beyond
     }
 
     /// Keeps it for another walk of this thread.
@@ -227,7 +233,6 @@ impl Scratch {
         self.visits.start(index(layers.rows()));
         self.visits.mark(start.1);
         self.beam.clear();
-        self.beyond.clear();
         self.beam.push(start);
     }
 
@@ -315,23 +320,21 @@ impl Scratch {
         accept: Accept<'_>,
         distances: usize,
     ) -> (usize, bool) {
-        let mut ahead = std::mem::take(&mut self.ahead).into_vec();
-        ahead.clear();
-        let met = self.beyond.drain(..).chain(self.beam.drain(..));
-        let mut accepted = Vec::with_capacity(met.size_hint().0);
-        for (distance, row) in met {
+        self.ahead.clear();
+        // The nearest last, whose turn is first: of the others few come in then.
+        self.beyond.extend(self.beam.drain(..).rev());
+        while let Some((distance, row)) = self.beyond.pop() {
+            if !comes_in(&self.beam, limit, distance) {
+                continue;
+            }
             let far = (distance, row & !SEEN);
             if row & SEEN == 0 {
-                ahead.push(Reverse(Ordered::of(far)));
+                self.ahead.push(Reverse(Ordered::of(far)));
             }
             if (accept.takes)(far.1) {
-                accepted.push(far);
+                put(&mut self.beam, limit, far);
             }
         }
-        self.ahead = ahead.into();
-        accepted.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        accepted.truncate(limit);
-        self.beam.append(&mut accepted);
         self.look_among(layers, measure, limit, accept, distances)
     }
 
