@@ -3,7 +3,8 @@
 //! What is measured is what only this process can give back: its anonymous memory. Mapped files
 //! are the kernel's to drop. Ingest stops at nine tenths of the budget, and goes on below eight and a
 //! half. What is under way by then has the tenth that is left: all shards together fetch a fiftieth
-//! ahead, which as points takes some four times as much. On a disk ingest stops while there is still room
+//! ahead, which as points takes some four times as much, and between two looks at the memory they take no more than
+//! fits below the nine tenths. On a disk ingest stops while there is still room
 //! for a checkpoint and for sealing, which free space. The log it does not read meanwhile is Kafka's.
 
 use std::{
@@ -24,6 +25,8 @@ const STOP_SHARE: f64 = 0.9;
 const RESUME_SHARE: f64 = 0.85;
 /// All shards together fetch no more ahead than the memory budget divided by this.
 const AHEAD_SHARE: u64 = 50;
+/// A record's bytes as a point, as a record and in the shard's log take some so many times as much.
+const GROWS_TO: u64 = 4;
 /// No shard fetches less ahead.
 const LEAST_AHEAD: u64 = 64 << 10;
 /// How many times the least free space there has to be before ingest goes on.
@@ -75,6 +78,10 @@ pub struct Pressure {
     /// Of the node; none is no limit.
     memory: Option<ByteSize>,
     shards: AtomicU64,
+    /// Bytes of records taken since memory was measured.
+    taken: AtomicU64,
+    /// Memory that was used then.
+    used: AtomicU64,
 }
 
 impl Pressure {
@@ -93,8 +100,6 @@ impl Pressure {
     }
 
     /// Bytes of records that a shard may hold which it has not taken yet; `None` if memory is not limited.
-    ///
-    /// As records, as points and in the shard's log, they take some four times as much.
     pub fn ahead_bytes(&self) -> Option<u64> {
         let shards = self.shards.load(Ordering::Relaxed).max(1);
         let all = self.memory?.as_u64() / AHEAD_SHARE;
@@ -106,8 +111,26 @@ impl Pressure {
         *self.lock()
     }
 
+    /// Whether more may be taken before memory is measured again: what was taken since will not reach the limit.
+    pub fn may_take(&self) -> bool {
+        let Some(budget) = self.memory else {
+            return true;
+        };
+        let taken = self.taken.load(Ordering::Relaxed).saturating_mul(GROWS_TO);
+        let used = self.used.load(Ordering::Relaxed).saturating_add(taken);
+        // At the limit itself it is for the next measurement to say.
+        taken == 0 || number(used) < number(budget.as_u64()) * STOP_SHARE
+    }
+
+    /// Notes that a shard took so many bytes of records.
+    pub fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Takes a measurement in, and says it when ingest stops or goes on.
     pub fn update(&self, limits: &Limits, used: Used) {
+        self.used.store(used.memory_bytes, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
         let mut reached = self.lock();
         let next = judge(limits, used, *reached);
         if next == *reached {
@@ -244,9 +267,32 @@ mod tests {
     }
 
     #[test]
+    fn between_two_measurements_shards_take_what_fits_below_the_limit_and_something_always() {
+        let pressure = Pressure::new(limits().memory);
+        let measured = |memory_bytes| {
+            let used = Used {
+                memory_bytes,
+                free_bytes: None,
+            };
+            pressure.update(&limits(), used);
+        };
+        measured(500);
+        pressure.took(99);
+        assert!(pressure.may_take());
+        pressure.took(1);
+        assert!(!pressure.may_take(), "500 and 4 times 100 are the limit");
+        measured(899);
+        assert!(pressure.may_take());
+        pressure.took(1);
+        assert!(!pressure.may_take());
+    }
+
+    #[test]
     fn without_a_budget_memory_is_not_limited() {
         assert_eq!(Pressure::default().ahead_bytes(), None);
         let pressure = Pressure::default();
+        pressure.took(u64::MAX / 2);
+        assert!(pressure.may_take());
         let used = Used {
             memory_bytes: u64::MAX,
             free_bytes: None,

@@ -24,6 +24,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// Bytes of its key, value and headers.
+    pub fn bytes(&self) -> u64 {
+        let length = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        let headers = self.headers.iter();
+        let headers = headers.map(|(name, value)| name.len() + value.len());
+        let all = length(&self.key) + length(&self.value) + headers.sum::<usize>();
+        u64::try_from(all).unwrap_or(u64::MAX)
+    }
+
     /// The last header of that name: Kafka's own rule where a name repeats.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         let found = self.headers.iter().rev().find(|(n, _)| n == name);

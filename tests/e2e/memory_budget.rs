@@ -18,15 +18,18 @@ use crate::harness::{
 };
 
 const DIM: u32 = 4096;
-/// So many that none has a segment large enough to be sealed, which would give memory back.
+/// So many that none has a segment of 256 rows, which would be sealed and give memory back.
 const PARTITIONS: u32 = 16;
 const COLLECTION: &str = "large";
 /// Points that are there before the budget is reached.
 const EARLY: usize = 160;
 /// About 20 KiB each in memory: the vector as it came, and its code in the graph.
 const LATE: usize = 3400;
-/// Points of another collection.
+/// Points of another collection, and its shards: none of them is sealed either.
 const SPARE: usize = 1400;
+const SPARE_PARTITIONS: u32 = 8;
+/// A shard fetches a whole batch at least, and so many shards share a small budget.
+const BATCH_BYTES: u32 = 32 << 10;
 const BUDGET: ByteSize = ByteSize::mib(112);
 /// Percent of the budget that may be held above it. Ingest stops at nine tenths, and what is under way by then fits what
 /// is left; an allocator that rounds up, and whoever measures, may be a little off.
@@ -56,7 +59,7 @@ impl Peak {
 fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_larger_one() {
     let world = World::new("budget");
     let collection = world.collection(COLLECTION, DIM, PARTITIONS);
-    let publisher = world.publisher(&collection);
+    let publisher = world.publisher_in_batches(&collection, BATCH_BYTES);
     let mut model = Model::new(&collection);
     let mut random = Random::of(64);
     let settings = world.indexer("frugal");
@@ -67,10 +70,14 @@ fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_large
     let query_role = world.query("query").start();
     let query = client::Query::to(query_role.settings.grpc, query_role.settings.http);
     // What another collection takes is missing here, and is given back when it goes.
-    let spare = world.collection("spare", DIM, 1);
+    let spare = world.collection("spare", DIM, SPARE_PARTITIONS);
     let mut spare_model = Model::new(&spare);
     let points = workload::points(&spare_model, &mut random, "spare", SPARE);
-    world::publish(&world.publisher(&spare), &mut spare_model, points);
+    world::publish(
+        &world.publisher_in_batches(&spare, BATCH_BYTES),
+        &mut spare_model,
+        points,
+    );
     world.settled(&indexer, &spare);
     let early = workload::points(&model, &mut random, "early", EARLY);
     world::publish(&publisher, &mut model, early.clone());
@@ -112,6 +119,7 @@ fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_large
         let answer = query.search(ask).unwrap();
         assert_eq!(client::ids(&answer.hits), [id.as_str()]);
     }
+    assert_eq!(indexer.said("segment sealed"), 0);
     child::succeed(&["collection", "drop", "spare"], &world.variables());
     eventually(DEADLINE, "ingest to go on", || {
         peak.look(&indexer);
@@ -136,7 +144,7 @@ fn a_budget_that_is_reached_stops_ingest_and_not_searches_until_there_is_a_large
 fn a_budget_is_kept_by_an_indexer_for_which_all_of_it_waits() {
     let world = World::new("waiting");
     let collection = world.collection(COLLECTION, DIM, PARTITIONS);
-    let publisher = world.publisher(&collection);
+    let publisher = world.publisher_in_batches(&collection, BATCH_BYTES);
     let mut model = Model::new(&collection);
     let mut random = Random::of(65);
     let points = workload::points(&model, &mut random, "point", EARLY + LATE);

@@ -41,6 +41,14 @@ pub struct Fetched {
     pub ends: Vec<(usize, Offset)>,
 }
 
+impl Fetched {
+    /// Bytes of the records' keys, values and headers.
+    pub fn bytes(&self) -> u64 {
+        let records = self.records.iter().map(|one| one.record.bytes());
+        records.sum()
+    }
+}
+
 /// First offset there is and first offset that is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {

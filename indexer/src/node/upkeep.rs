@@ -28,7 +28,7 @@ use crate::{
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the broker is asked about a shard that waits to serve.
 const PROBE_OPENING: Duration = Duration::from_millis(50);
-/// How often the limits are looked at: at full speed ingest takes a megabyte or two in that time.
+/// How often the limits are looked at. A budget that is nearly reached lets ingest on by so many steps a second.
 const LIMIT_EVERY: Duration = Duration::from_millis(50);
 /// How long a limit has to keep a shard that has not caught up from taking anything before it answers all the same: a
 /// memory budget that is reached now and then lets it go on in between.

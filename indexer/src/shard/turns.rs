@@ -158,7 +158,8 @@ impl Turns {
                 self.writer.wait_for_room();
                 continue;
             }
-            if !self.room.admits(self.writer.standing()) {
+            let may_take = self.shared.spec.pressure.may_take();
+            if !(may_take && self.room.admits(self.writer.standing())) {
                 self.writer.wait_for_room();
                 continue;
             }
@@ -171,6 +172,7 @@ impl Turns {
             let timeout = if more { Duration::ZERO } else { IDLE };
             match reader.poll(batch, timeout) {
                 Ok(fetched) => {
+                    self.shared.spec.pressure.took(fetched.bytes());
                     // A poll that brings nothing says nothing of the broker.
                     let brings = !(fetched.records.is_empty() && fetched.ends.is_empty());
                     let heard = |at| brings || self.shared.lag.was_heard_after(at);

@@ -99,9 +99,16 @@ impl World {
     }
 
     pub(crate) fn publisher(&self, collection: &Collection) -> Publisher {
-        let config = PublishConfig::default();
-        let made = Publisher::new(&self.cluster, System::shared(), collection.clone(), config);
-        wait(made).unwrap()
+        publisher(&self.cluster, collection)
+    }
+
+    /// One whose batches are no larger than `bytes`, and so what shards fetch at once.
+    pub(crate) fn publisher_in_batches(&self, collection: &Collection, bytes: u32) -> Publisher {
+        let config = kafka::Config {
+            batch_bytes: bytes,
+            ..kafka::Config::to(self.kafka.bootstrap())
+        };
+        publisher(&kafka::connect(&config).unwrap(), collection)
     }
 
     pub(crate) fn indexer(&self, name: &str) -> Settings {
@@ -264,4 +271,10 @@ pub(crate) fn delete(publisher: &Publisher, model: &mut Model, ids: &[PointId]) 
 /// Wall time, milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> i64 {
     i64::try_from(System::new().now_ms()).unwrap()
+}
+
+fn publisher(cluster: &Cluster, collection: &Collection) -> Publisher {
+    let config = PublishConfig::default();
+    let made = Publisher::new(cluster, System::shared(), collection.clone(), config);
+    wait(made).unwrap()
 }

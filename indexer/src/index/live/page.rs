@@ -19,7 +19,7 @@ use memmap2::MmapRaw;
 
 use crate::index::{
     adjacency::{NONE, Place},
-    zeros::zeros,
+    zeros::{sparse_zeros, zeros},
 };
 
 /// A place in a list, or another number of a row: [`NONE`] until it is set.
@@ -60,15 +60,21 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Room for so many bytes and numbers.
+    /// Room for so many bytes and numbers. A first one may stay nearly empty, and takes memory row by row; of one that
+    /// comes after others, the system's large pages are but a part of what these hold.
     ///
     /// # Errors
     /// The system's, for want of memory.
-    pub(super) fn new(bytes: usize, numbers: usize) -> io::Result<Self> {
+    pub(super) fn new(bytes: usize, numbers: usize, is_first: bool) -> io::Result<Self> {
         let bytes = bytes.next_multiple_of(size_of::<AtomicU32>());
         let all = bytes + numbers * size_of::<AtomicU32>();
+        let map = if is_first {
+            sparse_zeros(all)?
+        } else {
+            zeros(all)?
+        };
         Ok(Self {
-            map: MmapRaw::from(zeros(all)?),
+            map: MmapRaw::from(map),
             bytes,
             numbers,
             filled: AtomicUsize::new(0),
@@ -139,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_was_appended_is_read_and_nothing_beyond_it() {
-        let page = Page::new(126, 3).unwrap();
+        let page = Page::new(126, 3, true).unwrap();
         assert!(page.push(&[1; 100], 104));
         assert_eq!(page.bytes(0, 100), [1; 100]);
         assert_eq!(page.bytes(96, 8), [1, 1, 1, 1, 0, 0, 0, 0]);
@@ -162,7 +168,7 @@ mod tests {
     fn a_reader_beside_the_one_that_appends_sees_whole_codes() {
         const CODES: u8 = 200;
         const BYTES: usize = 64;
-        let page = Page::new(usize::from(CODES) * BYTES, 1).unwrap();
+        let page = Page::new(usize::from(CODES) * BYTES, 1, true).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
                 for code in 1..=CODES {

@@ -66,7 +66,7 @@ impl Pages {
         if let Some(page) = self.pages.get(at.page) {
             page.get_or_init(|| {
                 let numbers = self.shape.degree + self.kinds();
-                let page = Page::new(at.rows * self.stride, at.rows * numbers);
+                let page = Page::new(at.rows * self.stride, at.rows * numbers, at.page == 0);
                 // As everything else does that asks for memory.
                 page.expect("there is memory for a page")
             });
